@@ -1,0 +1,433 @@
+"""What a team sets, read once at the door: ``glgpu.yml``, ``GLGPU_*`` variables, the command line.
+
+Precedence: command line, environment, file, defaults. Everything below this module receives frozen values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.masking import SHORTEST
+
+LARGEST_FILE = 65_536
+"""Bytes that a glgpu.yml may have."""
+LONGEST_MAX_HOURS = 2_880.0
+"""Compute Engine's own limit: 120 days (https://cloud.google.com/compute/docs/instances/limit-vm-runtime)."""
+
+
+def _argv(value: Any) -> Any:
+    """Split a command by shell rules, without expansion; a list is taken as it is."""
+    if isinstance(value, str):
+        return shlex.split(value)
+    return value
+
+
+def _text(value: Any) -> Any:
+    """Take a plain number where text is wanted; YAML's true/false are ambiguous there and refused."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return value
+
+
+def _inside(path: str) -> str:
+    """Refuse a path that leaves the folder of glgpu.yml."""
+    if path.startswith("/"):
+        raise ValueError("must be relative to the folder of glgpu.yml, not absolute")
+    if ".." in path.split("/"):
+        raise ValueError("must stay in the folder of glgpu.yml, without `..`")
+    if "\0" in path or not path.strip("./"):
+        raise ValueError("must name a file or folder below the folder of glgpu.yml")
+    return path
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain a NUL character")
+    return value
+
+
+def _image(value: str) -> str:
+    # Only what could be taken for an option or could not be one argument is refused; the engine judges the rest.
+    if value.startswith("-") or not value.strip() or re.search(r"[\s\0]", value):
+        raise ValueError("must be an image reference such as registry.example.com/team/train:latest")
+    return value
+
+
+def _cidr(value: str) -> str:
+    import ipaddress
+
+    network = ipaddress.IPv4Network(value, strict=False)
+    if network.prefixlen == 0:
+        raise ValueError("would open the VM to the whole internet")
+    return str(network)
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$")]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{0,63}$"), BeforeValidator(_text)]
+InnerPath = Annotated[str, AfterValidator(_inside)]
+Argument = Annotated[str, BeforeValidator(_text), AfterValidator(_no_nul)]
+GpuName = Annotated[str, StringConstraints(pattern=r"^(none|nvidia-[a-z0-9-]+)$")]
+Zone = Annotated[str, StringConstraints(pattern=r"^[a-z]+-[a-z]+[0-9]+-[a-z]$")]
+Region = Annotated[str, StringConstraints(pattern=r"^[a-z]+-[a-z]+[0-9]+$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Machine(_Section):
+    """The VM."""
+
+    gpu: list[GpuName] = Field(
+        ["nvidia-l4", "nvidia-tesla-t4"], min_length=1, description="In order of preference; `none` needs `type`."
+    )
+    count: int = Field(1, ge=1, le=16, description="GPUs per VM.")
+    type: Name | None = Field(None, description="Machine type; null: the smallest that fits the GPU.")
+    zones: list[Zone] = Field(default_factory=list, description="Zones in order of preference; or `regions`.")
+    regions: list[Region] = Field(default_factory=list, description="Regions in order of preference; or `zones`.")
+    spot: Literal["only", "prefer", "never"] = Field("prefer", description="Whether spot VMs are wanted.")
+    disk_gb: int = Field(100, ge=10, le=65536, description="Boot disk in GB; it also holds the container image.")
+    disk_type: Name | None = Field(None, description="Boot disk type; null: the one that fits the machine type.")
+    image: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9/._:-]+$",
+        description="Boot image or family as projects/P/global/images/...; null: the default family.",
+    )
+    service_account: str | None = Field(
+        None,
+        pattern=r"^\S+@\S+$",
+        description="Service account of the VM; null: none, so nothing on the VM can use the cloud.",
+    )
+    max_hours: float | None = Field(
+        None, gt=0, le=LONGEST_MAX_HOURS, description="The VM's hard end in hours; null: what the jobs' times can hold."
+    )
+    max_price: float | None = Field(None, gt=0, description="Most that an hour may cost, in USD.")
+    tags: list[Name] = Field(default_factory=list, description="Network tags beside the run's own.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Machine:
+        if self.zones and self.regions:
+            raise ValueError("`zones` and `regions` exclude each other")
+        if "none" in self.gpu and (self.type is None or len(self.gpu) > 1):
+            raise ValueError("gpu `none` stands alone and needs `type`")
+        return self
+
+
+class Train(_Section):
+    """The training."""
+
+    image: Annotated[str, AfterValidator(_image)] | None = Field(
+        None, description="Container image; glgpu train needs it."
+    )
+    command: Annotated[list[Argument], BeforeValidator(_argv)] = Field(
+        ["python", "train.py"], min_length=1, description="Split by shell rules without expansion; a list is argv."
+    )
+    outputs: list[InnerPath] = Field(["weights/"], min_length=1, description="Files and folders to bring home.")
+    checkpoints: InnerPath | None = Field("checkpoints/", description="Folder of checkpoints; null: none.")
+    env: dict[VariableName, Argument] = Field(
+        default_factory=dict, description="Environment of the container; nothing secret."
+    )
+    secrets: list[VariableName] = Field(
+        default_factory=list, description="Names of CI variables to hand to the container; file variables too."
+    )
+    follow: Literal["auto"] | bool = Field("auto", description="Whether the job stays until the training ends.")
+    on_cancel: Literal["save", "drop"] = Field(
+        "save", description="Whether outputs come home when the job is cancelled."
+    )
+    shm_gb: float | None = Field(None, gt=0, description="Size of /dev/shm; null: the host's IPC namespace.")
+
+
+class Notebook(_Section):
+    """The notebook."""
+
+    idle_minutes: int = Field(60, ge=5, description="Minutes without work after which it ends.")
+    save_mb: int = Field(500, ge=1, description="Most that is saved of the workspace.")
+    can_push: bool = Field(False, description="Whether saved work is also pushed as a branch.")
+
+
+class Net(_Section):
+    """The network."""
+
+    access: Literal["external", "iap"] = Field("external", description="How the VM is reached.")
+    external_ip: bool = Field(True, description="False needs a NAT.")
+    allow: Literal["auto"] | list[Annotated[str, AfterValidator(_cidr)]] = Field(
+        "auto", description="Who may reach the SSH port: the caller's own address, or a list of IPv4 ranges."
+    )
+    echo: str = Field(
+        "https://api.ipify.org", pattern=r"^https?://", description="Tells a caller its address, as plain text."
+    )
+    name: Name = Field("default", description="Network.")
+    subnetwork: str | None = Field(None, pattern=r"^[a-z0-9/.:_-]+$", description="Subnetwork, by name or path.")
+
+
+class Limits(_Section):
+    """Limits."""
+
+    live_vms: int = Field(2, ge=1, description="VMs that one GitLab project may have alive at once.")
+    claim_minutes: int = Field(20, ge=1, le=1440, description="Minutes for which a VM waits for the job that uses it.")
+    rescue_minutes: int = Field(10, ge=0, le=120, description="Minutes that a teardown may spend on outputs.")
+
+
+class Storage(_Section):
+    """Where big outputs go."""
+
+    bucket: str | None = Field(None, description="A Cloud Storage bucket.")
+    artifact_mb: int | None = Field(None, ge=1, description="What GitLab takes as artifacts; null: by instance.")
+
+
+class Settings(_Section):
+    """A whole glgpu.yml."""
+
+    project: str | None = Field(None, pattern=r"^[a-z][a-z0-9:.-]{1,61}[a-z0-9]$", description="Google Cloud project.")
+    machine: Machine = Machine()
+    train: Train = Train()
+    notebook: Notebook = Notebook()
+    network: Net = Net()
+    limits: Limits = Limits()
+    storage: Storage = Storage()
+    code: Literal["auto", "deploy-key", "job"] = Field("auto", description="How the code reaches the VM.")
+    state: Literal["auto", "gitlab", "gcs", "local"] = Field("auto", description="Where Terraform's state lives.")
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, description="Labels of the VM beside glgpu's own.")
+
+    @model_validator(mode="after")
+    def _own_labels(self) -> Settings:
+        taken = [key for key in self.labels if key.startswith("glgpu")]
+        if taken:
+            raise ValueError(f"label {taken[0]!r} is glgpu's own")
+        return self
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of glgpu.yml, as published in docs/reference."""
+    return Settings.model_json_schema()
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases (a few bytes of them can stand for gigabytes) and without repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, f"aliases are not accepted (line {self.line + 1})")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a glgpu.yml without judging its values.
+
+    Raises:
+        Failure: CONFIG, when it is missing, too large, no YAML, or no mapping.
+    """
+    remedy = f"mend {path}; docs/reference/settings.md shows every key"
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise Failure(ErrorClass.CONFIG, f"{path} has {size} bytes, more than {LARGEST_FILE}", remedy)
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+    except FileNotFoundError:
+        raise Failure(
+            ErrorClass.CONFIG, f"there is no {path}", "write one with `glgpu init`, or name another with --config"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(ErrorClass.CONFIG, f"{path} cannot be read: {error}", remedy) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise Failure(ErrorClass.CONFIG, f"{path} is not plain YAML: {error}", remedy) from None
+    if raw is None:
+        raise Failure(ErrorClass.CONFIG, f"{path} is empty", "write one with `glgpu init`")
+    if not isinstance(raw, dict):
+        raise Failure(ErrorClass.CONFIG, f"{path} holds no keys at its top level", remedy)
+    return raw
+
+
+def load_settings(path: Path | None, environment: Mapping[str, str], overrides: Sequence[str] = ()) -> Settings:
+    """Read the settings of one run.
+
+    Args:
+        path: The glgpu.yml; None where there is none to read (defaults and environment count alone).
+        environment: Variables; ``GLGPU_<SECTION>_<KEY>`` override the file.
+        overrides: ``section.key=value`` from the command line; they override everything.
+
+    Raises:
+        Failure: CONFIG, with the first thing that is wrong and where it stands.
+    """
+    raw = read_file(path) if path else {}
+    where = str(path) if path else "the settings"
+    for dotted, text in [*_from_environment(environment), *map(_override, overrides)]:
+        _set(raw, dotted, text)
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise _explained(error, where) from None
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Every key of the settings by its dotted name, with its annotation."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found |= _fields(annotation, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = annotation
+    return found
+
+
+def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    found = []
+    for dotted in _fields(Settings):
+        text = environment.get("GLGPU_" + dotted.replace(".", "_").upper(), "")
+        if text:
+            found.append((dotted, text))
+    return found
+
+
+def _override(text: str) -> tuple[str, str]:
+    dotted, equals, value = text.partition("=")
+    if not equals or dotted not in _fields(Settings):
+        raise Failure(
+            ErrorClass.USAGE,
+            f"--set {text!r} names no setting{_nearest(dotted, list(_fields(Settings)))}",
+            "write it like --set machine.spot=never",
+        )
+    return dotted, value
+
+
+def _set(raw: dict[str, Any], dotted: str, text: str) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        inner = raw.setdefault(section, {})
+        if not isinstance(inner, dict):
+            return  # the validation names what is wrong there
+        raw = inner
+    annotation = _fields(Settings)[".".join([*sections, key])]
+    origins = _origins(annotation)
+    if text in ("null", "") and type(None) in origins:
+        raw[key] = None
+    elif key == "command":
+        raw[key] = text
+    elif dict in origins:
+        raw[key] = dict(pair.partition("=")[::2] for pair in text.split(","))
+    elif list in origins and not (text == "auto" and Literal in origins):
+        raw[key] = [item.strip() for item in text.split(",") if item.strip()]
+    else:
+        raw[key] = text
+
+
+def _origins(annotation: Any) -> set[Any]:
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _origins(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*(_origins(part) for part in typing.get_args(annotation)))
+    return {origin or annotation}
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _explained(error: ValidationError, where: str) -> Failure:
+    # Each alternative of a union that did not fit has its own error; the one that got furthest is what was meant.
+    found = error.errors(include_url=False)
+    first = max((e for e in found if e["loc"][:1] == found[0]["loc"][:1]), key=lambda e: len(e["loc"]))
+    # Alternatives of a union show up as words like `list[...]` in the location: not part of any key.
+    place = [str(part) for part in first["loc"] if not re.search(r"[\[(]|^(literal|bool|str|list)\b", str(part))]
+    dotted = ".".join(place)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        siblings = _siblings(place[:-1])
+        cause = f"{where}: unknown key {dotted!r}{_nearest(place[-1], siblings)}"
+        return Failure(ErrorClass.CONFIG, cause, f"known here: {', '.join(siblings)}")
+    shown = "" if isinstance(first["input"], dict) else f" = {repr(first['input'])[:60]}"
+    return Failure(
+        ErrorClass.CONFIG,
+        f"{where}: {dotted + shown + ': ' if dotted else ''}{message}",
+        "mend that value; docs/reference/settings.md shows every key",
+    )
+
+
+def _siblings(place: list[str]) -> list[str]:
+    model: type[BaseModel] = Settings
+    for part in place:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def check_secrets(names: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Refuse secrets that are missing, empty or too short to be kept out of the logs, before anything costs money.
+
+    Raises:
+        Failure: CONFIG.
+    """
+    for name in names:
+        value = read_secret(name, environment)[0]
+        if not value:
+            raise Failure(
+                ErrorClass.CONFIG,
+                f"train.secrets names {name}, but that variable is missing or empty here",
+                f"set the CI variable {name} (a protected one is absent on unprotected branches), or take it out",
+            )
+        if len(value.strip()) < SHORTEST:
+            raise Failure(
+                ErrorClass.CONFIG,
+                f"the secret {name} has fewer than {SHORTEST} characters: it could not be kept out of the log",
+                f"make {name} longer, or, if it is no secret, set it under train.env",
+            )
+
+
+def read_secret(name: str, environment: Mapping[str, str]) -> tuple[str, bool]:
+    """The value of a CI variable, and whether GitLab gave it as a file.
+
+    A variable of type file holds the path ``$CI_PROJECT_DIR.tmp/NAME`` of a file with the value
+    (https://docs.gitlab.com/ci/variables/#use-file-type-cicd-variables).
+    """
+    value = environment.get(name, "")
+    project_dir = environment.get("CI_PROJECT_DIR", "")
+    if project_dir and value == f"{project_dir}.tmp/{name}":
+        try:
+            return Path(value).read_text(encoding="utf-8", errors="surrogateescape"), True
+        except OSError:
+            return "", True
+    return value, False
+
+
+def process_environment() -> dict[str, str]:
+    """The variables of this process, as a plain value for everything below."""
+    return dict(os.environ)
