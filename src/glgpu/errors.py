@@ -119,7 +119,7 @@ EXIT_MEANINGS: dict[int, str] = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class Failure(Exception):
     """An end that a person can act on.
 

@@ -1,0 +1,244 @@
+"""What GitLab tells a job through variables, read once into one frozen value; on a laptop, what stands in its place."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.lifetime import parse_duration
+from glgpu.masking import Masker
+from glgpu.run_names import Kind, RunName, laptop_run
+
+SCRATCH = ".glgpu"
+"""Folder below the project folder for what a cancelled job's after_script needs: nothing else is left by then."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or one command on a laptop.
+
+    Attributes:
+        project_dir: Where the checkout is, and the only folder that outlives the job's container.
+        server_url: ``CI_SERVER_URL``; empty on a laptop without GitLab.
+        api_url: ``CI_API_V4_URL``.
+        project_id: GitLab project id, 0 where there is none.
+        project_path: ``group/project``.
+        run: The run part of every name.
+        job_id: ``CI_JOB_ID``, empty on a laptop.
+        job_token: ``CI_JOB_TOKEN``; dead once the job is cancelled.
+        gitlab_token: ``GLGPU_GITLAB_TOKEN``.
+        ref: Branch or tag.
+        sha: The exact commit.
+        user: Login of whoever started the job.
+        ssh_host: GitLab's SSH endpoint.
+        ssh_port: Its port.
+        gitlab_host_keys: ``GLGPU_GITLAB_HOST_KEYS``: GitLab's SSH host keys as known_hosts lines.
+        ca_file: A private certificate authority, as a file.
+        job_timeout: Seconds that the train job may last, if known.
+        script_timeout: Seconds that its script may last, if known.
+        status: ``CI_JOB_STATUS``, set in after_script alone.
+        registry_logins: Registry host -> (user, password).
+        google_project: ``GLGPU_PROJECT``, which wins over glgpu.yml as every variable does.
+        compute_endpoint: ``http://host:port`` of another Compute Engine; empty: Google's.
+        google_endpoint: The same for all other Google APIs.
+        google_token: A ready access token; empty: application default credentials.
+        google_credentials: ``GOOGLE_CREDENTIALS``: a key's JSON text or its path.
+        federation: Workload Identity Federation: provider, service account, identity token; None where not used.
+        terraform: Path or name of the Terraform program; empty: terraform, then tofu, on PATH.
+        terraform_module: Which module applies.
+        caller_address: This caller's public address, if a setting says it.
+        variables: All variables, for secrets that settings name.
+    """
+
+    project_dir: Path
+    server_url: str
+    api_url: str
+    project_id: int
+    project_path: str
+    run: str
+    job_id: str
+    job_token: str = field(repr=False)
+    gitlab_token: str = field(repr=False)
+    ref: str
+    sha: str
+    user: str
+    ssh_host: str
+    ssh_port: int
+    gitlab_host_keys: str
+    ca_file: str
+    job_timeout: float | None
+    script_timeout: float | None
+    status: str
+    registry_logins: dict[str, tuple[str, str]] = field(repr=False)
+    google_project: str
+    compute_endpoint: str
+    google_endpoint: str
+    google_token: str = field(repr=False)
+    google_credentials: str = field(repr=False)
+    federation: Federation | None = field(repr=False)
+    terraform: str
+    terraform_module: str
+    caller_address: str
+    variables: Mapping[str, str] = field(repr=False)
+
+    @property
+    def scratch(self) -> Path:
+        """The folder that survives a cancel and is removed with the job's last word."""
+        return self.project_dir / SCRATCH
+
+    @property
+    def in_ci(self) -> bool:
+        """Whether GitLab runs this."""
+        return bool(self.job_id)
+
+    def name(self, kind: Kind = "train") -> RunName:
+        """The run's name."""
+        return RunName(self.server_url, self.project_id, self.run, kind)
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Workload Identity Federation (https://docs.gitlab.com/ci/cloud_services/google_cloud/).
+
+    Attributes:
+        provider: Full resource name of the provider, without ``//iam.googleapis.com/``.
+        service_account: Whose access token is wanted; empty: direct access.
+        token: The job's identity token.
+    """
+
+    provider: str
+    service_account: str
+    token: str
+
+
+def read_job(environment: Mapping[str, str], folder: Path, now: float) -> Job:
+    """Read the variables of a job.
+
+    Args:
+        environment: The process's variables.
+        folder: The working directory, used where ``CI_PROJECT_DIR`` is not set.
+        now: Unix time, part of a laptop run's name.
+
+    Raises:
+        Failure: USAGE or CONFIG, when a variable cannot be understood.
+    """
+
+    def get(name: str, default: str = "") -> str:
+        return environment.get(name, default).strip()
+
+    run = get("GLGPU_RUN") or get("CI_PIPELINE_ID") or laptop_run(_login(), socket.gethostname(), now)
+    if get("GLGPU_RUN_INDEX"):
+        run += f"-{get('GLGPU_RUN_INDEX')}"
+    server = get("CI_SERVER_URL").rstrip("/")
+    provider = get("GLGPU_WIF_PROVIDER").removeprefix("//iam.googleapis.com/")
+    token = get("GLGPU_GOOGLE_ID_TOKEN")
+    return Job(
+        project_dir=Path(get("CI_PROJECT_DIR") or folder).absolute(),
+        server_url=server,
+        api_url=get("CI_API_V4_URL") or (f"{server}/api/v4" if server else ""),
+        project_id=_number("CI_PROJECT_ID", get("CI_PROJECT_ID", "0") or "0"),
+        project_path=get("CI_PROJECT_PATH"),
+        run=run,
+        job_id=get("CI_JOB_ID"),
+        job_token=get("CI_JOB_TOKEN"),
+        gitlab_token=get("GLGPU_GITLAB_TOKEN"),
+        ref=get("CI_COMMIT_REF_NAME"),
+        sha=get("CI_COMMIT_SHA"),
+        user=get("GITLAB_USER_LOGIN") or _login(),
+        ssh_host=get("CI_SERVER_SHELL_SSH_HOST") or get("CI_SERVER_HOST") or (urlsplit(server).hostname or ""),
+        ssh_port=_number("CI_SERVER_SHELL_SSH_PORT", get("CI_SERVER_SHELL_SSH_PORT", "22") or "22"),
+        gitlab_host_keys=get("GLGPU_GITLAB_HOST_KEYS"),
+        ca_file=get("CI_SERVER_TLS_CA_FILE"),
+        job_timeout=_duration(get("GLGPU_JOB_TIMEOUT") or get("CI_JOB_TIMEOUT")),
+        script_timeout=_duration(get("GLGPU_SCRIPT_TIMEOUT") or get("RUNNER_SCRIPT_TIMEOUT")),
+        status=get("CI_JOB_STATUS"),
+        registry_logins=_registry_logins(environment),
+        google_project=get("GLGPU_PROJECT"),
+        compute_endpoint=_endpoint("GLGPU_COMPUTE_ENDPOINT", get("GLGPU_COMPUTE_ENDPOINT")),
+        google_endpoint=_endpoint("GLGPU_GOOGLE_ENDPOINT", get("GLGPU_GOOGLE_ENDPOINT")),
+        google_token=get("GOOGLE_OAUTH_ACCESS_TOKEN"),
+        google_credentials=get("GOOGLE_CREDENTIALS"),
+        federation=Federation(provider, get("GLGPU_WIF_SERVICE_ACCOUNT"), token) if provider and token else None,
+        terraform=get("GLGPU_TERRAFORM"),
+        terraform_module=get("GLGPU_TERRAFORM_MODULE") or "gpu-vm",
+        caller_address=get("GLGPU_CALLER_ADDRESS"),
+        variables=dict(environment),
+    )
+
+
+def hide_tokens(job: Job, masker: Masker) -> None:
+    """Tell the masker every token that this process was given."""
+    for secret in (job.job_token, job.gitlab_token, job.google_token, job.google_credentials):
+        masker.add(secret)
+    if job.federation:
+        masker.add(job.federation.token)
+    for _, password in job.registry_logins.values():
+        masker.add(password)
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "somebody"
+
+
+def _number(name: str, text: str) -> int:
+    if not re.fullmatch(r"\d{1,18}", text):
+        raise Failure(ErrorClass.USAGE, f"{name} is {text!r}, which is no number", f"set {name} as GitLab does")
+    return int(text)
+
+
+def _duration(text: str) -> float | None:
+    return parse_duration(text) if text else None
+
+
+def _endpoint(name: str, text: str) -> str:
+    if not text:
+        return ""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+        raise Failure(
+            ErrorClass.CONFIG,
+            f"{name} is {text!r}",
+            f"write {name} as http://host:port or https://host, without a path",
+        )
+    return text.rstrip("/")
+
+
+def _registry_logins(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Registry logins: our own pair of variables, else DOCKER_AUTH_CONFIG, else GitLab's own registry."""
+    import base64
+    import binascii
+
+    logins: dict[str, tuple[str, str]] = {}
+    if environment.get("CI_REGISTRY") and environment.get("CI_REGISTRY_PASSWORD"):
+        user = environment.get("CI_REGISTRY_USER", "gitlab-ci-token")
+        logins[environment["CI_REGISTRY"]] = (user, environment["CI_REGISTRY_PASSWORD"])
+    text = environment.get("DOCKER_AUTH_CONFIG", "")
+    if text:
+        remedy = 'write DOCKER_AUTH_CONFIG as {"auths": {"host": {"auth": "base64 of user:password"}}}'
+        try:
+            for host, entry in json.loads(text)["auths"].items():
+                user, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
+                logins[host] = (user, password)
+        except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
+            raise Failure(ErrorClass.CONFIG, "DOCKER_AUTH_CONFIG cannot be understood", remedy) from None
+    user, password = environment.get("GLGPU_REGISTRY_USER", ""), environment.get("GLGPU_REGISTRY_PASSWORD", "")
+    if bool(user) != bool(password):
+        raise Failure(
+            ErrorClass.CONFIG,
+            "only one of GLGPU_REGISTRY_USER and GLGPU_REGISTRY_PASSWORD is set",
+            "set both, or neither",
+        )
+    if user:
+        # Without a host the pair is for the registry that the image itself names.
+        logins[""] = (user, password)
+    return logins

@@ -1,0 +1,108 @@
+"""The run record ``outputs/glgpu/run.json``: events, merged over the jobs of a run, written atomically after each.
+
+It informs; nothing depends on it. A missing or torn record never stops a job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from glgpu.clock import Clock
+from glgpu.masking import Masker
+
+
+class Event(BaseModel):
+    """One thing that happened.
+
+    Attributes:
+        at: Unix time.
+        job: Id of the job that wrote it; empty on a laptop.
+        what: A word, for example ``instance-running``; docs/reference/run-record.md lists them.
+        facts: Details, by name.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    at: float
+    job: str = ""
+    what: str
+    facts: dict[str, Any] = {}
+
+
+class Record(BaseModel):
+    """The whole record."""
+
+    schema_version: int = 1
+    run: str
+    events: list[Event] = []
+
+
+def record_schema() -> dict[str, Any]:
+    """The JSON Schema of run.json, as published in docs/reference."""
+    return Record.model_json_schema()
+
+
+class RunRecord:
+    """The record as one job sees it.
+
+    Args:
+        path: Where it is kept.
+        run: The run's name.
+        job: This job's id.
+        clock: For the events' times.
+        masker: Nothing secret is written, whoever puts it in.
+    """
+
+    def __init__(self, path: Path, run: str, job: str, clock: Clock, masker: Masker) -> None:
+        self._path = path
+        self._job = job
+        self._clock = clock
+        self._masker = masker
+        self._record = Record(run=run)
+        with contextlib.suppress(OSError):
+            self.merge(path.read_text(encoding="utf-8"))
+
+    @property
+    def events(self) -> list[Event]:
+        """All events, oldest first."""
+        return self._record.events
+
+    def find(self, what: str) -> Event | None:
+        """The last event of a kind."""
+        return next((event for event in reversed(self._record.events) if event.what == what), None)
+
+    def merge(self, text: str) -> None:
+        """Take over what another job of the same run wrote; anything else is passed over."""
+        try:
+            other = Record.model_validate_json(text)
+        except ValidationError:
+            return
+        if other.run != self._record.run:
+            return
+        known = {event.model_dump_json() for event in self._record.events}
+        new = [event for event in other.events if event.model_dump_json() not in known]
+        self._record.events = sorted([*self._record.events, *new], key=lambda event: event.at)
+
+    def add(self, what: str, **facts: Any) -> None:
+        """Write an event; a full disk is not worth losing a run for."""
+        self._record.events.append(Event(at=round(self._clock.now(), 3), job=self._job, what=what, facts=facts))
+        text = self._masker.mask(json.dumps(self._record.model_dump(mode="json"), indent=1, ensure_ascii=False))
+        with contextlib.suppress(OSError):
+            write_atomically(self._path, text.encode("utf-8", "replace"))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
