@@ -141,8 +141,8 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule(
         ErrorClass.IMAGE_PULL,
-        r"pull access denied|manifest unknown|manifest for \S+ not found|unauthorized: |denied: |repository does not exist"
-        r"|no basic auth credentials|invalid reference format",
+        r"pull access denied|manifest unknown|manifest for \S+ not found|unauthorized: |denied: "
+        r"|repository does not exist|no basic auth credentials|invalid reference format",
         "",
         "check train.image and the registry's login (GLGPU_REGISTRY_USER, GLGPU_REGISTRY_PASSWORD)",
     ),

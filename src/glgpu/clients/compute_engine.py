@@ -1,0 +1,430 @@
+"""Compute Engine through google-cloud-compute.
+
+Only the ``*_unary`` methods are used, and operations are awaited by an operations client of our own: the operation
+objects that the library offers otherwise forget the endpoint that they were made with.
+"""
+
+from __future__ import annotations
+
+import calendar
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property, partial
+from typing import Any
+
+from glgpu.classify import explain
+from glgpu.clients.google_login import credentials
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import FirewallRule, Instance
+from glgpu.job import Job
+
+CALL_SECONDS = 30.0
+"""How long one call may take before it counts as unanswered."""
+OPERATION_SECONDS = 300.0
+
+
+class ComputeEngine:
+    """The cloud project's Compute Engine.
+
+    Args:
+        job: Credentials and endpoint.
+        project: The Google Cloud project.
+    """
+
+    def __init__(self, job: Job, project: str) -> None:
+        self.project = project
+        self._job = job
+
+    def find(self, name: str) -> list[Instance]:
+        """Every instance of that name, in whatever zone and status."""
+        return self._list(f"name={name}")
+
+    def labelled(self, labels: Mapping[str, str]) -> list[Instance]:
+        """Every instance with all of these labels, in whatever zone and status."""
+        return self._list(" AND ".join(f"labels.{key}={value}" for key, value in labels.items()))
+
+    def get(self, name: str, zone: str) -> Instance | None:
+        """One instance, or None."""
+        found = self._call(
+            f"looking at the VM {name}",
+            lambda: self._instances.get(project=self.project, zone=zone, instance=name, timeout=CALL_SECONDS),
+            missing_is_none=True,
+        )
+        return _instance(found) if found is not None else None
+
+    def insert_failure(self, name: str, zone: str, since: float) -> Failure | None:
+        """Why an insert of that instance, begun after ``since``, failed; None while it has not.
+
+        The operation is found by its target, since Terraform made it and tells nobody its name.
+        """
+        request = {
+            "project": self.project,
+            "zone": zone,
+            "filter": f'(operationType = "insert") (targetLink eq ".*/instances/{name}")',
+        }
+        operations = self._call(
+            f"looking at the insert of {name}",
+            lambda: list(self._zone_operations.list(request=request, timeout=CALL_SECONDS)),
+        )
+        # A minute of grace: Google's clock and ours differ.
+        recent = [operation for operation in operations or [] if _unix(operation.insert_time) >= since - 60]
+        recent.sort(key=lambda operation: _unix(operation.insert_time))
+        return _operation_failure(recent[-1], f"creating the VM {name} in {zone}") if recent else None
+
+    def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
+        """Delete an instance; not found is success. Waits for the operation unless told not to."""
+        doing = f"deleting the VM {name} in {zone}"
+        operation = self._call(
+            doing,
+            lambda: self._instances.delete_unary(project=self.project, zone=zone, instance=name, timeout=CALL_SECONDS),
+            missing_is_none=True,
+        )
+        if wait and operation is not None:
+            self._finish_zone(operation.name, zone, doing)
+
+    def edit_metadata(self, name: str, zone: str, edit: Callable[[dict[str, str]], dict[str, str]]) -> None:
+        """Change metadata items; repeated when somebody else changed them meanwhile."""
+        from google.cloud import compute_v1
+
+        def change(current: Any) -> Any:
+            old = {item.key: item.value for item in current.metadata.items}
+            new = edit(dict(old))
+            if new == old:
+                return None
+            items = [compute_v1.Items(key=key, value=value) for key, value in new.items()]
+            return self._instances.set_metadata_unary(
+                project=self.project,
+                zone=zone,
+                instance=name,
+                metadata_resource=compute_v1.Metadata(fingerprint=current.metadata.fingerprint, items=items),
+                timeout=CALL_SECONDS,
+            )
+
+        self._edit(f"changing the metadata of {name}", name, zone, change)
+
+    def edit_labels(self, name: str, zone: str, labels: Mapping[str, str]) -> None:
+        """Set labels; the others stay. Repeated when somebody else changed them meanwhile."""
+        from google.cloud import compute_v1
+
+        def change(current: Any) -> Any:
+            body = compute_v1.InstancesSetLabelsRequest(
+                label_fingerprint=current.label_fingerprint, labels={**dict(current.labels), **labels}
+            )
+            return self._instances.set_labels_unary(
+                project=self.project,
+                zone=zone,
+                instance=name,
+                instances_set_labels_request_resource=body,
+                timeout=CALL_SECONDS,
+            )
+
+        self._edit(f"changing the labels of {name}", name, zone, change)
+
+    def guest_attributes(self, name: str, zone: str, namespace: str) -> dict[str, str]:
+        """What the guest published under a namespace; empty while there is nothing."""
+        request = {"project": self.project, "zone": zone, "instance": name, "query_path": f"{namespace}/"}
+        found = self._call(
+            f"reading the guest attributes of {name}",
+            lambda: self._instances.get_guest_attributes(request=request, timeout=CALL_SECONDS),
+            missing_is_none=True,
+        )
+        return {item.key: item.value for item in found.query_value.items} if found is not None else {}
+
+    def serial_output(self, name: str, zone: str) -> str:
+        """The end of the serial console, empty where it cannot be had."""
+        request = {"project": self.project, "zone": zone, "instance": name, "start": -4096}
+        try:
+            found = self._call(
+                f"reading the serial console of {name}",
+                lambda: self._instances.get_serial_port_output(request=request, timeout=CALL_SECONDS),
+                missing_is_none=True,
+            )
+        except Failure:
+            return ""
+        return str(found.contents) if found is not None else ""
+
+    def rule(self, name: str) -> FirewallRule | None:
+        """A firewall rule, or None."""
+        found = self._call(
+            f"looking at the firewall rule {name}",
+            lambda: self._firewalls.get(project=self.project, firewall=name, timeout=CALL_SECONDS),
+            missing_is_none=True,
+        )
+        if found is None:
+            return None
+        kind = "allow" if found.allowed else "deny"
+        return FirewallRule(
+            name=found.name,
+            action="allow" if kind == "allow" else "deny",
+            sources=tuple(found.source_ranges),
+            target_tag=next(iter(found.target_tags), ""),
+            priority=found.priority,
+            network=found.network,
+            ports=tuple(port for entry in (found.allowed or found.denied) for port in entry.ports),
+            disabled=found.disabled,
+        )
+
+    def create_rule(self, rule: FirewallRule) -> None:
+        """Create a rule; one that exists already is left as it is."""
+        from google.cloud import compute_v1
+
+        body = compute_v1.Firewall(
+            name=rule.name,
+            direction="INGRESS",
+            priority=rule.priority,
+            source_ranges=list(rule.sources),
+            target_tags=[rule.target_tag],
+            disabled=rule.disabled,
+            network=rule.network if "/" in rule.network else f"projects/{self.project}/global/networks/{rule.network}",
+            description="made by glgpu for one run",
+        )
+        if rule.action == "allow":
+            body.allowed = [compute_v1.Allowed(I_p_protocol="tcp", ports=list(rule.ports))]
+        else:
+            body.denied = [compute_v1.Denied(I_p_protocol="tcp", ports=list(rule.ports))]
+        doing = f"creating the firewall rule {rule.name}"
+        try:
+            operation = self._call(
+                doing,
+                lambda: self._firewalls.insert_unary(
+                    project=self.project, firewall_resource=body, timeout=CALL_SECONDS
+                ),
+            )
+            self._finish_global(operation.name, doing)
+        except Failure as failure:
+            if failure.klass is not ErrorClass.CONFLICT:
+                raise
+
+    def change_rule(self, name: str, sources: Sequence[str], *, disabled: bool) -> None:
+        """Set who a rule is for."""
+        from google.cloud import compute_v1
+
+        doing = f"changing the firewall rule {name}"
+        body = compute_v1.Firewall(source_ranges=list(sources), disabled=disabled)
+        operation = self._call(
+            doing,
+            lambda: self._firewalls.patch_unary(
+                project=self.project, firewall=name, firewall_resource=body, timeout=CALL_SECONDS
+            ),
+        )
+        self._finish_global(operation.name, doing)
+
+    def delete_rule(self, name: str) -> None:
+        """Delete a rule; not found is success."""
+        doing = f"deleting the firewall rule {name}"
+        operation = self._call(
+            doing,
+            lambda: self._firewalls.delete_unary(project=self.project, firewall=name, timeout=CALL_SECONDS),
+            missing_is_none=True,
+        )
+        if operation is not None:
+            self._finish_global(operation.name, doing)
+
+    def disks(self, name: str) -> list[tuple[str, str]]:
+        """Disks of that name as (name, zone)."""
+        request = {"project": self.project, "filter": f"name={name}"}
+        scopes = self._call(
+            f"looking for disks named {name}",
+            lambda: list(self._disks.aggregated_list(request=request, timeout=CALL_SECONDS)),
+        )
+        return [(disk.name, _last(disk.zone)) for _, scope in scopes or [] for disk in scope.disks]
+
+    def delete_disk(self, name: str, zone: str) -> None:
+        """Delete a disk; not found is success."""
+        doing = f"deleting the disk {name} in {zone}"
+        operation = self._call(
+            doing,
+            lambda: self._disks.delete_unary(project=self.project, zone=zone, disk=name, timeout=CALL_SECONDS),
+            missing_is_none=True,
+        )
+        if operation is not None:
+            self._finish_zone(operation.name, zone, doing)
+
+    def zones(self, region: str) -> list[str]:
+        """The zones of a region that are up."""
+        found = self._call(
+            f"listing the zones of {region}",
+            lambda: list(self._zones.list(project=self.project, timeout=CALL_SECONDS)),
+        )
+        return sorted(zone.name for zone in found or [] if _last(zone.region) == region and zone.status == "UP")
+
+    def _list(self, expression: str) -> list[Instance]:
+        request = {"project": self.project, "filter": expression, "return_partial_success": False}
+        scopes = self._call(
+            "listing the VMs",
+            lambda: list(self._instances.aggregated_list(request=request, timeout=CALL_SECONDS)),
+        )
+        return [_instance(one) for _, scope in scopes or [] for one in scope.instances]
+
+    def _edit(self, doing: str, name: str, zone: str, change: Callable[[Any], Any]) -> None:
+        """Read, change, write; a fingerprint that is no longer current (412 conditionNotMet) means once more."""
+        for last in (False, False, False, False, True):
+            current = self._call(
+                doing,
+                lambda: self._instances.get(project=self.project, zone=zone, instance=name, timeout=CALL_SECONDS),
+            )
+            try:
+                operation = self._call(doing, partial(change, current))
+                if operation is not None:
+                    self._finish_zone(operation.name, zone, doing)
+                return
+            except Failure as failure:
+                if failure.klass is not ErrorClass.CONFLICT or last:
+                    raise
+
+    def _finish_zone(self, operation: str, zone: str, doing: str) -> None:
+        self._finish(
+            doing,
+            lambda: self._zone_operations.wait(
+                project=self.project, zone=zone, operation=operation, timeout=CALL_SECONDS * 5
+            ),
+        )
+
+    def _finish_global(self, operation: str, doing: str) -> None:
+        self._finish(
+            doing,
+            lambda: self._global_operations.wait(project=self.project, operation=operation, timeout=CALL_SECONDS * 5),
+        )
+
+    def _finish(self, doing: str, wait: Callable[[], Any]) -> None:
+        """Wait for an operation: each call waits up to two minutes on Google's side."""
+        from google.cloud import compute_v1
+
+        end = time.monotonic() + OPERATION_SECONDS
+        while True:
+            operation = self._call(doing, wait, missing_is_none=True)
+            if operation is None:
+                return  # operations of a vanished target are forgotten
+            if operation.status == compute_v1.Operation.Status.DONE:
+                failure = _operation_failure(operation, doing)
+                if failure is not None and failure.klass is not ErrorClass.NOT_FOUND:
+                    raise failure
+                return
+            if time.monotonic() > end:
+                raise Failure(
+                    ErrorClass.TRANSIENT,
+                    f"{doing}: Google has not finished after {OPERATION_SECONDS:.0f} s",
+                    "retry the job",
+                )
+
+    def _call(self, doing: str, call: Callable[[], Any], *, missing_is_none: bool = False) -> Any:
+        import google.api_core.exceptions
+        import google.auth.exceptions
+        import requests.exceptions
+
+        try:
+            return call()
+        except google.api_core.exceptions.NotFound as error:
+            if missing_is_none and not _project_missing(str(error)):
+                return None
+            raise explain(str(error), unknown=ErrorClass.NOT_FOUND, doing=doing) from None
+        except google.api_core.exceptions.RetryError as error:
+            raise explain(str(error), unknown=ErrorClass.NETWORK, doing=doing) from None
+        except google.api_core.exceptions.GoogleAPICallError as error:
+            raise _refused(error, doing) from None
+        except (google.auth.exceptions.TransportError, requests.exceptions.RequestException) as error:
+            raise Failure(
+                ErrorClass.NETWORK,
+                f"{doing}: Google cannot be reached: {error}",
+                "check the network, then retry the job",
+            ) from None
+        except google.auth.exceptions.GoogleAuthError as error:
+            raise Failure(
+                ErrorClass.AUTH,
+                f"{doing}: Google does not accept the credentials: {error}",
+                "check GLGPU_WIF_PROVIDER and GLGPU_WIF_SERVICE_ACCOUNT, or GOOGLE_CREDENTIALS",
+            ) from None
+
+    def _client(self, kind: str) -> Any:
+        # Importing the library takes over a second: only commands that talk to the cloud pay for it.
+        from google.api_core.client_options import ClientOptions
+        from google.cloud import compute_v1
+
+        options = ClientOptions(api_endpoint=self._job.compute_endpoint) if self._job.compute_endpoint else None
+        return getattr(compute_v1, kind)(credentials=self._credentials, client_options=options)
+
+    @cached_property
+    def _credentials(self) -> Any:
+        return credentials(self._job)
+
+    @cached_property
+    def _instances(self) -> Any:
+        return self._client("InstancesClient")
+
+    @cached_property
+    def _firewalls(self) -> Any:
+        return self._client("FirewallsClient")
+
+    @cached_property
+    def _disks(self) -> Any:
+        return self._client("DisksClient")
+
+    @cached_property
+    def _zones(self) -> Any:
+        return self._client("ZonesClient")
+
+    @cached_property
+    def _zone_operations(self) -> Any:
+        return self._client("ZoneOperationsClient")
+
+    @cached_property
+    def _global_operations(self) -> Any:
+        return self._client("GlobalOperationsClient")
+
+
+def _instance(found: Any) -> Instance:
+    interface = found.network_interfaces[0] if found.network_interfaces else None
+    access = interface.access_configs[0] if interface and interface.access_configs else None
+    return Instance(
+        name=found.name,
+        zone=_last(found.zone),
+        status=found.status,
+        address=access.nat_i_p if access else "",
+        internal_address=interface.network_i_p if interface else "",
+        labels=dict(found.labels),
+        metadata={item.key: item.value for item in found.metadata.items},
+        created=found.creation_timestamp,
+    )
+
+
+def _last(link: str) -> str:
+    return link.rsplit("/", 1)[-1]
+
+
+def _unix(timestamp: str) -> float:
+    try:
+        return datetime.fromisoformat(timestamp).timestamp()
+    except ValueError:
+        return float(calendar.timegm(time.gmtime(0)))
+
+
+def _project_missing(text: str) -> bool:
+    return re.search(r"The resource 'projects/[^/']+' was not found|project \S+ was not found", text) is not None
+
+
+def _operation_failure(operation: Any, doing: str) -> Failure | None:
+    errors = list(operation.error.errors)
+    if not errors:
+        return None
+    return explain("\n".join(f"{error.code}: {error.message}" for error in errors), doing=doing)
+
+
+def _refused(error: Any, doing: str) -> Failure:
+    """A refusal at the HTTP level: the reason is in the text, else the status decides."""
+    by_status = {
+        401: ErrorClass.AUTH,
+        403: ErrorClass.PERMISSION,
+        404: ErrorClass.NOT_FOUND,
+        409: ErrorClass.CONFLICT,
+        412: ErrorClass.CONFLICT,
+        429: ErrorClass.RATE_LIMIT,
+    }
+    status = int(error.code or 0)
+    fallback = by_status.get(status, ErrorClass.TRANSIENT if status >= 500 else ErrorClass.UNKNOWN)
+    reasons = " ".join(str(detail.get("reason", "")) for detail in error.errors or [] if isinstance(detail, dict))
+    failure = explain(f"{error}\n{reasons}".strip(), unknown=fallback, doing=doing)
+    if status in (409, 412):
+        failure.klass = ErrorClass.CONFLICT
+    return failure

@@ -1,0 +1,247 @@
+"""The team's GitLab project through python-gitlab: deploy keys, Terraform states, jobs and their artifacts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import gitlab
+import gitlab.exceptions
+import requests
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.job import Job
+
+T = TypeVar("T")
+CALL_SECONDS = 30.0
+PROBE_LOCK = "00000000-0000-4000-8000-676c67707500"
+"""Lock id of the question whether a state may be written."""
+DESTROY_JOB = "destroy"
+
+
+class GitlabProject:
+    """The project that a job belongs to.
+
+    Args:
+        job: Address and tokens.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    @property
+    def may_administer(self) -> bool:
+        """Whether there is a token that can manage deploy keys and read pipelines."""
+        return bool(self._job.gitlab_token)
+
+    def add_deploy_key(self, title: str, key: str, expires: float) -> None:
+        """Register a read-only key under a title, until Unix time ``expires``.
+
+        Deploy keys need Maintainer rights and a token with scope ``api``; a job token is never accepted
+        (https://docs.gitlab.com/api/deploy_keys/).
+        """
+        until = datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        body = {"title": title, "key": key, "can_push": False, "expires_at": until}
+        self._call("registering the deploy key", lambda: self._administered.keys.create(body))
+
+    def remove_deploy_keys(self, title: str) -> int:
+        """Remove every key of that title; how many there were."""
+        found = self._call("listing the deploy keys", lambda: self._administered.keys.list(get_all=True))
+        mine = [key for key in found if key.title == title]
+        for key in mine:
+            self._call("removing the deploy key", key.delete, missing_is_none=True)
+        return len(mine)
+
+    def state_writable(self, name: str) -> bool:
+        """Whether our token may lock and write a Terraform state: asked by locking it and letting go.
+
+        GitLab wants Maintainer for that, Developer may only read
+        (https://docs.gitlab.com/user/infrastructure/iac/terraform_state/).
+        """
+        if not (self._job.gitlab_token or self._job.job_token):
+            return False
+        lock = {"ID": PROBE_LOCK, "Operation": "probe", "Info": "", "Who": "glgpu", "Version": "", "Path": ""}
+        lock["Created"] = datetime.now(UTC).isoformat()
+        answer = self._state_request("POST", f"{self._state_path(name)}/lock", lock)
+        if answer.status_code in (200, 201):
+            self._state_request("DELETE", f"{self._state_path(name)}/lock", lock)
+            return True
+        if answer.status_code in (409, 423):
+            return True  # whoever holds it, we were allowed to ask for it
+        if answer.status_code in (401, 403, 404):
+            return False
+        raise self._refused(answer.status_code, answer.text, "asking for Terraform's state")
+
+    def state_environment(self, name: str) -> dict[str, str]:
+        """The variables by which Terraform finds its state and may write it."""
+        user, password = self._state_login
+        address = f"{self._job.api_url}{self._state_path(name)}"
+        variables = {
+            "TF_HTTP_ADDRESS": address,
+            "TF_HTTP_LOCK_ADDRESS": f"{address}/lock",
+            "TF_HTTP_LOCK_METHOD": "POST",
+            "TF_HTTP_UNLOCK_ADDRESS": f"{address}/lock",
+            "TF_HTTP_UNLOCK_METHOD": "DELETE",
+            "TF_HTTP_USERNAME": user,
+            "TF_HTTP_PASSWORD": password,
+            "TF_HTTP_RETRY_WAIT_MIN": "1",
+        }
+        if self._job.ca_file:
+            variables["TF_HTTP_CLIENT_CA_CERTIFICATE_PEM"] = Path(self._job.ca_file).read_text(encoding="ascii")
+        return variables
+
+    def has_state(self, name: str) -> bool:
+        """Whether GitLab holds a state of that name."""
+        answer = self._state_request("GET", self._state_path(name))
+        if answer.status_code in (200, 423):
+            return True
+        if answer.status_code in (204, 404):
+            return False
+        raise self._refused(answer.status_code, answer.text, "looking at Terraform's state")
+
+    def delete_state(self, name: str) -> None:
+        """Delete a state and whatever lock is on it; not found is success.
+
+        A locked state is not deleted, and the lock of a killed Terraform never goes by itself: the state is this
+        run's alone, so its lock is broken (an unlock without a body is GitLab's force-unlock).
+        """
+        self._state_request("DELETE", f"{self._state_path(name)}/lock")
+        answer = self._state_request("DELETE", self._state_path(name))
+        if answer.status_code not in (200, 202, 204, 404):
+            raise self._refused(answer.status_code, answer.text, "deleting Terraform's state")
+
+    def destroy_is_over(self, pipeline: str) -> bool:
+        """Whether the pipeline's destroy job has already succeeded; False where it cannot be known."""
+        if not (self.may_administer and pipeline.isdigit()):
+            return False
+        found = self._call("looking at the pipeline's jobs", lambda: self._jobs(pipeline), missing_is_none=True)
+        return any(job.name == DESTROY_JOB and job.status == "success" for job in found or [])
+
+    def artifact(self, pipeline: str, job: str, path: str) -> str | None:
+        """A file from a job's artifacts, or None."""
+        if not (self.may_administer and pipeline.isdigit()):
+            return None
+        found = self._call("looking at the pipeline's jobs", lambda: self._jobs(pipeline), missing_is_none=True)
+        for candidate in sorted(found or [], key=lambda one: -int(one.id)):
+            if candidate.name == job:
+                data = self._call(
+                    f"fetching {path} of job {job}",
+                    lambda number=candidate.id: self._administered.jobs.get(number, lazy=True).artifact(path),
+                    missing_is_none=True,
+                )
+                return bytes(data).decode("utf-8", "replace") if data is not None else None
+        return None
+
+    def host_key_fingerprints(self) -> set[str]:
+        """GitLab's own SSH host keys as ``SHA256:...``; empty where it does not publish them.
+
+        An instance shows them on a page that needs no login (https://docs.gitlab.com/user/ssh/, over TLS).
+        """
+        try:
+            answer = requests.get(
+                f"{self._job.server_url}/help/instance_configuration",
+                timeout=CALL_SECONDS,
+                verify=self._job.ca_file or True,
+            )
+        except requests.RequestException as error:
+            raise self._unreachable(error, "reading GitLab's host keys") from None
+        return set(re.findall(r"SHA256:[A-Za-z0-9+/]{43}", answer.text)) if answer.ok else set()
+
+    @cached_property
+    def _administered(self) -> Any:
+        if not self._job.gitlab_token:
+            raise Failure(
+                ErrorClass.GITLAB_AUTH,
+                "GLGPU_GITLAB_TOKEN is not set: a job token may not manage deploy keys or read pipelines",
+                "set GLGPU_GITLAB_TOKEN to a project access token (Maintainer, scope api), or `code: job`",
+            )
+        client = gitlab.Gitlab(
+            self._job.server_url,
+            private_token=self._job.gitlab_token,
+            timeout=CALL_SECONDS,
+            ssl_verify=self._job.ca_file or True,
+            # Redirects would carry the token elsewhere; python-gitlab retries what GitLab calls transient.
+            retry_transient_errors=False,
+        )
+        return client.projects.get(self._job.project_id, lazy=True)
+
+    def _jobs(self, pipeline: str) -> list[Any]:
+        jobs = self._administered.pipelines.get(int(pipeline), lazy=True).jobs
+        return list(jobs.list(get_all=True, include_retried=False))
+
+    @property
+    def _state_login(self) -> tuple[str, str]:
+        # GitLab takes a job token for states only by Basic authentication, under this user name.
+        return ("glgpu", self._job.gitlab_token) if self._job.gitlab_token else ("gitlab-ci-token", self._job.job_token)
+
+    def _state_path(self, name: str) -> str:
+        return f"/projects/{self._job.project_id}/terraform/state/{quote(name, safe='')}"
+
+    def _state_request(self, verb: str, path: str, body: dict[str, str] | None = None) -> requests.Response:
+        # python-gitlab has no manager for states, and raises on the codes that are answers here.
+        try:
+            return requests.request(
+                verb,
+                f"{self._job.api_url}{path}",
+                auth=self._state_login,
+                data=json.dumps(body) if body else None,
+                headers={"Content-Type": "application/json"} if body else {},
+                timeout=CALL_SECONDS,
+                verify=self._job.ca_file or True,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            raise self._unreachable(error, "Terraform's state") from None
+
+    def _call(self, doing: str, call: Callable[[], T], *, missing_is_none: bool = False) -> T | Any:
+        try:
+            return call()
+        except gitlab.exceptions.GitlabError as error:
+            if missing_is_none and error.response_code == 404:
+                return None
+            raise self._refused(error.response_code or 0, str(error), doing) from None
+        except requests.RequestException as error:
+            raise self._unreachable(error, doing) from None
+
+    def _refused(self, status: int, text: str, doing: str) -> Failure:
+        if status == 401:
+            return Failure(
+                ErrorClass.GITLAB_AUTH,
+                f"{doing}: GitLab does not accept the token (401): wrong, expired or revoked",
+                "renew GLGPU_GITLAB_TOKEN: a project access token with role Maintainer and scope api",
+                text,
+            )
+        if status == 403:
+            return Failure(
+                ErrorClass.GITLAB_AUTH,
+                f"{doing}: GitLab refuses (403): the token's role or scope is too small",
+                "give GLGPU_GITLAB_TOKEN the role Maintainer and the scope api",
+                text,
+            )
+        if status == 404:
+            return Failure(
+                ErrorClass.GITLAB,
+                f"{doing}: GitLab finds no project {self._job.project_id} that this token may see (404)",
+                "check CI_PROJECT_ID and that GLGPU_GITLAB_TOKEN belongs to this project",
+                text,
+            )
+        if status == 429 or status >= 500:
+            return Failure(
+                ErrorClass.TRANSIENT, f"{doing}: GitLab answers {status}", "wait a minute, then retry the job", text
+            )
+        return Failure(
+            ErrorClass.GITLAB, f"{doing}: GitLab answers {status}: {text[:200]}", "see its answer above", text
+        )
+
+    def _unreachable(self, error: Exception, doing: str) -> Failure:
+        return Failure(
+            ErrorClass.NETWORK,
+            f"{doing}: GitLab at {self._job.server_url} cannot be reached: {error}",
+            "check the network between runner and GitLab, then retry the job",
+        )

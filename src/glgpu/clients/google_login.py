@@ -1,0 +1,86 @@
+"""Google credentials: for our own calls, and as variables for Terraform."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.job import Federation, Job
+from glgpu.run_record import write_atomically
+
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+
+
+def credentials(job: Job) -> Any:
+    """The credentials that a job was given.
+
+    Order: a ready access token, Workload Identity Federation, GOOGLE_CREDENTIALS, application default credentials.
+
+    Raises:
+        Failure: AUTH, when there are none or they cannot be read.
+    """
+    import google.auth
+    import google.auth.exceptions
+    import google.oauth2.credentials
+
+    if job.google_token:
+        return google.oauth2.credentials.Credentials(token=job.google_token)
+    try:
+        info = _info(job)
+        if info is not None:
+            return google.auth.load_credentials_from_dict(info, scopes=[SCOPE])[0]
+        return google.auth.default(scopes=[SCOPE])[0]
+    except (google.auth.exceptions.GoogleAuthError, ValueError, OSError) as error:
+        raise Failure(
+            ErrorClass.AUTH,
+            f"no usable Google credentials: {error}",
+            "set GLGPU_WIF_PROVIDER and GLGPU_WIF_SERVICE_ACCOUNT, or GOOGLE_CREDENTIALS",
+        ) from None
+
+
+def terraform_environment(job: Job) -> dict[str, str]:
+    """Variables by which the google provider finds the same credentials."""
+    if job.google_token:
+        return {"GOOGLE_OAUTH_ACCESS_TOKEN": job.google_token}
+    if job.federation:
+        path = job.scratch / "google-credentials.json"
+        write_atomically(path, json.dumps(_federation_info(job.federation, job)).encode())
+        path.chmod(0o600)
+        return {"GOOGLE_CREDENTIALS": str(path)}
+    return {}  # GOOGLE_CREDENTIALS and application default credentials are the provider's own business
+
+
+def _info(job: Job) -> dict[str, Any] | None:
+    if job.federation:
+        return _federation_info(job.federation, job)
+    text = job.google_credentials
+    if not text:
+        return None
+    if not text.startswith("{"):
+        with open(text, encoding="utf-8") as file:
+            text = file.read()
+    loaded = json.loads(text)
+    if not isinstance(loaded, dict):
+        raise ValueError("GOOGLE_CREDENTIALS is no JSON object")
+    return loaded
+
+
+def _federation_info(federation: Federation, job: Job) -> dict[str, Any]:
+    """The form that google-auth and the provider share (https://google.aip.dev/auth/4117)."""
+    token = job.scratch / "id-token"
+    write_atomically(token, federation.token.encode())
+    token.chmod(0o600)
+    info: dict[str, Any] = {
+        "type": "external_account",
+        "audience": f"//iam.googleapis.com/{federation.provider}",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": f"{job.google_endpoint or 'https://sts.googleapis.com'}/v1/token",
+        "credential_source": {"file": str(token)},
+    }
+    if federation.service_account:
+        host = job.google_endpoint or "https://iamcredentials.googleapis.com"
+        info["service_account_impersonation_url"] = (
+            f"{host}/v1/projects/-/serviceAccounts/{federation.service_account}:generateAccessToken"
+        )
+    return info

@@ -1,0 +1,134 @@
+"""The VM through the OpenSSH client: commands and streams; host key pinned, the host's own configuration left out."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.processes import Done, Running, TimedOut, need_tool, run
+
+USER = "glgpu"
+CONNECT_SECONDS = 10
+
+
+class RemoteMachine:
+    """One VM, as the user ``glgpu``.
+
+    Args:
+        address: Its IPv4 address.
+        port: Of its SSH server.
+        folder: Holds the login key ``login`` and gets the file of known hosts.
+        host_key: The pinned key as ``ssh-ed25519 AAAA...``.
+    """
+
+    def __init__(self, address: str, port: int, folder: Path, host_key: str) -> None:
+        known = folder / "known_hosts"
+        known.write_text(f"[{address}]:{port} {host_key}\n{address} {host_key}\n", encoding="ascii")
+        options = {
+            "BatchMode": "yes",
+            "IdentitiesOnly": "yes",
+            "IdentityFile": f'"{folder / "login"}"',
+            "UserKnownHostsFile": f'"{known}"',
+            "GlobalKnownHostsFile": "/dev/null",
+            "StrictHostKeyChecking": "yes",
+            "HostKeyAlgorithms": "ssh-ed25519",
+            "ConnectTimeout": str(CONNECT_SECONDS),
+            # A dead connection is noticed after 15 s: silence looks like a long step of the training otherwise.
+            "ServerAliveInterval": "5",
+            "ServerAliveCountMax": "3",
+            "LogLevel": "ERROR",
+        }
+        self._argv = [need_tool("ssh", "to reach the VM"), "-F", "/dev/null", "-T", "-p", str(port), "-l", USER]
+        for name, value in options.items():
+            self._argv += ["-o", f"{name}={value}"]
+        self._argv += [address]
+
+    def run(self, script: str, *, stdin: bytes = b"", timeout: float = 60) -> Done:
+        """Run a shell command to its end; 255 when there is no connection."""
+        argv = [*self._argv, script]
+        try:
+            return run(argv, stdin=stdin, timeout=timeout)
+        except TimedOut:
+            return Done(argv, 255, b"", f"no answer within {timeout:.0f} s".encode())
+
+    @contextmanager
+    def stream(self, script: str) -> Iterator[RemoteStream]:
+        """Start a shell command and talk to it; leaving the context ends the connection."""
+        with Running([*self._argv, script], stdin=True, stderr=True) as process:
+            yield RemoteStream(process)
+
+
+class RemoteStream:
+    """A command that runs on the VM; its standard error is drained beside us so that it never blocks."""
+
+    def __init__(self, process: Running) -> None:
+        self._process = process
+        self._tail: deque[bytes] = deque(maxlen=40)
+        self._drain = threading.Thread(target=self._read_errors, daemon=True)
+        self._drain.start()
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """Its standard input."""
+        return self._process.stdin
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        """Its standard output."""
+        return self._process.stdout
+
+    @property
+    def complaint(self) -> str:
+        """The end of its standard error, complete once it has ended."""
+        return b"".join(self._tail).decode("utf-8", "replace").strip()
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its output as it comes."""
+        # A plain read of the descriptor returns what is there; the buffered one waits for a whole block.
+        while data := os.read(self._process.stdout.fileno(), 65536):
+            yield data
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code; 255 when the connection broke.
+
+        Raises:
+            TimedOut: It still runs.
+        """
+        code = self._process.wait(timeout)
+        self._drain.join(5)
+        return code
+
+    def _read_errors(self) -> None:
+        for line in self._process.stderr:
+            self._tail.append(line)
+
+
+def make_login_key(folder: Path, comment: str) -> str:
+    """Make the key pair ``login`` in a folder, or take the one that is there; the public half.
+
+    Raises:
+        Failure: TOOL_MISSING or DISK_FULL.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = folder / "login"
+    if not key.with_suffix(".pub").exists():
+        key.unlink(missing_ok=True)
+        keygen = need_tool("ssh-keygen", "to make the key that opens the VM")
+        done = run([keygen, "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(key)], timeout=30)
+        if done.code != 0:
+            raise Failure(
+                ErrorClass.DISK_FULL, f"no login key could be made: {done.complaint}", "make room, then retry"
+            )
+    return " ".join(key.with_suffix(".pub").read_text(encoding="ascii").split()[:2])
+
+
+def quote(*words: str) -> str:
+    """Words as one shell command that means exactly them."""
+    return shlex.join(words)
