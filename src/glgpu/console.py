@@ -166,10 +166,11 @@ class TrainingLog:
             self._skipped += 1
 
 
-def bug(error: BaseException) -> Failure:
+def bug(error: BaseException, trace: str) -> Failure:
     """Describe an exception that nobody foresaw."""
     return Failure(
         ErrorClass.BUG,
         f"a bug in glgpu: {type(error).__name__}: {error}",
         "please report it with the lines above; run `glgpu destroy` if a VM may be alive",
+        trace,
     )

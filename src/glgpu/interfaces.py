@@ -148,6 +148,22 @@ class Forge(Protocol):
         """GitLab's own SSH host keys as ``SHA256:...``; empty where it does not publish them."""
 
 
+class Repository(Protocol):
+    """The checkout this process stands in."""
+
+    def head(self) -> str:
+        """The checked-out commit; empty where this is no checkout."""
+
+    def changed(self) -> list[str]:
+        """Tracked files that differ from the commit."""
+
+    def write_pack(self, commit: str, to: IO[bytes]) -> None:
+        """Write the objects of one commit, without its history, as a pack."""
+
+    def write_tar(self, to: IO[bytes]) -> None:
+        """Write every tracked file as it lies here as a tar stream."""
+
+
 class Apply(Protocol):
     """A running ``terraform apply``."""
 

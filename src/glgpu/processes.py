@@ -214,6 +214,10 @@ class Interrupts:
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
 
+    def rearm(self) -> None:
+        """Let the next signal interrupt again: the person has said to go on."""
+        self.seen.clear()
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.seen.is_set():
             return

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -132,7 +132,7 @@ class GitlabProject:
             if candidate.name == job:
                 data = self._call(
                     f"fetching {path} of job {job}",
-                    lambda number=candidate.id: self._administered.jobs.get(number, lazy=True).artifact(path),
+                    partial(self._administered.jobs.get(candidate.id, lazy=True).artifact, path),
                     missing_is_none=True,
                 )
                 return bytes(data).decode("utf-8", "replace") if data is not None else None

@@ -1,0 +1,266 @@
+"""The command line: parse, read settings once, call one stage, turn a failure into a message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glgpu import __version__
+
+# Everything else is imported where it is used: `glgpu --help` has to answer at once.
+if TYPE_CHECKING:
+    from glgpu.console import Console
+    from glgpu.processes import Interrupts
+    from glgpu.run_names import RunName
+    from glgpu.steps.context import Run
+
+
+class Commands(click.Group):
+    """Commands in the order of a run's life."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they were added."""
+        del ctx
+        return list(self.commands)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="glgpu")
+def cli() -> None:
+    """A GitLab push trains on a Compute Engine GPU, and nothing is left behind.
+
+    Example: `glgpu rehearse` plays a whole pipeline on this machine, without cloud or GitLab.
+    """
+
+
+def doorman(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a console and signals, and turn its failure into a message and an exit code."""
+
+    @wraps(command)
+    def guarded(**options: Any) -> None:
+        from glgpu.errors import Failure
+        from glgpu.processes import Interrupts
+        from glgpu.settings import process_environment
+        from glgpu.wiring import make_console
+
+        console = make_console(process_environment())
+        interrupts = Interrupts()
+        interrupts.install()
+        try:
+            command(console=console, interrupts=interrupts, **options)
+        except Failure as failure:
+            console.failure(failure)
+            sys.exit(failure.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            console.say("glgpu: ended at the keyboard")
+            sys.exit(19)
+        except Exception as error:
+            import traceback
+
+            from glgpu.console import bug
+
+            console.failure(bug(error, traceback.format_exc()))
+            sys.exit(1)
+
+    return guarded
+
+
+def settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that reads glgpu.yml."""
+    command = click.option(
+        "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated."
+    )(command)
+    return click.option("--config", metavar="FILE", help="Path of glgpu.yml in the repository.  [default: glgpu.yml]")(
+        command
+    )
+
+
+def staged(console: Console, stage: Callable[[Run], None], **options: Any) -> None:
+    """Wire a run, play one stage on it, and clear its scratch folder away.
+
+    After a signal the folder stays: it holds the key with which a cancelled job's after_script gets in.
+    """
+    from glgpu.errors import ErrorClass, Failure
+    from glgpu.settings import process_environment
+    from glgpu.wiring import clear_scratch, make_run
+
+    run = make_run(console, process_environment(), Path.cwd(), **options)
+    try:
+        stage(run)
+    except Failure as failure:
+        run.record.add("failed", failure=failure.klass, cause=failure.cause, exit_code=failure.exit_code)
+        if failure.klass is not ErrorClass.INTERRUPTED:
+            clear_scratch(run)
+        raise
+    clear_scratch(run)
+
+
+@cli.command()
+@click.option("--home", metavar="GROUP/PROJECT", help="Where your copy of glgpu lives on your GitLab.")
+@click.option("--ref", default="main", show_default=True, help="Branch or tag of it.")
+@click.option("--image", help="Job image.  [default: the one that the home's pipeline builds]")
+@click.option("--google-project", help="Google Cloud project.")
+@click.option("--train-image", help="Container image in which the training runs.")
+@click.option("--command", help="Command of the training.")
+@click.option("--outputs", help="Files and folders that it leaves, by comma.")
+@click.option("--folder", default=".", show_default=True, help="The repository that shall use glgpu.")
+@doorman
+def init(console: Console, interrupts: Interrupts, folder: str, ref: str, **answers: str | None) -> None:
+    """Write glgpu.yml and the include into a repository; nothing is overwritten.
+
+    Example: glgpu init --home group/glgpu --google-project my-dl
+    """
+    from glgpu.stages.init import Answers
+    from glgpu.stages.init import init as stage
+
+    del interrupts
+
+    def ask(question: str, default: str) -> str:
+        return str(click.prompt(question, default=default or None))
+
+    outcome = stage(Path(folder), Answers(ref=ref, **answers), ask)
+    for path in outcome.written:
+        console.say(f"written: {path}")
+    for path in outcome.kept:
+        console.say(f"kept as it was: {path}")
+    for line in outcome.needed:
+        console.say(line)
+
+
+@cli.command()
+@settings_options
+@doorman
+def provision(console: Console, interrupts: Interrupts, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Bring up the run's VM and leave it ready: reachable, with its GPU.
+
+    Example: glgpu provision --set machine.spot=never
+    """
+    from glgpu.stages.provision import provision as stage
+
+    del interrupts
+    staged(console, stage, config=config, overrides=overrides)
+
+
+@cli.command()
+@settings_options
+@doorman
+def authorize(console: Console, interrupts: Interrupts, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Bring exactly this commit onto the run's VM; train does it by itself.
+
+    Example: glgpu authorize --set code=deploy-key
+    """
+    from glgpu.stages.authorize import authorize as stage
+
+    del interrupts
+    staged(console, stage, config=config, overrides=overrides)
+
+
+@cli.command()
+@settings_options
+@doorman
+def train(console: Console, interrupts: Interrupts, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Train on the VM with a live log and bring the weights to outputs/.
+
+    Example: glgpu train --set "train.command=python train.py --epochs 3"
+    """
+    from glgpu.stages.train import train as stage
+
+    del interrupts
+    staged(console, stage, config=config, overrides=overrides)
+
+
+@cli.command()
+@click.option("--cloud-only", is_flag=True, help="What a cancelled job can still do: save, delete, be gone.")
+@click.option("--branch", is_flag=True, help="Every run of this kind on this branch.")
+@settings_options
+@doorman
+def destroy(
+    console: Console,
+    interrupts: Interrupts,
+    cloud_only: bool,
+    branch: bool,
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """End the run: save what is not home, remove everything, prove it.
+
+    Example: glgpu destroy --branch
+    """
+    from glgpu.stages.destroy import destroy as stage
+    from glgpu.stages.destroy import destroy_branch, destroy_cloud_only
+    from glgpu.wiring import under_name
+
+    del interrupts
+    if cloud_only and branch:
+        raise click.UsageError("--cloud-only and --branch exclude each other")
+
+    def every(run: Run) -> None:
+        def named(name: RunName) -> Run:
+            return under_name(run, name)
+
+        destroy_branch(run, named)
+
+    chosen = destroy_cloud_only if cloud_only else every if branch else stage
+    staged(console, chosen, config=config, overrides=overrides, needs_settings=False)
+
+
+@cli.command()
+@settings_options
+@doorman
+def run(console: Console, interrupts: Interrupts, config: str | None, overrides: tuple[str, ...]) -> None:
+    """The whole life cycle from a laptop: provision, train, destroy.
+
+    Example: glgpu run --set machine.zones=europe-west1-b
+    """
+    from glgpu.life_cycle import whole_life
+
+    def give_up() -> bool:
+        if not sys.stdin.isatty():
+            return True
+        if click.confirm("End the training and tear everything down?", default=True):
+            return True
+        interrupts.rearm()
+        return False
+
+    staged(console, lambda one: whole_life(one, give_up), config=config, overrides=overrides)
+
+
+@cli.command()
+@click.argument("path", required=False, type=click.Path(exists=True, file_okay=False))
+@click.option("--fault", "faults", multiple=True, metavar="NAME", help="Let this go wrong; may be repeated.")
+@click.option("--list-faults", is_flag=True, help="Every fault with the exit code that it has to end with.")
+@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+@click.option("--image", help="Container image to train in, instead of what PATH asks for.")
+@click.option("--keep", is_flag=True, help="Keep the rehearsal's folder, to look at.")
+@click.option("--clean", is_flag=True, help="Reap what a killed rehearsal left behind.")
+@click.option("--serve", is_flag=True, help="Only run the stand-ins; prints one line of JSON.")
+@doorman
+def rehearse(console: Console, interrupts: Interrupts, **options: Any) -> None:
+    """Play a repository's whole pipeline on this machine, without cloud or GitLab.
+
+    PATH is the folder of a repository with a glgpu.yml; by default the example is played.
+
+    Example: glgpu rehearse --fault train-fails
+    """
+    from glgpu.errors import ErrorClass, Failure
+
+    del interrupts
+    try:
+        from glgpu.rehearsal.command import rehearse as play
+    except ImportError as error:
+        raise Failure(
+            ErrorClass.TOOL_MISSING,
+            f"rehearsals need more than glgpu alone: {error}",
+            "pip install 'glgpu[rehearsal]'",
+        ) from None
+    sys.exit(play(console, **options))
+
+
+def main() -> None:
+    """The console script."""
+    cli(prog_name="glgpu")

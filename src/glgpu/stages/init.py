@@ -1,0 +1,462 @@
+"""``glgpu init``: a commented glgpu.yml and the include in .gitlab-ci.yml, with nothing overwritten.
+
+An existing .gitlab-ci.yml is edited as text, so that its comments and its formatting stay, and the result is parsed
+again: every other key must mean what it meant before, else nothing is written and the lines to paste are shown.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glgpu import __version__
+from glgpu.errors import ErrorClass, Failure
+
+Ask = Callable[[str, str], str]
+"""Puts a question with a default (empty: there is none) to the user and returns the answer."""
+
+TRAIN_FILE = "ci/train.yml"
+STAGES = ("provision", "train", "destroy")
+JOBS = (*STAGES, "stop")
+GITLAB_STAGES = ["build", "test", "deploy"]
+"""What GitLab assumes where nothing sets ``stages`` (https://docs.gitlab.com/ci/yaml/#stages)."""
+ALWAYS_THERE = (".pre", ".post")
+FALLBACK_PREFIX = "gpu-"
+"""Put before our job and stage names where the pipeline uses one of them already."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is known beforehand; None is asked for when it is needed.
+
+    Attributes:
+        home: Path of glgpu's home on this GitLab, such as ``group/glgpu``.
+        ref: Branch or tag of the home to include.
+        image: Job image; None: the one that the home's own pipeline pushes.
+        google_project: Google Cloud project; empty: the CI variable GLGPU_PROJECT says it.
+        train_image: Container image of the training.
+        command: Command of the training.
+        outputs: What the training leaves, by comma.
+    """
+
+    home: str | None = None
+    ref: str = "main"
+    image: str | None = None
+    google_project: str | None = None
+    train_image: str | None = None
+    command: str | None = None
+    outputs: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What ``init`` did.
+
+    Attributes:
+        written: Files that are new or changed.
+        kept: Files that stayed as they were.
+        needed: What remains to be done by hand, a line each.
+    """
+
+    written: tuple[Path, ...]
+    kept: tuple[Path, ...]
+    needed: tuple[str, ...]
+
+
+def init(folder: Path, answers: Answers, ask: Ask) -> Outcome:
+    """Make a repository use glgpu.
+
+    Args:
+        folder: Root of the repository.
+        answers: What is known beforehand.
+        ask: Called for the rest, and only for what is needed.
+
+    Raises:
+        Failure: USAGE for an answer that cannot be; CONFIG where .gitlab-ci.yml cannot be edited safely, with the
+            lines to paste as evidence. Nothing is written then.
+    """
+    if not folder.is_dir():
+        raise Failure(ErrorClass.USAGE, f"{folder} is not a folder", "name the root of your repository with --folder")
+    questions = _Questions(answers, ask)
+    settings, pipeline = folder / "glgpu.yml", folder / ".gitlab-ci.yml"
+    old = _read(pipeline)
+    texts = {pipeline: _with_include(old, questions)}
+    if not settings.exists():
+        texts[settings] = _settings_text(questions)
+    written = tuple(path for path, text in texts.items() if text != (old if path == pipeline else None))
+    for path in written:
+        try:
+            path.write_bytes(texts[path].encode())
+        except OSError as error:
+            remedy = "make it writable, then run glgpu init again"
+            raise Failure(ErrorClass.CONFIG, f"{path} cannot be written: {error}", remedy) from None
+    kept = tuple(path for path in (settings, pipeline) if path not in written)
+    return Outcome(written, kept, _needed(questions) if written else ())
+
+
+class _Questions:
+    """The answers, each asked for at most once."""
+
+    def __init__(self, answers: Answers, ask: Ask) -> None:
+        self._answers = answers
+        self._ask = ask
+        self._known: dict[str, str] = {}
+
+    def _get(self, key: str, question: str, default: str = "", *, valid: str = r".+") -> str:
+        if key not in self._known:
+            given = getattr(self._answers, key, None)
+            answer = (self._ask(question, default) if given is None else given).strip()
+            if not re.fullmatch(valid, answer):
+                raise Failure(ErrorClass.USAGE, f"{answer!r} is no answer to: {question}", "run glgpu init again")
+            self._known[key] = answer
+        return self._known[key]
+
+    @property
+    def home(self) -> str:
+        return self._get("home", "Path of glgpu's home on this GitLab (group/glgpu)", valid=r"[\w.-]+(/[\w.-]+)+")
+
+    @property
+    def ref(self) -> str:
+        return self._answers.ref
+
+    @property
+    def image(self) -> str:
+        # Registry paths are lower case; $CI_REGISTRY is the host of this GitLab's registry.
+        return self._answers.image or f"$CI_REGISTRY/{self.home.lower()}/job:{__version__}"
+
+    @property
+    def google_project(self) -> str:
+        question = "Google Cloud project (empty: the CI variable GLGPU_PROJECT will say it)"
+        return self._get("google_project", question, valid=r"([a-z][a-z0-9:.-]{1,61}[a-z0-9])?")
+
+    @property
+    def train_image(self) -> str:
+        return self._get("train_image", "Container image of the training (registry.example.com/team/train:latest)")
+
+    @property
+    def command(self) -> str:
+        return self._get("command", "Command of the training", "python train.py")
+
+    @property
+    def outputs(self) -> list[str]:
+        answer = self._get("outputs", "What the training leaves, by comma", "weights/")
+        return [part.strip() for part in answer.split(",") if part.strip()]
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages that files included from elsewhere set: this file alone does not tell."""
+        question = "Stages that the files of your `include` set, by comma"
+        answer = self._get("stages", question, ", ".join(GITLAB_STAGES))
+        return [part.strip() for part in answer.split(",") if part.strip()]
+
+
+def _settings_text(questions: _Questions) -> str:
+    template = resources.files("glgpu").joinpath("templates/glgpu.yml").read_text(encoding="utf-8")
+    project = questions.google_project
+    values = {
+        "@project@": f"project: {_inline(project)}" if project else "#project: null",
+        "@image@": _inline(questions.train_image),
+        "@command@": _inline(questions.command),
+        "@outputs@": _inline(questions.outputs),
+    }
+    return re.sub(r"@\w+@", lambda found: values[found[0]], template)
+
+
+def _needed(questions: _Questions) -> tuple[str, ...]:
+    project = "" if questions.google_project else "GLGPU_PROJECT (the Google Cloud project), and "
+    return (
+        f"In {questions.home}, Settings > CI/CD > Job token permissions: add this repository to the allow-list, so that"
+        " its jobs can pull the job image. Whoever pushes here must be able to read that project.",
+        f"Here, Settings > CI/CD > Variables: {project}"
+        "GLGPU_WIF_PROVIDER with GLGPU_WIF_SERVICE_ACCOUNT, or a key file as GOOGLE_APPLICATION_CREDENTIALS"
+        " (type file, protected).",
+        "Optional, protected and masked: GLGPU_GITLAB_TOKEN, a project access token (Maintainer, api), for Terraform's"
+        " state in GitLab and a deploy key per run.",
+        "Until these are set, the GPU jobs are left out of the pipeline.",
+    )
+
+
+# The pipeline file
+
+WIDE = 10**6
+"""Columns: no line is to be folded."""
+
+
+@dataclass(frozen=True)
+class _Insertion:
+    """Text to put at an index of the file, in place of ``replaced`` characters."""
+
+    index: int
+    text: str
+    replaced: int = 0
+
+
+class _Unsafe(Exception):
+    """Why the file is not edited."""
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(
+            ErrorClass.CONFIG, f"{path} cannot be read: {error}", "make it a readable UTF-8 file, then run it again"
+        ) from None
+
+
+def _with_include(old: str | None, questions: _Questions) -> str:
+    """The text of .gitlab-ci.yml with our include and our stages; unchanged if it has both."""
+    try:
+        before = _parsed(old or "")
+        ours = _our_include(before)
+        prefix = "" if ours else _prefix(before)
+        names = _stage_names(ours) if ours else tuple(prefix + stage for stage in STAGES)
+        missing_stages = _missing_stages(before, names, questions)
+    except _Unsafe as reason:
+        raise _refusal(str(reason), _snippet(questions, "")) from None
+    item = None if ours else _include_item(questions, prefix)
+    if item is None and not missing_stages:
+        return old or ""
+    try:
+        new = _edited(old or "", item, missing_stages, had_stages="stages" in before)
+        _check(before, _parsed(new), item, missing_stages)
+    except _Unsafe as reason:
+        raise _refusal(str(reason), _snippet(questions, prefix)) from None
+    return new
+
+
+def _refusal(reason: str, snippet: str) -> Failure:
+    return Failure(
+        ErrorClass.CONFIG,
+        f".gitlab-ci.yml cannot be edited safely: {reason}",
+        "nothing was written; add the lines below to it by hand, keeping the stages that you have",
+        evidence=snippet,
+    )
+
+
+def _snippet(questions: _Questions, prefix: str) -> str:
+    stages = [*GITLAB_STAGES, *(prefix + stage for stage in STAGES)]
+    return _new_stages(stages) + _new_include(_include_item(questions, prefix))
+
+
+def _include_item(questions: _Questions, prefix: str) -> dict[str, Any]:
+    inputs = {"image": questions.image}
+    if questions.google_project:
+        inputs["google_project"] = questions.google_project
+    if prefix:
+        inputs |= {"prefix": prefix} | {f"stage_{stage}": prefix + stage for stage in STAGES}
+    return {"project": questions.home, "ref": questions.ref, "file": TRAIN_FILE, "inputs": inputs}
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _our_include(pipeline: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The include of our file that is there already, if any."""
+    for item in _as_list(pipeline.get("include")):
+        if isinstance(item, dict):
+            files = [*_as_list(item.get("file")), *_as_list(item.get("local"))]
+            if TRAIN_FILE in [str(file).lstrip("/") for file in files]:
+                return item
+    return None
+
+
+def _stage_names(include: Mapping[str, Any]) -> tuple[str, ...]:
+    inputs = include.get("inputs")
+    given = inputs if isinstance(inputs, dict) else {}
+    return tuple(str(given.get(f"stage_{stage}", stage)) for stage in STAGES)
+
+
+def _prefix(pipeline: Mapping[str, Any]) -> str:
+    """What goes before our names so that none means something else in this pipeline already."""
+    stages = _as_list(pipeline.get("stages"))
+    taken = {str(stage) for stage in stages} | set(pipeline)
+    # All three in order were put there for us.
+    if [stage for stage in stages if stage in STAGES] == list(STAGES):
+        taken -= set(STAGES) - set(pipeline)
+    for prefix in ("", FALLBACK_PREFIX):
+        if not taken & {prefix + name for name in JOBS}:
+            return prefix
+    raise _Unsafe(f"it already uses {', '.join(sorted(taken & {FALLBACK_PREFIX + name for name in JOBS}))}")
+
+
+def _missing_stages(pipeline: Mapping[str, Any], names: tuple[str, ...], questions: _Questions) -> list[str]:
+    """What is to be appended to ``stages``; where there is none, the whole list."""
+    stages = pipeline.get("stages")
+    if stages is None:
+        foreign = [item for item in _as_list(pipeline.get("include")) if item is not _our_include(pipeline)]
+        base = questions.stages if foreign else list(GITLAB_STAGES)
+        for job, stage in _used_stages(pipeline).items():
+            if stage not in (*base, *ALWAYS_THERE):
+                raise _Unsafe(f"the job {job} is in the stage {stage}, and nothing here says where that stage stands")
+        return [*base, *(name for name in names if name not in base)]
+    if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
+        raise _Unsafe("its `stages` is not a plain list of names")
+    missing = [name for name in names if name not in stages]
+    if [stage for stage in [*stages, *missing] if stage in names] != list(names):
+        raise _Unsafe(f"the stages {', '.join(names)} must stand in this order")
+    return missing
+
+
+def _used_stages(pipeline: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        job: body["stage"]
+        for job, body in pipeline.items()
+        if isinstance(body, dict) and isinstance(body.get("stage"), str) and job not in ("default", "variables")
+    }
+
+
+class _Tagged(yaml.SafeLoader):
+    """Plain YAML, with GitLab's own tags (``!reference``) kept as pairs of tag and value."""
+
+
+def _tagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return ("!" + suffix, loader.construct_sequence(node, deep=True))
+    if isinstance(node, yaml.MappingNode):
+        return ("!" + suffix, loader.construct_mapping(node, deep=True))
+    return ("!" + suffix, node.value)
+
+
+_Tagged.add_multi_constructor("!", _tagged)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """The pipeline's own document: the last one, after a ``spec`` header if there is one."""
+    try:
+        documents = list(yaml.load_all(text, Loader=_Tagged))
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+        raise _Unsafe(f"it is not valid YAML ({error})") from None
+    last = documents[-1] if documents else None
+    if last is None:
+        return {}
+    if not isinstance(last, dict):
+        raise _Unsafe("its top level has no keys")
+    return last
+
+
+def _check(before: Mapping[str, Any], after: Mapping[str, Any], item: Any, stages: list[str]) -> None:
+    """Refuse a result that means anything else than the old file plus what was to be added."""
+    wanted = dict(before)
+    if item is not None:
+        wanted["include"] = [*_as_list(before.get("include")), item]
+    if stages:
+        wanted["stages"] = [*_as_list(before.get("stages")), *stages]
+    if after != wanted:
+        raise _Unsafe("its layout does not leave room for an edit that changes nothing else")
+
+
+def _edited(text: str, item: dict[str, Any] | None, stages: list[str], *, had_stages: bool) -> str:
+    documents = list(yaml.compose_all(text, Loader=_Tagged))
+    root = documents[-1] if documents else None
+    end_of_line = "\r\n" if "\r\n" in text else "\n"
+    keys = {}
+    if isinstance(root, yaml.MappingNode):
+        if root.flow_style:
+            raise _Unsafe("its top level stands in braces")
+        keys = {key.value: value for key, value in root.value if isinstance(key, yaml.ScalarNode)}
+    insertions: list[_Insertion] = []
+    new_keys: list[str] = []
+    if stages:
+        if had_stages:
+            insertions.append(_appended(text, keys["stages"], stages))
+        else:
+            new_keys.append(_new_stages(stages))
+    if item is not None:
+        if "include" in keys:
+            insertions += _appended_include(text, keys["include"], item)
+        else:
+            new_keys.append(_new_include(item))
+    for insertion in sorted(insertions, key=lambda i: i.index, reverse=True):
+        rest = text[insertion.index + insertion.replaced :]
+        text = text[: insertion.index] + insertion.text.replace("\n", end_of_line) + rest
+    for lines in new_keys:
+        gap = "" if not text else "\n" if text.endswith("\n") else "\n\n"
+        text += (gap + lines).replace("\n", end_of_line)
+    return text
+
+
+def _new_stages(stages: list[str]) -> str:
+    return f"stages: {_inline(stages)}\n"
+
+
+def _new_include(item: dict[str, Any]) -> str:
+    return "include:\n" + _indented(_block([item]), 2)
+
+
+def _appended(text: str, node: yaml.Node, items: list[Any]) -> _Insertion:
+    """Items after the last one of a list, in the list's own style."""
+    if not isinstance(node, yaml.SequenceNode):
+        raise _Unsafe("its `stages` is not a plain list of names")
+    if node.flow_style:
+        flow = ", ".join(_inline(item) for item in items)
+        if node.value:
+            return _Insertion(node.value[-1].end_mark.index, ", " + flow)
+        return _Insertion(node.end_mark.index - 1, flow)
+    return _lines_after(text, node, _indented(_block(items), node.start_mark.column))
+
+
+def _appended_include(text: str, node: yaml.Node, item: dict[str, Any]) -> list[_Insertion]:
+    if isinstance(node, yaml.SequenceNode):
+        return [_appended(text, node, [item])]
+    ours = _indented(_block([item]), 2)
+    start = node.start_mark.index
+    if isinstance(node, yaml.MappingNode) and not node.flow_style:
+        # One file without a list: the first line gets the dash, the others move along.
+        line = text.rfind("\n", 0, start) + 1
+        last = _last_index(node)
+        moved = [m.start() + 1 for m in re.finditer("\n", text[line:last]) if m.start() + 1 < last - line]
+        return [
+            _Insertion(start, "- "),
+            *(_Insertion(line + offset, "  ") for offset in moved),
+            _lines_after(text, node, _indented(_block([item]), node.start_mark.column)),
+        ]
+    if node.start_mark.index == node.end_mark.index:
+        return [_lines_after(text, node, ours)]
+    blanks = len(text[:start]) - len(text[:start].rstrip(" \t"))
+    return [_Insertion(start - blanks, "\n  - ", replaced=blanks), _lines_after(text, node, ours)]
+
+
+def _lines_after(text: str, node: yaml.Node, lines: str) -> _Insertion:
+    """Whole lines after the last one of a node, behind a comment that ends it."""
+    last = _last_index(node)
+    if last and text[last - 1] == "\n":
+        return _Insertion(last, lines)
+    line_end = text.find("\n", last)
+    if line_end < 0:
+        return _Insertion(len(text), "\n" + lines)
+    return _Insertion(line_end + 1, lines)
+
+
+def _last_index(node: yaml.Node) -> int:
+    """Where a node's own text ends; PyYAML's marks of block collections lie behind what follows them."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _last_index(last[1] if isinstance(node, yaml.MappingNode) else last)
+    return int(node.end_mark.index)
+
+
+def _block(items: list[Any]) -> str:
+    text: str = yaml.safe_dump(items, default_flow_style=False, sort_keys=False, allow_unicode=True, width=WIDE)
+    return text
+
+
+def _inline(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=WIDE)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _indented(text: str, columns: int) -> str:
+    return textwrap.indent(text, " " * columns)

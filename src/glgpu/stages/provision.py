@@ -1,0 +1,31 @@
+"""provision: a VM with its GPU ready, or a reason why not, before anything else costs money."""
+
+from __future__ import annotations
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.run_record import write_atomically
+from glgpu.steps.before_buying import check_before_buying
+from glgpu.steps.context import Run
+from glgpu.steps.ready import ready_vm
+
+DOTENV = "glgpu.env"
+
+
+def provision(run: Run) -> None:
+    """Bring up the run's VM and leave it ready for train.
+
+    Raises:
+        Failure: CONFIG before anything is bought; else what stood in the way.
+    """
+    check_before_buying(run)
+    if run.forge.destroy_is_over(run.job.run):
+        raise Failure(
+            ErrorClass.USAGE,
+            "this pipeline has ended and its destroy job will not run again: a VM brought up now would be nobody's",
+            "start a new pipeline, or retry its train job, which brings up a VM and sees to its end",
+        )
+    with run.console.section("provision", f"A VM for {run.name}"):
+        instance, _ = ready_vm(run)
+    lines = {"GLGPU_INSTANCE": instance.name, "GLGPU_ZONE": instance.zone, "GLGPU_GOOGLE_PROJECT": run.cloud.project}
+    text = "".join(f"{name}={value}\n" for name, value in lines.items())
+    write_atomically(run.job.project_dir / DOTENV, text.encode())

@@ -1,0 +1,144 @@
+"""train: the program runs in the team's image on the VM, its log here, its weights come home."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from glgpu.console import TrainingLog
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import Instance
+from glgpu.settings import read_secret
+from glgpu.steps.before_buying import check_before_buying
+from glgpu.steps.checkout import check_out
+from glgpu.steps.collect import OWN_FOLDER, Home, collect
+from glgpu.steps.container import Container, Ended, Workload
+from glgpu.steps.context import Run, hard_end_of
+from glgpu.steps.door import Guest, Way, log_in, open_door
+from glgpu.steps.ready import claim, ready_vm
+from glgpu.steps.release import release
+from glgpu.steps.tear_down import rescue, tear_down
+
+LOG_FILE = f"{OWN_FOLDER}/train.log"
+
+
+def train(run: Run) -> None:
+    """Train on the run's VM; bring one up, and see to its end, where there is none.
+
+    Raises:
+        Failure: TRAINING_FAILED, OOM, NO_WEIGHTS, PREEMPTED, DISK_FULL, ...
+    """
+    check_before_buying(run)
+    with run.console.section("vm", f"The VM of {run.name}"):
+        instance, mine = ready_vm(run)
+    try:
+        with open_door(run, instance) as way:
+            _train_on(run, instance, way)
+    except Failure as failure:
+        # After a signal there is no time for it here: after_script ends the VM.
+        if mine and failure.klass is not ErrorClass.INTERRUPTED:
+            _see_to_the_end(run)
+        raise
+    if mine:
+        _see_to_the_end(run)
+
+
+def _train_on(run: Run, instance: Instance, way: Way) -> None:
+    work = _workload(run)
+    with run.console.section("code", "Code and container"):
+        guest = log_in(run, instance)
+        claim(run, instance, guest)
+        container = Container(run, guest.machine, instance, way)
+        if container.state() is None:
+            check_out(run, guest.machine, hard_end_of(instance))
+            container.start(work, guest.home)
+        else:
+            run.console.say("the training was started by an earlier job: attaching to it")
+    with run.console.section("training", f"{work.image}: training"):
+        ended = _follow(run, container)
+    with run.console.section("weights", "Weights come home"):
+        home = _bring_home(run, guest, work)
+        release(run, instance, guest)
+    _judge(ended, home, work)
+
+
+def _follow(run: Run, container: Container) -> Ended:
+    path = run.outputs / LOG_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = TrainingLog(run.console, f"outputs/{LOG_FILE}")
+    try:
+        with path.open("wb") as file:
+            ended = container.attach(_Tee(run, log, file))
+    finally:
+        log.close()
+    run.record.add("training-ended", exit_code=ended.code, out_of_memory=ended.out_of_memory)
+    return ended
+
+
+class _Tee:
+    """The output goes to the job log within its budget, and whole to a file."""
+
+    def __init__(self, run: Run, log: TrainingLog, file: BinaryIO) -> None:
+        self._run = run
+        self._log = log
+        self._file: BinaryIO | None = file
+
+    def feed(self, data: bytes) -> None:
+        self._log.feed(data)
+        if self._file is None:
+            return
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            # The training is worth more than its log.
+            self._run.console.say(f"glgpu: outputs/{LOG_FILE} can no longer be written: {error.strerror}")
+            self._file = None
+
+
+def _bring_home(run: Run, guest: Guest, work: Workload) -> Home:
+    home = collect(run, guest.machine, guest.home, work.collect)
+    run.console.say(f"{home.files} files, {home.size} bytes, checked against the VM's checksums, in {run.outputs}")
+    return home
+
+
+def _judge(ended: Ended, home: Home, work: Workload) -> None:
+    if ended.out_of_memory:
+        raise Failure(
+            ErrorClass.OOM,
+            f"the VM ran out of memory: the container was killed (its exit code: {ended.code})",
+            "use a machine.type with more memory, or train with less",
+        )
+    if ended.code != 0:
+        raise Failure(
+            ErrorClass.TRAINING_FAILED,
+            f"the training failed, its exit code is {ended.code}",
+            f"read its last lines above; all of them are in outputs/{LOG_FILE}",
+        )
+    if home.files == 0:
+        raise Failure(
+            ErrorClass.NO_WEIGHTS,
+            f"the training ended well but left nothing in {', '.join(work.collect)}",
+            "let it write there, or name what it writes in train.outputs",
+        )
+
+
+def _workload(run: Run) -> Workload:
+    train = run.settings.train
+    assert train.image is not None  # check_before_buying refuses it
+    return Workload(
+        image=train.image,
+        argv=train.command,
+        environment=train.env,
+        secrets={name: read_secret(name, run.job.variables) for name in train.secrets},
+        collect=train.outputs,
+        base=run.base,
+        gpu="none" not in run.settings.machine.gpu,
+        shm_gb=train.shm_gb,
+    )
+
+
+def _see_to_the_end(run: Run) -> None:
+    """This job brought the VM up: no destroy job may come any more."""
+    with run.console.section("teardown", "This job brought the VM up, so it ends it"):
+        rescue(run, run.settings.limits.rescue_minutes * 60.0)
+        tear_down(run)

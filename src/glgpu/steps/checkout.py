@@ -1,0 +1,141 @@
+"""Bring the code of exactly one commit onto the VM: by a deploy key made there, or from the job's own checkout."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from urllib.parse import quote
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import Machine
+from glgpu.steps.context import Run
+from glgpu.steps.guest import ask, command
+
+REACH_SECONDS = 15
+KEY_MARGIN_SECONDS = 3600.0
+GITLAB_COM_KEYS = ("gitlab.com ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAfuCHKVTjquxvt6CM6tdG4SLp1Btn/nOeHHE5UOzRdf",)
+"""https://docs.gitlab.com/user/gitlab_com/#ssh-known_hosts-entries"""
+
+
+def check_out(run: Run, machine: Machine, hard_end: float) -> None:
+    """Have the run's commit in the VM's ``~/glgpu/code``.
+
+    Raises:
+        Failure: CODE, GITLAB_AUTH, NETWORK, ...
+    """
+    way: str = run.settings.code
+    if way == "auto":
+        way, why = _choose(run, machine)
+        run.console.say(f"code: {way} ({why})")
+    else:
+        run.console.say(f"code: {way}")
+    if way == "deploy-key":
+        _by_deploy_key(run, machine, hard_end)
+    else:
+        _by_job(run, machine)
+    run.record.add("code-checked-out", way=way, commit=run.job.sha)
+
+
+def _choose(run: Run, machine: Machine) -> tuple[str, str]:
+    if not run.forge.may_administer:
+        return "job", "no GLGPU_GITLAB_TOKEN that could register a deploy key"
+    if not _answering_keys(run, machine):
+        return "job", f"the VM does not reach GitLab's SSH port within {REACH_SECONDS} s"
+    return "deploy-key", "the VM reaches GitLab and the token can register a key"
+
+
+def _by_deploy_key(run: Run, machine: Machine, hard_end: float) -> None:
+    known_hosts = _known_hosts(run, machine)
+    public = ask(run, machine, "keygen", doing="making the deploy key on the VM").text.strip()
+    run.forge.add_deploy_key(str(run.name), public, hard_end + KEY_MARGIN_SECONDS)
+    run.record.add("deploy-key-registered", title=str(run.name))
+    url = f"ssh://git@{run.job.ssh_host}:{run.job.ssh_port}/{quote(run.job.project_path)}.git"
+    ask(
+        run,
+        machine,
+        "clone",
+        url,
+        run.job.sha,
+        stdin=known_hosts.encode(),
+        timeout=900,
+        klass=ErrorClass.CODE,
+        doing=f"cloning commit {run.job.sha[:12]} on the VM",
+    )
+
+
+def _by_job(run: Run, machine: Machine) -> None:
+    commit = run.repository.head()
+    if not commit:
+        raise Failure(
+            ErrorClass.CODE,
+            f"{run.job.project_dir} is no git checkout, so there is no code to bring to the VM",
+            "run this where the repository is checked out, or set `code: deploy-key`",
+        )
+    if run.job.sha and commit != run.job.sha:
+        raise Failure(
+            ErrorClass.CODE,
+            f"the checkout is at {commit[:12]}, the pipeline is for {run.job.sha[:12]}",
+            "check GIT_STRATEGY and GIT_CHECKOUT of the job",
+        )
+    changed = run.repository.changed()
+    if changed and not run.job.in_ci:
+        run.console.say(f"{len(changed)} files differ from commit {commit[:12]}; they go to the VM as they are here")
+    for verb, words, write in (
+        ("unpack", (commit,), lambda to: run.repository.write_pack(commit, to)),
+        ("overlay", (), run.repository.write_tar),
+    ):
+        with machine.stream(command(run, verb, *words)) as stream:
+            try:
+                write(stream.stdin)
+                stream.stdin.close()
+            except BrokenPipeError:
+                pass  # the exit code and its reason tell more
+            if stream.wait(900) != 0:
+                raise Failure(
+                    ErrorClass.CODE,
+                    f"the code could not be brought to the VM: {stream.complaint[-300:]}",
+                    "retry the job",
+                    stream.complaint,
+                )
+
+
+def _answering_keys(run: Run, machine: Machine) -> str:
+    done = machine.run(
+        command(run, "reach", run.job.ssh_host, str(run.job.ssh_port), str(REACH_SECONDS)),
+        timeout=REACH_SECONDS + 15,
+    )
+    return done.text if done.code == 0 else ""
+
+
+def _known_hosts(run: Run, machine: Machine) -> str:
+    """GitLab's host keys as known_hosts lines, from a source that is not the connection itself.
+
+    Raises:
+        Failure: CODE, when nobody vouches for them.
+    """
+    host, port = run.job.ssh_host, run.job.ssh_port
+    if run.job.gitlab_host_keys:
+        return run.job.gitlab_host_keys + "\n"
+    if host in ("gitlab.com", "altssh.gitlab.com"):
+        return "\n".join(f"{host} {line.split(' ', 1)[1]}" for line in GITLAB_COM_KEYS) + "\n"
+    published = run.forge.host_key_fingerprints()
+    lines = []
+    for line in _answering_keys(run, machine).splitlines():
+        _, _, key = line.partition(" ")
+        if _fingerprint(key) in published:
+            lines.append(f"{host if port == 22 else f'[{host}]:{port}'} {key}")
+    if not lines:
+        raise Failure(
+            ErrorClass.CODE,
+            f"nobody vouches for the SSH host keys of {host}:{port}: its help page shows none that it answers with",
+            "set GLGPU_GITLAB_HOST_KEYS to its known_hosts lines, or `code: job`",
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _fingerprint(key: str) -> str:
+    try:
+        blob = base64.b64decode(key.split()[1], validate=True)
+    except (IndexError, ValueError):
+        return ""
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")

@@ -1,0 +1,270 @@
+"""The container on the VM: started detached, so that neither job nor runner nor network can end the training."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import Instance, Machine
+from glgpu.masking import StreamMasker
+from glgpu.steps.context import Run, vanished
+from glgpu.steps.door import Way
+from glgpu.steps.guest import ask, command
+from glgpu.steps.log_reader import LogReader
+
+PULL_SECONDS = 1800
+RECONNECT_SECONDS = 600.0
+"""How long a lost VM is looked for before the job gives up; the container goes on meanwhile."""
+STOP_GRACE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What runs on the VM.
+
+    Attributes:
+        image: Container image.
+        argv: Its command.
+        environment: Variables that are no secrets.
+        secrets: Name -> (value, whether the program expects a file).
+        collect: Paths to bring home, below `base`.
+        base: Working directory within the repository.
+        gpu: Whether the container gets the GPUs.
+        shm_gb: Size of /dev/shm; None: the host's IPC namespace.
+    """
+
+    image: str
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    secrets: Mapping[str, tuple[str, bool]] = field(repr=False)
+    collect: Sequence[str]
+    base: str
+    gpu: bool
+    shm_gb: float | None
+
+
+class Sink(Protocol):
+    """Takes the container's output, masked."""
+
+    def feed(self, data: bytes) -> None:
+        """Take more of it."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the container ended.
+
+    Attributes:
+        code: Its exit code.
+        out_of_memory: Whether the kernel ended it for want of memory.
+    """
+
+    code: int
+    out_of_memory: bool
+
+
+class Container:
+    """The run's one container.
+
+    Args:
+        run: The run.
+        machine: The VM.
+        instance: The same VM as Compute Engine knows it.
+        way: Opens the door again when this job's address changes.
+    """
+
+    def __init__(self, run: Run, machine: Machine, instance: Instance, way: Way) -> None:
+        self._run = run
+        self._machine = machine
+        self._instance = instance
+        self._way = way
+
+    def state(self) -> dict[str, Any] | None:
+        """The engine's word on the container; None where there is none.
+
+        Raises:
+            Failure: SSH.
+        """
+        done = ask(self._run, self._machine, "state", doing="asking for the container")
+        return _json_line(done.text)
+
+    def start(self, work: Workload, home: str) -> None:
+        """Pull the image, hand over the secrets and start; returns once the container runs.
+
+        Raises:
+            Failure: IMAGE_PULL, DRIVER, SSH, ...
+        """
+        run, machine, name = self._run, self._machine, str(self._run.name)
+        ask(run, machine, "wall", doing="keeping containers away from the metadata server")
+        pinned = self._pull(work.image)
+        memory = f"/dev/shm/{name}/run"
+        ask(run, machine, "secrets", stdin=_secrets(work, memory), doing="handing over the environment")
+        code = f"{home}/code"
+        argv = [
+            "--init",
+            "--name",
+            name,
+            "--workdir",
+            f"{code}/{work.base}".rstrip("/"),
+            "--label",
+            f"glgpu-run={name}",
+        ]
+        argv += ["--gpus", "all"] if work.gpu else []
+        argv += ["--ipc=host"] if work.shm_gb is None else ["--shm-size", f"{work.shm_gb:g}g"]
+        # The same paths inside as outside: what an error message names can be looked at on the VM.
+        argv += ["-v", f"{code}:{code}", "-v", f"{memory}:{memory}:ro"]
+        argv += [pinned, "/bin/sh", f"{memory}/start", *work.argv]
+        ask(
+            run,
+            machine,
+            "start",
+            *argv,
+            timeout=300,
+            klass=ErrorClass.IMAGE_PULL,
+            doing=f"starting {work.image}",
+        )
+        run.record.add("container-started", image=work.image, pinned=pinned)
+
+    def attach(self, sink: Sink) -> Ended:
+        """Follow the container's output to its end, through whatever happens to the connection.
+
+        Raises:
+            Failure: PREEMPTED or OUT_OF_TIME when the VM is gone, SSH when it cannot be reached any more.
+        """
+        run, reader, masker = self._run, LogReader(), StreamMasker(self._run.console.masker)
+        lost_since: float | None = None
+        while True:
+            reader.connection()
+            with self._machine.stream(command(run, "logs", reader.since)) as stream:
+                for data in stream.chunks():
+                    lost_since = None
+                    for new in reader.feed(data):
+                        sink.feed(masker.feed(new))
+                code = stream.wait(30)
+                said = stream.complaint
+            if code != 255:
+                ended = self._ended()
+                if ended is not None:
+                    sink.feed(masker.flush())
+                    return ended
+            lost_since = self._lost(lost_since, said)
+
+    def stop(self, grace: int = STOP_GRACE_SECONDS) -> None:
+        """SIGTERM, and SIGKILL after ``grace`` seconds."""
+        ask(self._run, self._machine, "stop", str(grace), timeout=grace + 30, doing="stopping the container")
+
+    def _ended(self) -> Ended | None:
+        try:
+            state = self.state()
+        except Failure as failure:
+            if failure.klass is not ErrorClass.SSH:
+                raise
+            return None
+        if state is None:
+            raise Failure(
+                ErrorClass.TRAINING_FAILED,
+                "the container is no longer on the VM: somebody removed it",
+                "retry the job",
+            )
+        if state.get("Running"):
+            return None
+        return Ended(int(state.get("ExitCode", 1)), bool(state.get("OOMKilled")))
+
+    def _lost(self, since: float | None, said: str) -> float:
+        """The connection broke: is the VM still there, and are we still allowed in? Then once more."""
+        run = self._run
+        now = run.clock.now()
+        if since is None:
+            run.console.say("glgpu: the connection to the VM was lost; the training goes on, connecting again")
+            run.record.add("connection-lost", said=said[-200:])
+        gone = vanished(run, self._instance)
+        if gone is not None:
+            raise gone
+        if since is not None and now - since > RECONNECT_SECONDS:
+            raise Failure(
+                ErrorClass.SSH,
+                f"the VM runs but cannot be reached since {RECONNECT_SECONDS / 60:.0f} minutes: {said[-200:]}",
+                "retry the job: it attaches to the training, which goes on",
+            )
+        self._way.again()
+        run.clock.sleep(1.0)
+        return now if since is None else since
+
+    def _pull(self, image: str) -> str:
+        """Have the image on the VM and resolve it, once, to what exactly it is."""
+        run, machine = self._run, self._machine
+        host, logins = _registry(image), run.job.registry_logins
+        login = logins.get(host) or logins.get("")
+        if login:
+            user, password = login
+            ask(
+                run,
+                machine,
+                "login",
+                host,
+                user,
+                stdin=password.encode(),
+                klass=ErrorClass.IMAGE_PULL,
+                doing=f"logging in to {host}",
+            )
+        try:
+            done = ask(
+                run,
+                machine,
+                "pull",
+                image,
+                timeout=PULL_SECONDS,
+                klass=ErrorClass.IMAGE_PULL,
+                doing=f"pulling {image}",
+            )
+        finally:
+            if login:
+                machine.run(command(run, "logout", host))
+        found = _json_line(done.text) or {}
+        digests = found.get("RepoDigests") or []
+        # An image that was never pulled (baked into the boot image) has no digest: its own id is as exact.
+        return str(digests[0] if digests else found.get("Id") or image)
+
+
+def _registry(image: str) -> str:
+    """The host part of an image reference (https://docs.docker.com/reference/cli/docker/image/tag/)."""
+    first, slash, _ = image.partition("/")
+    return first if slash and ("." in first or ":" in first or first == "localhost") else "docker.io"
+
+
+def _json_line(text: str) -> dict[str, Any] | None:
+    for line in reversed(text.splitlines()):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            return found
+    return None
+
+
+def _secrets(work: Workload, memory: str) -> bytes:
+    """A tar of the environment, of secrets that are files, and of the line that starts the program."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in work.environment.items()]
+    files = {}
+    for name, (value, is_file) in work.secrets.items():
+        if is_file:
+            files[f"files/{name}"] = value
+            value = f"{memory}/files/{name}"
+        lines.append(f"export {name}={shlex.quote(value)}")
+    files["env"] = "\n".join(lines) + "\n"
+    files["start"] = f'. {shlex.quote(memory)}/env\nexec "$@"\n'
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, text in files.items():
+            data = text.encode("utf-8", "surrogateescape")
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(data), 0o644
+            archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()

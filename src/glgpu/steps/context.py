@@ -1,0 +1,107 @@
+"""One run as its steps see it: values, clients behind their protocols, and where to report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from glgpu.clock import Clock
+from glgpu.console import Console
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import Cloud, Connect, Forge, Instance, Repository, StackFor
+from glgpu.job import Job
+from glgpu.run_names import RunName
+from glgpu.run_record import RunRecord
+from glgpu.settings import Settings
+
+SETTINGS_ITEM = "glgpu-settings"
+"""Metadata item in which bring-up leaves, for jobs without glgpu.yml, what a teardown has to know."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        name: Its identity.
+        job: What GitLab told this process.
+        settings: What the team set.
+        base: Folder of glgpu.yml within the repository; empty: its root.
+        cloud: Compute Engine.
+        forge: GitLab.
+        connect: Opens the way to a VM.
+        stack_for: Makes a Terraform.
+        make_login_key: Makes the key that opens the VM, in a folder; returns its public half.
+        repository: The checkout this process stands in.
+        caller_address: Tells the public IPv4 address of this machine.
+        console: Where messages go.
+        record: The run record.
+        clock: Time.
+    """
+
+    name: RunName
+    job: Job
+    settings: Settings
+    base: str
+    cloud: Cloud
+    forge: Forge
+    connect: Connect
+    stack_for: StackFor
+    make_login_key: Callable[[Path, str], str]
+    repository: Repository
+    caller_address: Callable[[Settings, Job], str]
+    console: Console
+    record: RunRecord
+    clock: Clock
+
+    @property
+    def outputs(self) -> Path:
+        """Where things come home to."""
+        return self.job.project_dir / "outputs"
+
+    def knowing(self, instance: Instance) -> Run:
+        """This run with the settings that bring-up left on the VM; unchanged where there are none."""
+        try:
+            left = json.loads(instance.metadata.get(SETTINGS_ITEM, ""))
+            return replace(self, settings=Settings.model_validate(left["settings"]), base=str(left["base"]))
+        except (ValueError, KeyError, TypeError):
+            return self
+
+
+def left_settings(run: Run, hard_end: float) -> str:
+    """What a teardown without glgpu.yml has to know; nothing secret, since everyone on the VM can read it."""
+    whole = run.settings.model_dump(mode="json")
+    kept: dict[str, Any] = {key: whole[key] for key in ("project", "network", "limits", "state")}
+    kept["train"] = {key: whole["train"][key] for key in ("outputs", "checkpoints", "on_cancel")}
+    return json.dumps({"base": run.base, "hard_end": int(hard_end), "settings": kept}, separators=(",", ":"))
+
+
+def hard_end_of(instance: Instance) -> float:
+    """Unix time at which Compute Engine deletes the VM; infinite where bring-up's word on it is missing."""
+    try:
+        return float(json.loads(instance.metadata.get(SETTINGS_ITEM, ""))["hard_end"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def vanished(run: Run, instance: Instance) -> Failure | None:
+    """Why a VM is no longer there to talk to; None while it runs."""
+    now = run.cloud.get(instance.name, instance.zone)
+    if now is not None and now.status == "RUNNING":
+        return None
+    status = now.status if now is not None else "gone"
+    if run.clock.now() >= hard_end_of(instance) - 30:
+        return Failure(
+            ErrorClass.OUT_OF_TIME,
+            f"the VM {instance.name} reached its hard end",
+            "raise machine.max_hours and the jobs' timeouts, or train for a shorter time",
+        )
+    return Failure(
+        ErrorClass.PREEMPTED,
+        f"the VM {instance.name} is {status}: preempted, or ended by somebody else",
+        "retry the job; `spot: never` buys a VM that is not preempted",
+    )

@@ -1,0 +1,214 @@
+"""Access: who may reach the run's VM, and how a job gets in.
+
+Two firewall rules a run, made through the API: one keeps everybody out, above whatever the network lets in by default;
+one lets the listed callers in. Jobs and laptops come from different addresses, so each opens the door for itself and
+closes it again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import IPv4Address
+
+from glgpu.clock import poll
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import FirewallRule, Instance, Machine
+from glgpu.resources import resource_text
+from glgpu.steps.context import Run, vanished
+
+NOBODY = "192.0.2.1/32"
+"""A documentation address (RFC 5737): a rule without sources would let everybody in."""
+IAP_RANGE = "35.235.240.0/20"
+"""Where Identity-Aware Proxy connects from (https://cloud.google.com/iap/docs/using-tcp-forwarding)."""
+USER = "glgpu"
+KEY_SECONDS = 4 * 3600
+BOOT_SECONDS = 180.0
+LOGIN_SECONDS = 120.0
+"""A key counts only from the guest agent's next poll, so a refused key is no failure at first."""
+HOST_KEY_ITEM = "glgpu-host-key"
+SSH_PORT_ITEM = "glgpu-ssh-port"
+_HOST_KEY = re.compile(r"[A-Za-z0-9+/]{40,200}={0,2}")
+
+
+class Way:
+    """The way to one VM for one caller; `again` finds it anew after the caller's own address has changed."""
+
+    def __init__(self, run: Run, instance: Instance) -> None:
+        self._run = run
+        self._instance = instance
+        self._sources: list[str] = []
+
+    def open(self) -> None:
+        """Make both rules if they are missing and add this caller to the one that lets in."""
+        run, name = self._run, self._run.name
+        network = run.settings.network.name
+        deny = FirewallRule(name.closed_rule, "deny", ("0.0.0.0/0",), str(name), 900, network)
+        allow = FirewallRule(
+            str(name), "allow", (NOBODY,), str(name), 800, network, (ssh_port_of(self._instance),), True
+        )
+        for rule in (deny, allow):
+            if run.cloud.rule(rule.name) is None:
+                run.cloud.create_rule(rule)
+        self._sources = _sources(run)
+        self._change(add=self._sources)
+        run.record.add("door-opened", sources=self._sources)
+
+    def again(self) -> None:
+        """Open the door for the address that this caller has now."""
+        now = _sources(self._run)
+        if now != self._sources:
+            self._run.console.say(f"this job's own address is now {', '.join(now)}: opening the door for it")
+            self._change(add=now, remove=self._sources)
+            self._sources = now
+
+    def close(self) -> None:
+        """Take this caller off the list; the last one out leaves a rule that lets nobody in."""
+        self._change(remove=self._sources)
+
+    def _change(self, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+        rule = self._run.cloud.rule(str(self._run.name))
+        if rule is None:
+            return
+        left = [source for source in rule.sources if source != NOBODY and source not in remove]
+        wanted = list(dict.fromkeys([*left, *add]))
+        if wanted != list(rule.sources) or rule.disabled == bool(wanted):
+            self._run.cloud.change_rule(str(self._run.name), wanted or [NOBODY], disabled=not wanted)
+
+
+@contextmanager
+def open_door(run: Run, instance: Instance) -> Iterator[Way]:
+    """Let this caller in for the length of a block.
+
+    After a signal the door stays open: after_script of a cancelled job comes from the same machine and has seconds.
+    """
+    way = Way(run, instance)
+    way.open()
+    try:
+        yield way
+    except Failure as failure:
+        if failure.klass is not ErrorClass.INTERRUPTED:
+            _close_quietly(run, way)
+        raise
+    except BaseException:
+        _close_quietly(run, way)
+        raise
+    else:
+        way.close()
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A VM that lets us in.
+
+    Attributes:
+        machine: The way to run commands there.
+        home: glgpu's folder there.
+    """
+
+    machine: Machine
+    home: str
+
+
+def log_in(run: Run, instance: Instance, *, seconds: float = LOGIN_SECONDS) -> Guest:
+    """Bring a login key in, pin the host key, wait until the VM lets us in, and hand it the helper.
+
+    Raises:
+        Failure: SSH, with the end of the serial console; PREEMPTED when the VM has vanished.
+    """
+    key = run.make_login_key(run.job.scratch, str(run.name))
+    expires = datetime.fromtimestamp(run.clock.now() + KEY_SECONDS, UTC).strftime("%Y-%m-%dT%H:%M:%S+0000")
+    entry = f"{USER}:{key} google-ssh {json.dumps({'userName': USER, 'expireOn': expires}, separators=(',', ':'))}"
+    host_key = _host_key(run, instance)
+
+    def with_key(items: dict[str, str]) -> dict[str, str]:
+        others = [line for line in items.get("ssh-keys", "").splitlines() if line and key not in line]
+        return {**items, "ssh-keys": "\n".join([*others, entry]), HOST_KEY_ITEM: host_key}
+
+    run.cloud.edit_metadata(instance.name, instance.zone, with_key)
+    current = run.cloud.get(instance.name, instance.zone) or instance
+    address = current.internal_address if run.settings.network.access == "iap" else current.address
+    machine = run.connect(address or current.internal_address, int(ssh_port_of(current)), run.job.scratch, host_key)
+    said = ""
+
+    def greet() -> str | None:
+        nonlocal said
+        done = machine.run(
+            f"mkdir -p glgpu && cat > glgpu/helper && sh glgpu/helper hello {run.name}",
+            stdin=resource_text("vm/helper.sh"),
+            timeout=30,
+        )
+        said = done.complaint or f"exit code {done.code}"
+        if done.code == 255 and (gone := vanished(run, current)):
+            raise gone
+        return done.text.strip() if done.code == 0 else None
+
+    home = poll(run.clock, greet, seconds=seconds, every=1.0)
+    if home is None:
+        raise Failure(
+            ErrorClass.SSH,
+            f"the VM {instance.name} runs but does not let us in: {said}",
+            "look at its serial console above; check that the boot image runs Google's guest agent and an SSH server",
+            run.cloud.serial_output(instance.name, instance.zone),
+        )
+    return Guest(machine, home)
+
+
+def ssh_port_of(instance: Instance) -> str:
+    """The port of the VM's SSH server."""
+    return instance.metadata.get(SSH_PORT_ITEM, "22")
+
+
+def _host_key(run: Run, instance: Instance) -> str:
+    """The VM's host key: read once from guest attributes, right after boot, and kept in the instance's metadata.
+
+    Any process on the VM can overwrite guest attributes later; metadata it cannot.
+    """
+    current = run.cloud.get(instance.name, instance.zone)
+    kept = current.metadata.get(HOST_KEY_ITEM, "") if current else ""
+    if kept:
+        return kept
+
+    def published() -> str | None:
+        key = run.cloud.guest_attributes(instance.name, instance.zone, "hostkeys").get("ssh-ed25519", "").strip()
+        if not key and (gone := vanished(run, instance)):
+            raise gone
+        return key or None
+
+    found = poll(run.clock, published, seconds=BOOT_SECONDS, every=1.0)
+    if found is None or not _HOST_KEY.fullmatch(found):
+        raise Failure(
+            ErrorClass.SSH,
+            f"the VM {instance.name} published no host key within {BOOT_SECONDS:.0f} s",
+            "use a boot image with Google's guest agent; the policy disableGuestAttributesAccess must be off",
+            run.cloud.serial_output(instance.name, instance.zone),
+        )
+    return f"ssh-ed25519 {found}"
+
+
+def _sources(run: Run) -> list[str]:
+    network = run.settings.network
+    if network.access == "iap":
+        return [IAP_RANGE]
+    if network.allow != "auto":
+        return list(network.allow)
+    address = run.caller_address(run.settings, run.job)
+    try:
+        return [f"{IPv4Address(address)}/32"]
+    except ValueError:
+        raise Failure(
+            ErrorClass.CONFIG,
+            f"this machine's own public address is said to be {address!r}, which is no IPv4 address",
+            "set network.allow to the ranges your runners use, or network.echo to another service",
+        ) from None
+
+
+def _close_quietly(run: Run, way: Way) -> None:
+    try:
+        way.close()
+    except Failure as failure:
+        run.console.say(f"the door could not be closed: {failure}; destroy removes its rules")

@@ -1,0 +1,25 @@
+"""Give the GPU back as soon as everything is home and checked; what else the run left, destroy removes and proves."""
+
+from __future__ import annotations
+
+from glgpu.errors import Failure
+from glgpu.interfaces import Instance
+from glgpu.steps.context import Run
+from glgpu.steps.door import Guest
+from glgpu.steps.guest import ask
+
+
+def release(run: Run, instance: Instance, guest: Guest) -> None:
+    """Note that all is home, wipe the VM, and ask Compute Engine to delete it.
+
+    A refusal is only said: the destroy stage insists, and proves.
+    """
+    try:
+        ask(run, guest.machine, "set-home", doing="noting that the outputs are home")
+        ask(run, guest.machine, "wipe", doing="wiping the VM")
+        run.cloud.delete_instance(instance.name, instance.zone, wait=False)
+    except Failure as failure:
+        run.console.say(f"the VM could not be released: {failure.cause}; destroy will end it")
+        return
+    run.record.add("gpu-released", instance=instance.name)
+    run.console.say(f"the VM {instance.name} is released")

@@ -1,0 +1,1 @@
+"""What glgpu brings onto a VM: one POSIX-sh helper."""

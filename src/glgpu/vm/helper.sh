@@ -1,0 +1,189 @@
+#!/bin/sh
+# glgpu's one helper on the VM. Called over SSH as the login user, as: sh helper VERB RUN ARGUMENT...
+# Prints facts on standard output and reasons on standard error. Secrets come by standard input alone, and are
+# kept in memory (/dev/shm), never on the disk.
+set -eu
+umask 077
+
+verb=$1
+run=$2
+shift 2
+home=$HOME/glgpu
+code=$home/code
+memory=/dev/shm/$run
+export DOCKER_CONFIG="$memory/docker"
+export GIT_TERMINAL_PROMPT=0 GIT_CONFIG_NOSYSTEM=1
+
+engine() { sudo -n env DOCKER_CONFIG="$DOCKER_CONFIG" docker "$@"; }
+
+# Keep the code readable for containers that do not run as root.
+readable() { chmod -R u+rwX,go+rX "$code"; chmod 711 "$HOME" "$home"; }
+
+wall() {
+    # Containers must not reach the metadata server: it hands out tokens where the VM has a service account. Port 53
+    # of the same address is the VM's name server.
+    tool=$1
+    address=$2
+    # A guest without IPv6 has no tables for it, and no way to that address either.
+    [ "$tool" = iptables ] || sudo -n "$tool" -w -S >/dev/null 2>&1 || return 0
+    sudo -n "$tool" -w -N DOCKER-USER 2>/dev/null || true
+    for protocol in udp tcp; do
+        sudo -n "$tool" -w -C DOCKER-USER -d "$address" -p "$protocol" --dport 53 -j RETURN 2>/dev/null ||
+            sudo -n "$tool" -w -I DOCKER-USER -d "$address" -p "$protocol" --dport 53 -j RETURN
+    done
+    sudo -n "$tool" -w -C DOCKER-USER -d "$address" -j REJECT 2>/dev/null && return 0
+    # Behind the two exceptions, which stand first.
+    sudo -n "$tool" -w -I DOCKER-USER 3 -d "$address" -j REJECT
+}
+
+case $verb in
+hello)
+    mkdir -p "$home"
+    # Traversable, so that a container's own user reaches its part; what is secret has its own mode.
+    mkdir -p "$DOCKER_CONFIG"
+    chmod 711 "$memory"
+    echo "$home"
+    ;;
+gpu)
+    # gpu COUNT: what nvidia-smi sees.
+    seen=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader)
+    printf '%s\n' "$seen"
+    [ "$(printf '%s\n' "$seen" | grep -c .)" -ge "$1" ] || {
+        echo "nvidia-smi shows fewer than $1 GPUs" >&2
+        exit 1
+    }
+    ;;
+engine)
+    engine version --format '{{.Server.Version}}'
+    ;;
+ends)
+    # ends MINUTES: power off then, if nobody says otherwise.
+    sudo -n shutdown -P "+$1" >/dev/null 2>&1
+    ;;
+wall)
+    wall iptables 169.254.169.254/32
+    wall ip6tables fd20:ce::254/128
+    ;;
+reach)
+    # reach HOST PORT SECONDS: the SSH host keys that answer there, if anything does.
+    ssh-keyscan -T "$3" -p "$2" "$1" 2>/dev/null | grep -v '^#'
+    ;;
+keygen)
+    key=$home/deploy-key
+    [ -s "$key.pub" ] || { rm -f "$key" && ssh-keygen -q -t ed25519 -N '' -C "$run" -f "$key" </dev/null; }
+    cut -d ' ' -f 1,2 "$key.pub"
+    ;;
+clone)
+    # clone URL SHA SUBMODULES; known hosts by standard input.
+    cat >"$home/known_hosts"
+    # shellcheck disable=SC2089 # git gives it to a shell, which reads the quotes
+    GIT_SSH_COMMAND="ssh -F /dev/null -i '$home/deploy-key' -o IdentitiesOnly=yes -o BatchMode=yes \
+-o UserKnownHostsFile='$home/known_hosts' -o GlobalKnownHostsFile=/dev/null -o StrictHostKeyChecking=yes \
+-o ConnectTimeout=15"
+    # shellcheck disable=SC2090
+    export GIT_SSH_COMMAND
+    rm -rf "$code"
+    git init -q "$code"
+    cd "$code"
+    git remote add origin "$1"
+    git fetch -q --depth 1 origin "$2"
+    git checkout -q --detach FETCH_HEAD
+    [ "$(git rev-parse HEAD)" = "$2" ]
+    [ ! -f .gitmodules ] || git submodule update -q --init --recursive --depth 1
+    if git lfs version >/dev/null 2>&1; then
+        git lfs install --local >/dev/null
+        git lfs pull
+    elif git grep -q 'filter=lfs' -- .gitattributes '*/.gitattributes' 2>/dev/null; then
+        echo "the repository uses Git LFS, which this boot image lacks" >&2
+        exit 1
+    fi
+    readable
+    ;;
+unpack)
+    # unpack SHA: one commit's objects by standard input.
+    rm -rf "$code"
+    git init -q "$code"
+    cd "$code"
+    git index-pack --stdin >/dev/null
+    printf '%s\n' "$1" >.git/shallow
+    git checkout -q --detach "$1"
+    ;;
+overlay)
+    # The files of the job's own checkout, as tar, over it: submodules and LFS files come this way.
+    mkdir -p "$code"
+    tar -x -C "$code" -f - --no-same-owner
+    readable
+    ;;
+secrets)
+    # A tar of `env`, `start` and `files/`, by standard input.
+    rm -rf "$memory/run"
+    mkdir -m 755 "$memory/run"
+    tar -x -C "$memory/run" -f - --no-same-owner
+    chmod -R go+rX "$memory/run"
+    ;;
+login)
+    # login HOST USER; the password by standard input.
+    engine login -u "$2" --password-stdin "$1" >/dev/null
+    ;;
+logout)
+    engine logout "$1" >/dev/null 2>&1 || true
+    ;;
+pull)
+    # pull IMAGE: have it here, and print it as JSON.
+    if ! engine image inspect --format '{{json .}}' "$1" 2>/dev/null; then
+        engine pull -q "$1" >/dev/null
+        engine image inspect --format '{{json .}}' "$1"
+    fi
+    ;;
+start)
+    # start ARGUMENTS...: of docker run.
+    engine run -d "$@" >/dev/null
+    ;;
+state)
+    # The container's state as JSON; nothing where there is none.
+    engine inspect --format '{{json .State}}' "$run" 2>/dev/null || true
+    ;;
+logs)
+    # logs SINCE
+    if [ -n "$1" ]; then
+        exec sudo -n docker logs -f --timestamps --since "$1" "$run" 2>&1
+    fi
+    exec sudo -n docker logs -f --timestamps "$run" 2>&1
+    ;;
+stop)
+    # stop SECONDS
+    engine stop -t "$1" "$run" >/dev/null
+    ;;
+sums)
+    # sums BASE PATH...: SHA-256 of every file below the paths, NUL-terminated.
+    cd "$1"
+    shift
+    for path in "$@"; do
+        [ ! -e "./$path" ] || sudo -n find "./$path" -type f -print0
+    done | sudo -n xargs -0 -r sha256sum -z --
+    ;;
+send)
+    # send BASE PATH...: the same as tar; root reads it, for the container's files are root's.
+    cd "$1"
+    shift
+    for path in "$@"; do
+        [ ! -e "./$path" ] || printf './%s\0' "$path"
+    done | sudo -n tar -c -f - --format=pax --hard-dereference --null --verbatim-files-from -T -
+    ;;
+is-home)
+    [ -e "$home/is-home" ] && echo yes || echo no
+    ;;
+set-home)
+    : >"$home/is-home"
+    ;;
+wipe)
+    # The run is over here: container and secrets go, whatever happens to the VM.
+    engine rm -f "$run" >/dev/null 2>&1 || true
+    sudo -n rm -rf "$memory"
+    rm -f "$home/deploy-key" "$home/deploy-key.pub"
+    ;;
+*)
+    echo "unknown verb $verb" >&2
+    exit 64
+    ;;
+esac

@@ -1,0 +1,153 @@
+"""The only place that knows which real client serves which interface."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from glgpu.clients.address_echo import caller_address
+from glgpu.clients.compute_engine import ComputeEngine
+from glgpu.clients.gitlab_project import GitlabProject
+from glgpu.clients.google_login import terraform_environment
+from glgpu.clients.local_repository import LocalRepository
+from glgpu.clients.remote_machine import RemoteMachine, make_login_key
+from glgpu.clients.terraform_stack import TerraformStack
+from glgpu.clock import Clock, SystemClock
+from glgpu.console import Console
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import Stack
+from glgpu.job import Job, hide_tokens, read_job
+from glgpu.masking import Masker
+from glgpu.run_names import Kind, RunName
+from glgpu.run_record import RunRecord
+from glgpu.settings import Settings, load_settings, read_secret
+from glgpu.steps.context import Run
+
+DEFAULT_CONFIG = "glgpu.yml"
+
+
+def make_console(environment: Mapping[str, str]) -> Console:
+    """Where messages go, in GitLab's sections where GitLab runs us."""
+    return Console(Masker(), sections=environment.get("GITLAB_CI") == "true")
+
+
+def make_run(
+    console: Console,
+    environment: Mapping[str, str],
+    folder: Path,
+    *,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+    kind: Kind = "train",
+    needs_settings: bool = True,
+    clock: Clock | None = None,
+) -> Run:
+    """Everything that a stage needs.
+
+    Args:
+        console: Where messages go; its masker learns every secret before anything is printed.
+        environment: The process's variables.
+        folder: The working directory.
+        config: Path of glgpu.yml from the command line.
+        overrides: ``section.key=value`` from the command line.
+        kind: What the run's VM is for.
+        needs_settings: Whether glgpu.yml must be there; a teardown works without.
+        clock: Time; the machine's own by default.
+
+    Raises:
+        Failure: CONFIG or USAGE.
+    """
+    clock = clock or SystemClock()
+    job = read_job(environment, folder, clock.now())
+    hide_tokens(job, console.masker)
+    path = _config_path(job, config or environment.get("GLGPU_CONFIG") or DEFAULT_CONFIG)
+    there = path.exists() or needs_settings
+    settings = load_settings(path if there else None, environment, overrides)
+    for name in settings.train.secrets:
+        console.masker.add(read_secret(name, environment)[0])
+    if not settings.project:
+        raise Failure(
+            ErrorClass.CONFIG,
+            "the Google Cloud project is not set",
+            "set the CI variable GLGPU_PROJECT, or `project` in glgpu.yml",
+        )
+    return _wire(console, job, settings, job.name(kind), _base(job, path), clock)
+
+
+def under_name(run: Run, name: RunName) -> Run:
+    """The same wiring for another run of the same project."""
+    job = replace(run.job, run=name.run)
+    return _wire(run.console, job, run.settings, name, run.base, run.clock)
+
+
+def _wire(console: Console, job: Job, settings: Settings, name: RunName, base: str, clock: Clock) -> Run:
+    def stack_for(variables: Mapping[str, object], state: Mapping[str, str] | None) -> Stack:
+        return TerraformStack(
+            job.terraform_module,
+            job.scratch / "terraform",
+            variables,
+            state=state,
+            credentials=terraform_environment(job),
+            program=job.terraform,
+            secrets=tuple(settings.train.secrets),
+            say=lambda line: console.say(f"terraform: {line}"),
+        )
+
+    _make_scratch(job.scratch)
+    return Run(
+        name=name,
+        job=job,
+        settings=settings,
+        base=base,
+        cloud=ComputeEngine(job, settings.project or ""),
+        forge=GitlabProject(job),
+        connect=RemoteMachine,
+        stack_for=stack_for,
+        make_login_key=make_login_key,
+        repository=LocalRepository(job.project_dir),
+        caller_address=caller_address,
+        console=console,
+        record=RunRecord(job.project_dir / "outputs/glgpu/run.json", str(name), job.job_id, clock, console.masker),
+        clock=clock,
+    )
+
+
+def _make_scratch(scratch: Path) -> None:
+    """A folder for keys and work files, for our eyes only, which neither git nor artifacts take along."""
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        scratch.chmod(0o700)
+        (scratch / ".gitignore").write_text("*\n", encoding="ascii")
+    except OSError as error:
+        raise Failure(
+            ErrorClass.DISK_FULL, f"{scratch} cannot be written: {error.strerror}", "make room there"
+        ) from None
+
+
+def _config_path(job: Job, config: str) -> Path:
+    path = Path(config)
+    return path if path.is_absolute() else job.project_dir / path
+
+
+def _base(job: Job, config: Path) -> str:
+    """The folder of glgpu.yml within the repository: the container's working directory.
+
+    Raises:
+        Failure: CONFIG, when it lies outside.
+    """
+    try:
+        base = config.parent.resolve().relative_to(job.project_dir.resolve())
+    except ValueError:
+        raise Failure(
+            ErrorClass.CONFIG,
+            f"{config} lies outside the repository at {job.project_dir}",
+            "keep glgpu.yml in the repository; its folder is where the training runs",
+        ) from None
+    return "" if str(base) == "." else str(base)
+
+
+def clear_scratch(run: Run) -> None:
+    """Remove keys and work files: build folders outlive jobs."""
+    shutil.rmtree(run.job.scratch, ignore_errors=True)
