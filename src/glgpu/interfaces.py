@@ -132,8 +132,8 @@ class Forge(Protocol):
     def state_environment(self, name: str) -> dict[str, str]:
         """The variables by which Terraform finds its state and may write it."""
 
-    def has_state(self, name: str) -> bool:
-        """Whether GitLab holds a state of that name."""
+    def state(self, name: str) -> Literal["absent", "empty", "held"]:
+        """What GitLab holds under a state's name."""
 
     def delete_state(self, name: str) -> None:
         """Delete a state and whatever lock is on it; not found is success."""

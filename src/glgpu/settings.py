@@ -188,6 +188,7 @@ class Limits(_Section):
 
     live_vms: int = Field(2, ge=1, description="VMs that one GitLab project may have alive at once.")
     claim_minutes: int = Field(20, ge=1, le=1440, description="Minutes for which a VM waits for the job that uses it.")
+    boot_minutes: float = Field(5, gt=0, le=60, description="Minutes that a running VM may take to let us in.")
     rescue_minutes: int = Field(10, ge=0, le=120, description="Minutes that a teardown may spend on outputs.")
 
 

@@ -202,7 +202,7 @@ class ComputeEngine:
         from google.cloud import compute_v1
 
         doing = f"changing the firewall rule {name}"
-        body = compute_v1.Firewall(source_ranges=list(sources), disabled=disabled)
+        body = compute_v1.Firewall(name=name, source_ranges=list(sources), disabled=disabled)
         operation = self._call(
             doing,
             lambda: self._firewalls.patch_unary(
@@ -251,7 +251,7 @@ class ComputeEngine:
         return sorted(zone.name for zone in found or [] if _last(zone.region) == region and zone.status == "UP")
 
     def _list(self, expression: str) -> list[Instance]:
-        request = {"project": self.project, "filter": expression, "return_partial_success": False}
+        request = {"project": self.project, "filter": expression}
         scopes = self._call(
             "listing the VMs",
             lambda: list(self._instances.aggregated_list(request=request, timeout=CALL_SECONDS)),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import gitlab
@@ -96,13 +96,13 @@ class GitlabProject:
             variables["TF_HTTP_CLIENT_CA_CERTIFICATE_PEM"] = Path(self._job.ca_file).read_text(encoding="ascii")
         return variables
 
-    def has_state(self, name: str) -> bool:
-        """Whether GitLab holds a state of that name."""
+    def state(self, name: str) -> Literal["absent", "empty", "held"]:
+        """What GitLab holds under a state's name; one that was only ever locked is there, but empty."""
         answer = self._state_request("GET", self._state_path(name))
-        if answer.status_code in (200, 423):
-            return True
+        if answer.status_code in (200, 409, 423):
+            return "held"
         if answer.status_code in (204, 404):
-            return False
+            return "empty" if answer.status_code == 204 else "absent"
         raise self._refused(answer.status_code, answer.text, "looking at Terraform's state")
 
     def delete_state(self, name: str) -> None:

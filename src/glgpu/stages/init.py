@@ -238,7 +238,7 @@ def _refusal(reason: str, snippet: str) -> Failure:
     return Failure(
         ErrorClass.CONFIG,
         f".gitlab-ci.yml cannot be edited safely: {reason}",
-        "nothing was written; add the lines below to it by hand, keeping the stages that you have",
+        "nothing was written; add the lines shown to it by hand, keeping the stages that you have",
         evidence=snippet,
     )
 

@@ -27,9 +27,6 @@ IAP_RANGE = "35.235.240.0/20"
 """Where Identity-Aware Proxy connects from (https://cloud.google.com/iap/docs/using-tcp-forwarding)."""
 USER = "glgpu"
 KEY_SECONDS = 4 * 3600
-BOOT_SECONDS = 180.0
-LOGIN_SECONDS = 120.0
-"""A key counts only from the guest agent's next poll, so a refused key is no failure at first."""
 HOST_KEY_ITEM = "glgpu-host-key"
 SSH_PORT_ITEM = "glgpu-ssh-port"
 _HOST_KEY = re.compile(r"[A-Za-z0-9+/]{40,200}={0,2}")
@@ -114,8 +111,15 @@ class Guest:
     home: str
 
 
-def log_in(run: Run, instance: Instance, *, seconds: float = LOGIN_SECONDS) -> Guest:
+def log_in(run: Run, instance: Instance, *, seconds: float | None = None) -> Guest:
     """Bring a login key in, pin the host key, wait until the VM lets us in, and hand it the helper.
+
+    A key counts only from the guest agent's next poll, so a refused key is no failure at first.
+
+    Args:
+        run: The run.
+        instance: Its VM.
+        seconds: How long to try; by default what ``limits.boot_minutes`` says.
 
     Raises:
         Failure: SSH, with the end of the serial console; PREEMPTED when the VM has vanished.
@@ -123,7 +127,8 @@ def log_in(run: Run, instance: Instance, *, seconds: float = LOGIN_SECONDS) -> G
     key = run.make_login_key(run.job.scratch, str(run.name))
     expires = datetime.fromtimestamp(run.clock.now() + KEY_SECONDS, UTC).strftime("%Y-%m-%dT%H:%M:%S+0000")
     entry = f"{USER}:{key} google-ssh {json.dumps({'userName': USER, 'expireOn': expires}, separators=(',', ':'))}"
-    host_key = _host_key(run, instance)
+    end = run.clock.now() + (seconds if seconds is not None else run.settings.limits.boot_minutes * 60)
+    host_key = _host_key(run, instance, end)
 
     def with_key(items: dict[str, str]) -> dict[str, str]:
         others = [line for line in items.get("ssh-keys", "").splitlines() if line and key not in line]
@@ -147,7 +152,7 @@ def log_in(run: Run, instance: Instance, *, seconds: float = LOGIN_SECONDS) -> G
             raise gone
         return done.text.strip() if done.code == 0 else None
 
-    home = poll(run.clock, greet, seconds=seconds, every=1.0)
+    home = poll(run.clock, greet, seconds=end - run.clock.now(), every=1.0)
     if home is None:
         raise Failure(
             ErrorClass.SSH,
@@ -163,7 +168,7 @@ def ssh_port_of(instance: Instance) -> str:
     return instance.metadata.get(SSH_PORT_ITEM, "22")
 
 
-def _host_key(run: Run, instance: Instance) -> str:
+def _host_key(run: Run, instance: Instance, end: float) -> str:
     """The VM's host key: read once from guest attributes, right after boot, and kept in the instance's metadata.
 
     Any process on the VM can overwrite guest attributes later; metadata it cannot.
@@ -179,11 +184,11 @@ def _host_key(run: Run, instance: Instance) -> str:
             raise gone
         return key or None
 
-    found = poll(run.clock, published, seconds=BOOT_SECONDS, every=1.0)
+    found = poll(run.clock, published, seconds=end - run.clock.now(), every=1.0)
     if found is None or not _HOST_KEY.fullmatch(found):
         raise Failure(
             ErrorClass.SSH,
-            f"the VM {instance.name} published no host key within {BOOT_SECONDS:.0f} s",
+            f"the VM {instance.name} runs but published no host key in time",
             "use a boot image with Google's guest agent; the policy disableGuestAttributesAccess must be off",
             run.cloud.serial_output(instance.name, instance.zone),
         )

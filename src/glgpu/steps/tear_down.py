@@ -34,7 +34,12 @@ def rescue(run: Run, seconds: float) -> None:
 
     What cannot be saved is said, and stops no teardown.
     """
-    for instance in instances_of(run):
+    try:
+        found = instances_of(run)
+    except Failure as failure:
+        run.console.say(f"the cloud cannot be asked what is not home: {failure.cause}")
+        return
+    for instance in found:
         knowing = run.knowing(instance)
         if instance.status != "RUNNING" or seconds <= 0:
             continue
@@ -135,13 +140,20 @@ def _save(run: Run, instance: Instance) -> None:
 
 
 def _terraform_destroy(run: Run) -> bool:
-    """Let Terraform destroy what its state knows; whether GitLab holds one."""
-    if not (run.job.gitlab_token or run.job.job_token) or not run.forge.has_state(str(run.name)):
+    """Let Terraform destroy what its state knows; whether GitLab has a state of this run at all."""
+    if not (run.job.gitlab_token or run.job.job_token):
         return False
+    state = run.forge.state(str(run.name))
+    if state != "held":
+        return state == "empty"
     stack = run.stack_for(_any_variables(run), run.forge.state_environment(str(run.name)))
-    stack.prepare()
-    stack.destroy(TERRAFORM_SECONDS)
-    run.record.add("terraform-destroyed")
+    try:
+        stack.prepare()
+        stack.destroy(TERRAFORM_SECONDS)
+        run.record.add("terraform-destroyed")
+    except Failure as failure:
+        # Compute Engine's word decides, and it comes next; a state that is of no use is no reason to fail.
+        run.console.say(f"Terraform: {failure.cause}; going on without it")
     return True
 
 

@@ -1,0 +1,113 @@
+"""``nvidia-smi`` of a VM with the GPUs that it was ordered with: ``-L``, ``--query-gpu``, and the table.
+
+Names and sizes are those that the driver shows for Compute Engine's accelerator types. The GPUs are idle and cool:
+there are none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from glgpu.rehearsal.guest_programs.guest import Guest
+
+
+@dataclass(frozen=True)
+class Model:
+    """A GPU as the driver shows it: product name, memory in MiB, power limit in W, compute capability."""
+
+    name: str
+    memory: int
+    power: int
+    capability: str
+
+
+MODELS = {
+    "nvidia-l4": Model("NVIDIA L4", 23034, 72, "8.9"),
+    "nvidia-tesla-t4": Model("Tesla T4", 15360, 70, "7.5"),
+    "nvidia-tesla-p4": Model("Tesla P4", 7680, 75, "6.1"),
+    "nvidia-tesla-p100": Model("Tesla P100-PCIE-16GB", 16384, 250, "6.0"),
+    "nvidia-tesla-v100": Model("Tesla V100-SXM2-16GB", 16384, 300, "7.0"),
+    "nvidia-tesla-a100": Model("NVIDIA A100-SXM4-40GB", 40960, 400, "8.0"),
+    "nvidia-a100-80gb": Model("NVIDIA A100-SXM4-80GB", 81920, 400, "8.0"),
+    "nvidia-h100-80gb": Model("NVIDIA H100 80GB HBM3", 81559, 700, "9.0"),
+    "nvidia-h100-mega-80gb": Model("NVIDIA H100 80GB HBM3", 81559, 700, "9.0"),
+    "nvidia-h200-141gb": Model("NVIDIA H200", 143771, 700, "9.0"),
+    "nvidia-b200": Model("NVIDIA B200", 183359, 1000, "10.0"),
+    "nvidia-rtx-pro-6000": Model("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887, 600, "12.0"),
+}
+UNITS = {"memory": "MiB", "utilization": "%", "power": "W"}
+NO_DRIVER = (
+    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
+    "Make sure that the latest NVIDIA driver is installed and running.\n"
+)
+
+
+def gpus(machine: dict[str, Any]) -> list[dict[str, str]]:
+    """Every GPU's fields by the names of ``--help-query-gpu``, without units."""
+    model = MODELS.get(machine["gpu_type"], Model(f"NVIDIA {machine['gpu_type']}", 16384, 300, "8.0"))
+    found = []
+    for index in range(machine["gpu_count"]):
+        seed = hashlib.sha256(f"{machine['instance_id']} {index}".encode()).hexdigest()
+        uuid = f"GPU-{seed[:8]}-{seed[8:12]}-{seed[12:16]}-{seed[16:20]}-{seed[20:32]}"
+        bus = f"00000000:00:{4 + index:02X}.0"
+        found.append({
+            "index": str(index), "name": model.name, "gpu_name": model.name, "uuid": uuid, "gpu_uuid": uuid,
+            "count": str(machine["gpu_count"]), "driver_version": machine["driver"], "compute_cap": model.capability,
+            "pci.bus_id": bus, "gpu_bus_id": bus, "memory.total": str(model.memory), "memory.used": "0",
+            "memory.free": str(model.memory), "utilization.gpu": "0", "utilization.memory": "0",
+            "temperature.gpu": "38", "power.draw": "12.50", "power.limit": f"{model.power}.00", "pstate": "P8",
+        })  # fmt: skip
+    return found
+
+
+def query(fields: list[str], formats: list[str], found: list[dict[str, str]]) -> tuple[str, int]:
+    """Answer ``--query-gpu``: output and exit code."""
+    for field in fields:
+        if found and field not in found[0]:
+            return f'Field "{field}" is not a valid field to query.\n', 2
+    if formats[:1] != ["csv"] or not set(formats) <= {"csv", "noheader", "nounits"}:
+        return '"--format=" switch is missing or wrong: csv[,noheader][,nounits]\n', 2
+    units = {field: UNITS.get(field.split(".")[0], "") for field in fields}
+    lines = []
+    if "noheader" not in formats:
+        lines.append(", ".join(f"{f} [{units[f]}]" if units[f] and "nounits" not in formats else f for f in fields))
+    for gpu in found:
+        cells = [gpu[f] if "nounits" in formats or not units[f] else f"{gpu[f]} {units[f]}" for f in fields]
+        lines.append(", ".join(cells))
+    return "\n".join(lines) + "\n", 0
+
+
+def table(machine: dict[str, Any], found: list[dict[str, str]]) -> str:
+    """What it prints without arguments, in short."""
+    lines = [f"| NVIDIA-SMI {machine['driver']}    Driver Version: {machine['driver']}    CUDA Version: 13.0 |"]
+    for gpu in found:
+        lines.append(
+            f"| {gpu['index']}  {gpu['name']}  {gpu['gpu_bus_id']} | {gpu['temperature.gpu']}C  {gpu['pstate']} "
+            f"| 0MiB / {gpu['memory.total']}MiB | {gpu['utilization.gpu']}% Default |"
+        )
+    return "\n".join([*lines, "|  No running processes found |"]) + "\n"
+
+
+def answer(machine: dict[str, Any], argv: list[str]) -> tuple[str, int]:
+    """Output and exit code of one call."""
+    if not machine["gpu_count"] or not machine["driver"]:
+        return NO_DRIVER, 9
+    found = gpus(machine)
+    if argv == []:
+        return table(machine, found), 0
+    if argv in (["-L"], ["--list-gpus"]):
+        return "".join(f"GPU {g['index']}: {g['name']} (UUID: {g['uuid']})\n" for g in found), 0
+    options = dict(word.partition("=")[::2] for word in argv)
+    if "--query-gpu" in options and set(options) <= {"--query-gpu", "--format"}:
+        fields = [field.strip() for field in options["--query-gpu"].split(",")]
+        return query(fields, [word.strip() for word in options.get("--format", "").split(",")], found)
+    return "Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.\n", 1
+
+
+if __name__ == "__main__":
+    text, code = answer(Guest().machine, sys.argv[1:])
+    sys.stdout.write(text)
+    sys.exit(code)

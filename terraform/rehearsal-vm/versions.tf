@@ -1,0 +1,4 @@
+# The builtin provider alone: nothing is downloaded.
+terraform {
+  required_version = ">= 1.5"
+}
