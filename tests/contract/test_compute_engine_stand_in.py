@@ -436,8 +436,10 @@ def test_the_serial_port_is_read_from_where_one_left_off(cloud: Cloud) -> None:
 
 def test_a_stopped_instance_keeps_its_disk_and_loses_its_hard_end(cloud: Cloud) -> None:
     cloud.insert(order())
+    [(_, hypervisor)] = cloud.machines.running.values()
     cloud.finished(cloud.project("POST", f"zones/{ZONE}/instances/vm-1/stop"))
     assert cloud.instance()["status"] == "TERMINATED"
+    assert not hypervisor.may_connect("203.0.113.10", 22)
     assert "natIP" not in cloud.instance()["networkInterfaces"][0]["accessConfigs"][0]
     assert [delete for _, delete in cloud.machines.cut] == [False]
     cloud.clock.advance(3700)
@@ -701,6 +703,11 @@ def test_a_slow_answer_takes_that_long(cloud: Cloud) -> None:
     began = time.monotonic()
     assert isinstance(cloud.project("GET", "zones"), dict)
     assert time.monotonic() - began >= 0.3
+
+
+def test_a_fault_that_nobody_knows_is_loud(cloud: Cloud) -> None:
+    cloud.faults.rules.append(Rule("compute.zones.list", "stokout", nth=1))
+    assert cloud.project("GET", "zones")[0] == 500
 
 
 def test_a_changed_address_shows_in_the_answer_only(cloud: Cloud) -> None:

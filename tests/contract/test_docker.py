@@ -18,7 +18,6 @@ from secrets import token_hex
 import pytest
 
 from glgpu.rehearsal.container_images import BASE, find_engine, process_image
-from glgpu.rehearsal.docker_engine import nine_digits
 
 
 @dataclass
@@ -170,7 +169,9 @@ def test_the_state_tells_the_end(docker: Docker) -> None:
     assert docker("wait", name).stdout == "7\n"
     state = docker.state(name)
     assert (state["Status"], state["Running"], state["ExitCode"], state["OOMKilled"]) == ("exited", False, 7, False)
-    assert "2000-" < nine_digits(str(state["StartedAt"])) <= nine_digits(str(state["FinishedAt"]))
+    # Not which comes first: of a short container, dockerd may note an end before its start.
+    assert str(state["StartedAt"]) > "2000-"
+    assert str(state["FinishedAt"]) > "2000-"
     assert docker("wait", name).stdout == "7\n"
 
 
@@ -372,7 +373,7 @@ def test_exec_runs_inside_and_returns_its_code(docker: Docker) -> None:
     done = docker("exec", "-e", "B=2", name, "sh", "-c", 'echo "$A$B"; pwd; echo err >&2; exit 7')
     assert (done.returncode, done.stdout, done.stderr) == (7, f"12\n{docker.folder}\n", "err\n")
     missing = docker("exec", name, "nope")
-    assert missing.returncode == 127
+    assert missing.returncode in (126, 127)
     assert 'exec: "nope": executable file not found in $PATH: unknown' in missing.stdout + missing.stderr
 
 

@@ -53,6 +53,8 @@ class World:
         git(self.source, "add", "-A")
         git(self.source, "commit", "--quiet", "-m", "first")
         self.project: Project = self.state.create_project("team/model", self.source, owner=self.user)
+        # Scripts reach the test's folder by this variable, whatever its name.
+        self.project.variables.append(Variable("FOLDER", str(folder)))
         self.players: list[Player] = []
         self.printed: dict[str, bytes] = {}
         self.waiting: list[tuple[str, bytes, asyncio.Event]] = []
@@ -166,10 +168,10 @@ def test_needs_start_a_job_before_its_stage(world: World) -> None:
     player = world.player(
         """
 stages: [one, two]
-slow: {stage: one, script: ["until [ -e GATE ]; do sleep 0.02; done"]}
+slow: {stage: one, script: ['until [ -e "$FOLDER/gate" ]; do sleep 0.02; done']}
 quick: {stage: one, script: [echo q]}
-late: {stage: two, needs: [quick], script: [touch GATE]}
-""".replace("GATE", str(world.folder / "gate"))
+late: {stage: two, needs: [quick], script: ['touch "$FOLDER/gate"']}
+"""
     )
 
     async def story() -> None:
@@ -230,11 +232,10 @@ def test_a_retry_after_the_end_runs_only_what_was_skipped(world: World) -> None:
     player = world.player(
         """
 stages: [one, two, three]
-train: {stage: one, script: ["test -e %s"]}
+train: {stage: one, script: ['test -e "$FOLDER/lucky"']}
 collect: {stage: two, script: [echo collect]}
 destroy: {stage: three, when: always, script: [echo destroy]}
 """
-        % (world.folder / "lucky")
     )
 
     async def story() -> None:
@@ -249,10 +250,12 @@ destroy: {stage: three, when: always, script: [echo destroy]}
 
 
 def test_jobs_of_one_resource_group_never_overlap(world: World) -> None:
-    script = "mkdir %s && sleep 0.2 && rmdir %s" % ((world.folder / "lock",) * 2)
-    player = world.play(f"""
-a: {{script: ["{script}"], resource_group: gpu/$CI_COMMIT_REF_SLUG}}
-b: {{script: ["{script}"], resource_group: gpu/$CI_COMMIT_REF_SLUG}}
+    player = world.play("""
+.locked:
+  resource_group: gpu/$CI_COMMIT_REF_SLUG
+  script: ['mkdir "$FOLDER/lock" && sleep 0.2 && rmdir "$FOLDER/lock"']
+a: {extends: .locked}
+b: {extends: .locked}
 """)
     assert statuses(player) == {"a": "success", "b": "success"}
 
@@ -459,12 +462,12 @@ a:
   script:
     - |
       trap '' PIPE
-      echo "$BASHPID" > FOLDER/pid
+      echo "$BASHPID" > "$FOLDER/pid"
       echo ready
-      until [ -e FOLDER/gate ]; do sleep 0.02; done
-      echo into the void 2>/dev/null || touch FOLDER/deaf
+      until [ -e "$FOLDER/gate" ]; do sleep 0.02; done
+      echo into the void 2>/dev/null || touch "$FOLDER/deaf"
   after_script: [echo never]
-""".replace("FOLDER", str(world.folder)),
+""",
         time_scale=0.001,
     )
 
@@ -569,7 +572,7 @@ def test_nothing_of_the_callers_environment_reaches_a_job_but_path(
     player = world.play("a: {script: [env -0 > env], artifacts: {paths: [env]}}")
     environ = dict(line.split("=", 1) for line in packed(player, "a")["env"].decode().split("\0") if line)
     project, entry = world.project, player.outcomes["a"].last.entry
-    own = {"HOME", "TMPDIR", "PATH", "RUNNER_CONTAINER", "PWD", "OLDPWD", "SHLVL", "_"}
+    own = {"FOLDER", "HOME", "TMPDIR", "PATH", "RUNNER_CONTAINER", "PWD", "OLDPWD", "SHLVL", "_"}
     assert all(name.startswith(("CI", "GITLAB_")) for name in environ.keys() - own), environ.keys() - own
     expected = {
         "CI": "true",

@@ -19,6 +19,7 @@ def method(verb: str, path: str) -> Method:
 
 INSERT = method("POST", f"{ZONE}/instances")
 GET = method("GET", f"{ZONE}/instances/vm")
+GPU = "resource.guestAccelerators[0]"
 LIST = method("GET", f"{ZONE}/instances")
 
 
@@ -59,9 +60,9 @@ def test_a_path_parameter_must_match_its_pattern() -> None:
         ({"name": "vm", "disks": [{"diskSizeGb": "many"}]}, "resource.disks[0].diskSizeGb"),
         ({"name": "vm", "disks": [{"diskSizeGb": str(2**63)}]}, "resource.disks[0].diskSizeGb"),
         ({"name": "vm", "disks": [{"mode": "READ"}]}, "resource.disks[0].mode"),
-        ({"name": "vm", "guestAccelerators": [{"acceleratorCount": "1"}]}, "resource.guestAccelerators[0].acceleratorCount"),
-        ({"name": "vm", "guestAccelerators": [{"acceleratorCount": True}]}, "resource.guestAccelerators[0].acceleratorCount"),
-        ({"name": "vm", "guestAccelerators": [{"acceleratorCount": 2**31}]}, "resource.guestAccelerators[0].acceleratorCount"),
+        ({"name": "vm", "guestAccelerators": [{"acceleratorCount": "1"}]}, f"{GPU}.acceleratorCount"),
+        ({"name": "vm", "guestAccelerators": [{"acceleratorCount": True}]}, f"{GPU}.acceleratorCount"),
+        ({"name": "vm", "guestAccelerators": [{"acceleratorCount": 2**31}]}, f"{GPU}.acceleratorCount"),
         ({"name": "vm", "labelFingerprint": "%%"}, "resource.labelFingerprint"),
         ({"name": "vm", "labelFingerprint": "abc"}, "resource.labelFingerprint"),
         ({"name": "vm", "tags": {"items": ["ok", "Not"]}}, "resource.tags.items[1]"),

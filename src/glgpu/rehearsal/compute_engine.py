@@ -33,7 +33,7 @@ from glgpu.rehearsal.compute_errors import (
     unavailable,
 )
 from glgpu.rehearsal.compute_instances import SSH_PORT_ITEM, Instances
-from glgpu.rehearsal.compute_methods import Firewalls, Methods, Request, permission, resource_path
+from glgpu.rehearsal.compute_methods import INSERT_FAULTS, Firewalls, Methods, Request, permission, resource_path
 from glgpu.rehearsal.compute_operations import Operations
 from glgpu.rehearsal.compute_resources import Links, Resource, fingerprint, new_id
 from glgpu.rehearsal.faults import Faults, Rule
@@ -45,6 +45,9 @@ API_ROOT = "/compute/v1/"
 BATCH_PATH = "/batch/compute/v1"
 ECHO_PATH = "/echo"
 STATE_ROOT = "/rehearsal/v1/instances/"
+
+LATER_FAULTS = INSERT_FAULTS | {"address"}
+"""Actions that spoil what a method does or says, and not the request."""
 
 TRACED = frozenset({"instances", "firewalls"})
 """Collections whose inserts are logged with the calling process and its ancestors."""
@@ -226,8 +229,7 @@ class ComputeEngine:
         self._api.check_request(method, body)
         path = resource_path(names, method, body or {})
         fault = self._faults.at(method.id)
-        if fault is not None and await self._unless_broken(fault, permission(method), path):
-            fault = None
+        await self._unless_broken(fault, permission(method), path)
         if names.get("project") != self._project and not _is_public(method, names):
             raise permission_denied(permission(method), f"projects/{names.get('project')}")
         answer = await self._methods.answer(Request(method, names, dict(pairs), body or {}, fault))
@@ -246,14 +248,16 @@ class ComputeEngine:
             ) from violation
         return answer
 
-    async def _unless_broken(self, fault: Rule | None, permission_name: str, path: str) -> bool:
-        """Act on a fault that any request may meet; tells whether it is dealt with.
+    async def _unless_broken(self, fault: Rule | None, permission_name: str, path: str) -> None:
+        """Act on a fault that any request may meet, and leave the others to whom they concern.
 
         Raises:
-            ApiError: The fault is a refusal.
+            ApiError: The fault is a refusal, or nobody knows its action.
             _ConnectionCut: The fault is a lost connection.
         """
-        match fault.action if fault else None:
+        if fault is None or fault.action in LATER_FAULTS:
+            return
+        match fault.action:
             case "permission-denied":
                 raise permission_denied(permission_name, path)
             case "api-disabled":
@@ -268,9 +272,9 @@ class ComputeEngine:
                 await self._stopping.wait()
                 raise _ConnectionCut
             case "slow":
-                await asyncio.sleep(float(fault.argument if fault else 0))
-                return True
-        return False
+                await asyncio.sleep(float(fault.argument))
+            case unknown:
+                raise ApiError(500, "backendError", f"The stand-in knows no fault '{unknown}' at {fault.point}.")
 
     def _authenticate(self, call: Call) -> None:
         scheme, _, token = call.headers.get("authorization", "").partition(" ")

@@ -223,6 +223,8 @@ class Supervisor:
         match order["do"]:
             case "follow":
                 self.followers.append(client)
+                # For the entries written between the caller's last look and now.
+                client.send(b".")
             case "wait":
                 self.waiters.append(client)
             case "kill":
@@ -253,7 +255,8 @@ class Supervisor:
                 on_exit=lambda code: self._answer(client, {"code": code if code >= 0 else 128 - code}),
             )  # fmt: skip
         else:
-            self._answer(client, {"code": failure[0], "error": failure[1]})
+            # 126 whatever the reason: so does a 20.10 daemon, where later ones tell 127 for a missing command.
+            self._answer(client, {"code": 126, "error": failure[1]})
         for fd in fds:
             os.close(fd)
 
