@@ -6,22 +6,62 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+READ_BACK = Path(__file__).resolve().parents[1] / "src/glgpu/rehearsal/read_back.py"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What `glgpu rehearse --serve` told."""
+
+    told: Mapping[str, Any]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Every variable that a job needs."""
+        return dict(self.told["environment"])
+
+    def left(self) -> dict[str, list[str]]:
+        """What is left in the stand-ins, by kind; kinds of which nothing is left are not in it."""
+        question = {
+            "compute": self.told["compute_endpoint"],
+            "project": self.told["google_project"],
+            "google_token": self.told["google_access_token"],
+            "gitlab": self.told["gitlab_url"],
+            "gitlab_token": self.told["gitlab_token"],
+            "gitlab_project": self.told["gitlab_project"],
+            "gitlab_path": self.environment["CI_PROJECT_PATH"],
+            "known_tokens": ["glgpu"],
+        }
+        answer = subprocess.run(
+            [sys.executable, "-I", READ_BACK], input=json.dumps(question), capture_output=True, text=True, check=True
+        )
+        return {kind: names for kind, names in json.loads(answer.stdout).items() if names}
 
 
 @contextlib.contextmanager
-def stand_ins(glgpu: Path, repository: Path, *arguments: str) -> Iterator[Mapping[str, str]]:
-    """`glgpu rehearse --serve`; gives every variable that a job needs."""
+def stand_ins(glgpu: Path, repository: Path, *arguments: str) -> Iterator[Served]:
+    """`glgpu rehearse --serve` for as long as the block lasts."""
     process = subprocess.Popen(
         [glgpu, "rehearse", "--serve", repository, *arguments], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, f"glgpu rehearse --serve ended with {process.wait(60)}"
-        yield json.loads(line)["environment"]
+        said = []
+        # Lines before the JSON say how containers are played.
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("{"):
+                break
+        assert said, f"glgpu rehearse --serve ended with {process.wait(60)}"
+        assert said[-1].startswith("{"), "".join(said)
+        yield Served(json.loads(said[-1]))
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
-    assert process.returncode in (0, -signal.SIGTERM)
+    assert process.returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -52,11 +53,16 @@ def doorman(command: Callable[..., None]) -> Callable[..., None]:
         interrupts = Interrupts()
         interrupts.install()
         try:
-            command(console=console, interrupts=interrupts, **options)
+            try:
+                command(console=console, interrupts=interrupts, **options)
+            finally:
+                interrupts.seen.set()  # what is left is the last word: no signal disturbs it
         except Failure as failure:
             console.failure(failure)
             sys.exit(failure.exit_code)
-        except (click.Abort, KeyboardInterrupt):
+        except click.ClickException:
+            raise  # click's own: wrong usage
+        except click.Abort:
             console.say("glgpu: ended at the keyboard")
             sys.exit(19)
         except Exception as error:
@@ -83,21 +89,23 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
 def staged(console: Console, stage: Callable[[Run], None], **options: Any) -> None:
     """Wire a run, play one stage on it, and clear its scratch folder away.
 
-    After a signal the folder stays: it holds the key with which a cancelled job's after_script gets in.
+    After a signal to a job the folder stays: it holds the key with which the job's after_script gets in.
     """
     from glgpu.errors import ErrorClass, Failure
     from glgpu.settings import process_environment
     from glgpu.wiring import clear_scratch, make_run
 
     run = make_run(console, process_environment(), Path.cwd(), **options)
+    keep = False
     try:
         stage(run)
     except Failure as failure:
+        keep = failure.klass is ErrorClass.INTERRUPTED and run.job.in_ci
         run.record.add("failed", failure=failure.klass, cause=failure.cause, exit_code=failure.exit_code)
-        if failure.klass is not ErrorClass.INTERRUPTED:
-            clear_scratch(run)
         raise
-    clear_scratch(run)
+    finally:
+        if not keep:
+            clear_scratch(run)
 
 
 @cli.command()
@@ -222,8 +230,11 @@ def run(console: Console, interrupts: Interrupts, config: str | None, overrides:
     def give_up() -> bool:
         if not sys.stdin.isatty():
             return True
-        if click.confirm("End the training and tear everything down?", default=True):
-            return True
+        try:
+            if click.confirm("End the training and tear everything down?", default=True):
+                return True
+        except click.Abort:
+            return True  # nobody is there to answer any more
         interrupts.rearm()
         return False
 
@@ -263,4 +274,11 @@ def rehearse(console: Console, interrupts: Interrupts, **options: Any) -> None:
 
 def main() -> None:
     """The console script."""
-    cli(prog_name="glgpu")
+    try:
+        cli(prog_name="glgpu")
+    finally:
+        # A reader that has gone away would turn the exit code into 120 at the interpreter's end.
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

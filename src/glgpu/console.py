@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 from collections import deque
@@ -11,12 +12,15 @@ from typing import BinaryIO
 
 from glgpu.clock import Clock, SystemClock
 from glgpu.errors import ErrorClass, Failure
-from glgpu.masking import Masker
+from glgpu.masking import Masker, to_bytes
 
 LOG_BUDGET = 3_000_000
 """Bytes of training output shown in a job log, which the runner cuts at 4,194,304 (GitLab Runner, `output_limit`)."""
 TAIL = 200_000
 LONGEST_LINE = 8_192
+LONGEST_NUMBER = 20
+LONGEST_EVIDENCE = 1_000
+"""Characters shown of one line of evidence, cause or remedy; forty such lines fit beside the training's output."""
 PROGRESS_SECONDS = 10.0
 
 
@@ -40,17 +44,25 @@ class Console:
 
     def say(self, text: str = "") -> None:
         """Print one line (or several)."""
-        self.write((text + "\n").encode("utf-8", "replace"))
+        self.write(to_bytes(text + "\n"))
 
     def write(self, data: bytes) -> None:
         """Print bytes, masked.
 
-        A dead pipe is no reason to stop: when the runner is gone the clean-up has to go on without an audience.
+        A dead pipe is no reason to stop, nor is a full disk behind it: when the runner is gone the clean-up has to go
+        on without an audience.
         """
         stream = self._stream or sys.stdout.buffer
-        with contextlib.suppress(BrokenPipeError, ValueError):
+        try:
             stream.write(self.masker.mask_bytes(data))
             stream.flush()
+        except BrokenPipeError:
+            # What is buffered would be tried again at exit, and its failure would change the exit code
+            # (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
+            with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+        except (OSError, ValueError):
+            pass
 
     @contextlib.contextmanager
     def section(self, name: str, header: str) -> Iterator[None]:
@@ -76,11 +88,11 @@ class Console:
         """Print the evidence, then one line of cause and one of remedy, last so that they are seen."""
         if failure.evidence.strip():
             self.say("--- what the other side said")
-            for line in failure.evidence.strip().splitlines()[-40:]:
-                self.say(f"  {line}")
+            for line in self.masker.mask(failure.evidence).strip().splitlines()[-40:]:
+                self.say(f"  {_cut(line)}")
             self.say("---")
-        self.say(f"glgpu: {failure.klass} (exit code {failure.exit_code}): {failure.cause}")
-        self.say(f"glgpu: remedy: {failure.remedy}")
+        self.say(f"glgpu: {failure.klass} (exit code {failure.exit_code}): {_cut(self.masker.mask(failure.cause))}")
+        self.say(f"glgpu: remedy: {_cut(self.masker.mask(failure.remedy))}")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows in columns."""
@@ -95,13 +107,16 @@ class TrainingLog:
     Args:
         console: Where it is shown.
         whole: Name of the file that holds all of it, for the line that says so.
-        budget: Bytes that may be shown in all.
+        budget: Bytes that may be shown in all, our own remarks included.
+        tail: How many of them are kept for the end.
     """
 
     def __init__(self, console: Console, whole: str, *, budget: int = LOG_BUDGET, tail: int = TAIL) -> None:
         self._console = console
-        self._whole = whole
-        self._left = budget - tail
+        self._full_remark = f"glgpu: the job log is nearly full; the training goes on, see {whole}"
+        self._skip_remark = f"glgpu: {{}} lines left out here, a job log holds 4 MB; all of them are in {whole}"
+        self._cut_remark = f" ... ({{}} more bytes of this line are in {whole})"
+        self._left = budget - tail - len(self._full_remark) - len(self._skip_remark) - LONGEST_NUMBER
         self._tail_size = tail
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
@@ -109,46 +124,51 @@ class TrainingLog:
         self._full = False
         self._line = bytearray()
         self._cut = 0
+        self._returned = False
         self._shown_at = console.clock.now()
 
     def feed(self, data: bytes) -> None:
         """Take output as it comes."""
-        for piece in re.split(rb"(\r\n|\n|\r)", data):
-            if piece in (b"\n", b"\r\n"):
+        for piece in re.split(rb"([\r\n])", data):
+            if piece == b"\n":
                 self._end_line()
             elif piece == b"\r":
-                self._end_progress()
-            else:
+                # Either the first half of a line's end or a progress bar: what comes next tells.
+                self._returned = True
+            elif piece:
+                if self._returned:
+                    self._overwrite()
                 room = max(0, LONGEST_LINE - len(self._line))
                 self._line += piece[:room]
                 self._cut += len(piece) - len(piece[:room])
 
     def close(self) -> None:
         """Show what is left; the output has ended."""
-        if self._line or self._cut:
+        if self._line:
             self._end_line()
         if self._skipped:
-            self._console.say(
-                f"glgpu: {self._skipped} lines left out here, a job log holds 4 MB; all of them are in {self._whole}"
-            )
+            self._console.say(self._skip_remark.format(self._skipped))
         for line in self._tail:
             self._console.write(line)
         self._tail.clear()
 
-    def _end_progress(self) -> None:
+    def _overwrite(self) -> None:
         # A progress bar rewrites its line; now and then one of its states is worth a line.
-        if self._console.clock.now() - self._shown_at >= PROGRESS_SECONDS:
+        if self._line and self._console.clock.now() - self._shown_at >= PROGRESS_SECONDS:
             self._end_line()
-        self._line.clear()
-        self._cut = 0
+        self._clear()
 
     def _end_line(self) -> None:
         text = bytes(self._line).decode("utf-8", "replace").encode()
         if self._cut:
-            text += f" ... ({self._cut} more bytes of this line are in {self._whole})".encode()
+            text += self._cut_remark.format(self._cut).encode()
+        self._clear()
+        self._show(text + b"\n")
+
+    def _clear(self) -> None:
         self._line.clear()
         self._cut = 0
-        self._show(text + b"\n")
+        self._returned = False
 
     def _show(self, line: bytes) -> None:
         self._shown_at = self._console.clock.now()
@@ -158,12 +178,17 @@ class TrainingLog:
             return
         if not self._full:
             self._full = True
-            self._console.say(f"glgpu: the job log is nearly full; the training goes on, see {self._whole}")
+            self._console.say(self._full_remark)
         self._tail.append(line)
         self._tail_bytes += len(line)
-        while self._tail_bytes > self._tail_size:
+        while self._tail_bytes > self._tail_size and len(self._tail) > 1:
             self._tail_bytes -= len(self._tail.popleft())
             self._skipped += 1
+
+
+def _cut(masked: str) -> str:
+    """The beginning of a line; masked before it is cut, since half a secret is not recognised."""
+    return masked if len(masked) <= LONGEST_EVIDENCE else f"{masked[:LONGEST_EVIDENCE]} ..."
 
 
 def bug(error: BaseException, trace: str) -> Failure:

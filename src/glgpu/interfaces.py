@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,8 +76,14 @@ class Cloud(Protocol):
     def get(self, name: str, zone: str) -> Instance | None:
         """One instance, or None."""
 
-    def insert_failure(self, name: str, zone: str, since: float) -> Failure | None:
-        """Why an insert of that instance, begun after ``since`` (Unix time), failed; None while it has not."""
+    def zones(self, region: str) -> list[str]:
+        """The zones of a region that are up."""
+
+    def inserts(self, name: str, zone: str) -> set[str]:
+        """The operations, finished or not, that were to create that instance."""
+
+    def insert_failure(self, name: str, zone: str, before: Collection[str]) -> Failure | None:
+        """Why the insert of that instance failed; None while it has not. Those ``before`` do not count."""
 
     def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
         """Delete an instance; not found is success. Waits for the operation unless told not to."""
@@ -127,7 +133,7 @@ class Forge(Protocol):
         """Remove every key of that title; how many there were."""
 
     def state_writable(self, name: str) -> bool:
-        """Whether our token may lock and write a Terraform state."""
+        """Whether our token may lock and write a Terraform state; a lock that a dead job left on it is broken."""
 
     def state_environment(self, name: str) -> dict[str, str]:
         """The variables by which Terraform finds its state and may write it."""
@@ -225,8 +231,8 @@ class Machine(Protocol):
     def run(self, script: str, *, stdin: bytes = b"", timeout: float = 60) -> Done:
         """Run a shell command to its end; 255 when there is no connection."""
 
-    def stream(self, script: str) -> AbstractContextManager[Stream]:
-        """Start a shell command and talk to it."""
+    def stream(self, script: str, *, timeout: float | None = None) -> AbstractContextManager[Stream]:
+        """Start a shell command and talk to it; after ``timeout`` seconds the connection ends."""
 
 
 Connect = Callable[[str, int, Path, str], Machine]

@@ -29,10 +29,12 @@ def whole_life(run: Run, give_up: Callable[[], bool]) -> None:
     except Failure as failure:
         run.console.failure(failure)
         failures.append(failure)
-    try:
-        destroy(run)
-    except Failure as failure:
-        failures.append(failure)
+    finally:
+        # In a `finally`, so that a mistake of our own leaves no VM behind either.
+        try:
+            destroy(run)
+        except Failure as failure:
+            failures.append(failure)
     worst = gravest(failures)
     if worst is not None:
         raise worst
@@ -41,7 +43,7 @@ def whole_life(run: Run, give_up: Callable[[], bool]) -> None:
 def _train(run: Run, give_up: Callable[[], bool]) -> None:
     while True:
         try:
-            train(run)
+            train(run, ends_own_vm=False)
             return
         except Failure as failure:
             if failure.klass is not ErrorClass.INTERRUPTED or give_up():

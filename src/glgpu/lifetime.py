@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -9,13 +10,15 @@ from typing import Literal
 from glgpu.errors import ErrorClass, Failure
 
 UNIT_SECONDS = {
-    "w": 604800, "week": 604800, "weeks": 604800,
+    "w": 604800, "wk": 604800, "wks": 604800, "week": 604800, "weeks": 604800,
     "d": 86400, "day": 86400, "days": 86400,
-    "h": 3600, "hr": 3600, "hour": 3600, "hours": 3600,
+    "h": 3600, "hr": 3600, "hrs": 3600, "hour": 3600, "hours": 3600,
     "m": 60, "min": 60, "mins": 60, "minute": 60, "minutes": 60,
     "s": 1, "sec": 1, "secs": 1, "second": 1, "seconds": 1,
 }  # fmt: skip
-_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*(?:and\b|,)?", re.IGNORECASE)
+_NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
+_PART = re.compile(rf"\s*({_NUMBER})\s*({'|'.join(sorted(UNIT_SECONDS, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
+_JOINT = re.compile(r"\s*(?:,|\band\b)(?=\s*[0-9])", re.IGNORECASE)
 
 Until = Literal["pipeline", "deadline"]
 
@@ -52,15 +55,13 @@ def parse_duration(text: str) -> float:
         Failure: CONFIG, when it is no duration.
     """
     stripped = text.strip()
-    if re.fullmatch(r"\d+", stripped):
+    if re.fullmatch(r"[0-9]{1,12}", stripped):
         return float(stripped)
     seconds, position = 0.0, 0
-    while position < len(stripped):
-        part = _PART.match(stripped, position)
-        if not part or part[2].lower() not in UNIT_SECONDS:
-            break
+    while part := _PART.match(stripped, position):
         seconds += float(part[1]) * UNIT_SECONDS[part[2].lower()]
-        position = part.end()
+        joint = _JOINT.match(stripped, part.end())
+        position = joint.end() if joint else part.end()
     if not stripped or position < len(stripped):
         raise Failure(ErrorClass.CONFIG, f"{text!r} is no duration", "write it like 2h35m, 90 minutes or 3600")
     return seconds
@@ -68,6 +69,8 @@ def parse_duration(text: str) -> float:
 
 def spoken(seconds: float) -> str:
     """A duration for people: ``2 h 35 min``, ``40 s``."""
+    if math.isinf(seconds):
+        return "an unknown time"
     whole = max(0, round(seconds))
     if whole < 120:
         return f"{whole} s"

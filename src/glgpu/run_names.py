@@ -37,7 +37,7 @@ class RunName:
     kind: Kind = "train"
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\d+(-\d+)?|u[0-9a-f]{8}-\d+", self.run):
+        if not re.fullmatch(r"[0-9]+(-[0-9]+)?|u[0-9a-f]{8}-[0-9]+", self.run):
             raise Failure(
                 ErrorClass.USAGE,
                 f"{self.run!r} is no run: a pipeline id, or a pipeline id with -<n>",

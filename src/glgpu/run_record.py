@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from glgpu.clock import Clock
 from glgpu.masking import Masker
+
+LONGEST_TEXT = 2_000
+"""Characters of one text in an event: somebody else's message may be megabytes."""
 
 
 class Event(BaseModel):
@@ -23,11 +28,11 @@ class Event(BaseModel):
     Attributes:
         at: Unix time.
         job: Id of the job that wrote it; empty on a laptop.
-        what: A word, for example ``instance-running``; docs/reference/run-record.md lists them.
+        what: A word, for example ``vm-ready``.
         facts: Details, by name.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     at: float
     job: str = ""
@@ -38,7 +43,7 @@ class Event(BaseModel):
 class Record(BaseModel):
     """The whole record."""
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     run: str
     events: list[Event] = []
 
@@ -66,7 +71,7 @@ class RunRecord:
         self._masker = masker
         self._record = Record(run=run)
         with contextlib.suppress(OSError):
-            self.merge(path.read_text(encoding="utf-8"))
+            self.merge(path.read_bytes())
 
     @property
     def events(self) -> list[Event]:
@@ -77,24 +82,42 @@ class RunRecord:
         """The last event of a kind."""
         return next((event for event in reversed(self._record.events) if event.what == what), None)
 
-    def merge(self, text: str) -> None:
+    def merge(self, text: str | bytes) -> None:
         """Take over what another job of the same run wrote; anything else is passed over."""
         try:
             other = Record.model_validate_json(text)
         except ValidationError:
             return
-        if other.run != self._record.run:
-            return
-        known = {event.model_dump_json() for event in self._record.events}
-        new = [event for event in other.events if event.model_dump_json() not in known]
-        self._record.events = sorted([*self._record.events, *new], key=lambda event: event.at)
+        if other.run == self._record.run:
+            self._take(other.events)
 
     def add(self, what: str, **facts: Any) -> None:
         """Write an event; a full disk is not worth losing a run for."""
-        self._record.events.append(Event(at=round(self._clock.now(), 3), job=self._job, what=what, facts=facts))
-        text = self._masker.mask(json.dumps(self._record.model_dump(mode="json"), indent=1, ensure_ascii=False))
+        self._take([Event(at=round(self._clock.now(), 3), job=self._job, what=what, facts=facts)])
+        text = json.dumps(self._record.model_dump(mode="json"), indent=1, ensure_ascii=False)
         with contextlib.suppress(OSError):
             write_atomically(self._path, text.encode("utf-8", "replace"))
+
+    def _take(self, events: Iterable[Event]) -> None:
+        """Add events that are not here yet: a union, so that neither order nor repetition of merging matters."""
+        # Masked one by one and not in the written text, which a secret such as `1234` would tear at every number.
+        clean = [event.model_copy(update={"facts": self._plain(event.facts)}) for event in events]
+        union = {event.model_dump_json(): event for event in [*self._record.events, *clean]}
+        # Sorting is stable: what one job wrote within a millisecond keeps its order.
+        self._record.events = sorted(union.values(), key=lambda event: (event.at, event.job))
+
+    def _plain(self, value: Any) -> Any:
+        """Only what JSON can hold, nothing secret, and no text without end."""
+        if isinstance(value, Mapping):
+            return {self._plain(str(key)): self._plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._plain(inner) for inner in value]
+        if value is None or isinstance(value, bool | int):
+            return value
+        if isinstance(value, float) and math.isfinite(value):
+            return value
+        # Masked before it is cut: half a secret is not recognised.
+        return self._masker.mask(str(value)).encode("utf-8", "replace").decode()[:LONGEST_TEXT]
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -12,8 +12,8 @@ import shlex
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -24,6 +24,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -44,10 +45,15 @@ def _argv(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Take a plain number where text is wanted; YAML's true/false are ambiguous there and refused."""
+    """Take a plain number where text is wanted; true and false have no one spelling and are refused."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     return value
+
+
+def _mapping(value: Any) -> Any:
+    """A section whose keys are all commented out is an empty one."""
+    return {} if value is None else value
 
 
 def _inside(path: str) -> str:
@@ -58,6 +64,13 @@ def _inside(path: str) -> str:
         raise ValueError("must stay in the folder of glgpu.yml, without `..`")
     if "\0" in path or not path.strip("./"):
         raise ValueError("must name a file or folder below the folder of glgpu.yml")
+    return path
+
+
+def _output(path: str) -> str:
+    """Refuse what would land on glgpu's own files in outputs/."""
+    if PurePosixPath(path).parts[0] == "glgpu":
+        raise ValueError("must not be `glgpu`: outputs/glgpu/ holds the run record, the log and the checksums")
     return path
 
 
@@ -83,19 +96,30 @@ def _cidr(value: str) -> str:
     return str(network)
 
 
+SCALAR = ["string", "number", "boolean"]
+"""What may stand in a glgpu.yml where text is wanted: it is taken as it is written, quoted or not."""
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$")]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
-LabelValue = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{0,63}$"), BeforeValidator(_text)]
+LabelValue = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9_-]{0,63}$"), BeforeValidator(_text), WithJsonSchema({"type": SCALAR})
+]
 InnerPath = Annotated[str, AfterValidator(_inside)]
-Argument = Annotated[str, BeforeValidator(_text), AfterValidator(_no_nul)]
+OutputPath = Annotated[InnerPath, AfterValidator(_output)]
+Argument = Annotated[str, BeforeValidator(_text), AfterValidator(_no_nul), WithJsonSchema({"type": SCALAR})]
+Command = Annotated[
+    list[Argument],
+    BeforeValidator(_argv),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": SCALAR}, "minItems": 1}]}),
+]
+Ranges = Annotated[list[Annotated[str, AfterValidator(_cidr)]], Field(min_length=1)]
 GpuName = Annotated[str, StringConstraints(pattern=r"^(none|nvidia-[a-z0-9-]+)$")]
 Zone = Annotated[str, StringConstraints(pattern=r"^[a-z]+-[a-z]+[0-9]+-[a-z]$")]
 Region = Annotated[str, StringConstraints(pattern=r"^[a-z]+-[a-z]+[0-9]+$")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Machine(_Section):
@@ -142,10 +166,10 @@ class Train(_Section):
     image: Annotated[str, AfterValidator(_image)] | None = Field(
         None, description="Container image; glgpu train needs it."
     )
-    command: Annotated[list[Argument], BeforeValidator(_argv)] = Field(
+    command: Command = Field(
         ["python", "train.py"], min_length=1, description="Split by shell rules without expansion; a list is argv."
     )
-    outputs: list[InnerPath] = Field(["weights/"], min_length=1, description="Files and folders to bring home.")
+    outputs: list[OutputPath] = Field(["weights/"], min_length=1, description="Files and folders to bring home.")
     checkpoints: InnerPath | None = Field("checkpoints/", description="Folder of checkpoints; null: none.")
     env: dict[VariableName, Argument] = Field(
         default_factory=dict, description="Environment of the container; nothing secret."
@@ -157,13 +181,13 @@ class Train(_Section):
     on_cancel: Literal["save", "drop"] = Field(
         "save", description="Whether outputs come home when the job is cancelled."
     )
-    shm_gb: float | None = Field(None, gt=0, description="Size of /dev/shm; null: the host's IPC namespace.")
+    shm_gb: float | None = Field(None, gt=0, le=65536, description="Size of /dev/shm; null: the host's IPC namespace.")
 
 
 class Notebook(_Section):
     """The notebook."""
 
-    idle_minutes: int = Field(60, ge=5, description="Minutes without work after which it ends.")
+    idle_minutes: int = Field(60, ge=5, le=10_080, description="Minutes without work after which it ends.")
     save_mb: int = Field(500, ge=1, description="Most that is saved of the workspace.")
     can_push: bool = Field(False, description="Whether saved work is also pushed as a branch.")
 
@@ -173,7 +197,7 @@ class Net(_Section):
 
     access: Literal["external", "iap"] = Field("external", description="How the VM is reached.")
     external_ip: bool = Field(True, description="False needs a NAT.")
-    allow: Literal["auto"] | list[Annotated[str, AfterValidator(_cidr)]] = Field(
+    allow: Literal["auto"] | Ranges = Field(
         "auto", description="Who may reach the SSH port: the caller's own address, or a list of IPv4 ranges."
     )
     echo: str = Field(
@@ -203,15 +227,17 @@ class Settings(_Section):
     """A whole glgpu.yml."""
 
     project: str | None = Field(None, pattern=r"^[a-z][a-z0-9:.-]{1,61}[a-z0-9]$", description="Google Cloud project.")
-    machine: Machine = Machine()
-    train: Train = Train()
-    notebook: Notebook = Notebook()
-    network: Net = Net()
-    limits: Limits = Limits()
-    storage: Storage = Storage()
+    machine: Annotated[Machine, BeforeValidator(_mapping)] = Machine()
+    train: Annotated[Train, BeforeValidator(_mapping)] = Train()
+    notebook: Annotated[Notebook, BeforeValidator(_mapping)] = Notebook()
+    network: Annotated[Net, BeforeValidator(_mapping)] = Net()
+    limits: Annotated[Limits, BeforeValidator(_mapping)] = Limits()
+    storage: Annotated[Storage, BeforeValidator(_mapping)] = Storage()
     code: Literal["auto", "deploy-key", "job"] = Field("auto", description="How the code reaches the VM.")
     state: Literal["auto", "gitlab", "gcs", "local"] = Field("auto", description="Where Terraform's state lives.")
-    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, description="Labels of the VM beside glgpu's own.")
+    labels: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict, max_length=50, description="Labels of the VM beside glgpu's own."
+    )
 
     @model_validator(mode="after")
     def _own_labels(self) -> Settings:
@@ -227,7 +253,16 @@ def json_schema() -> dict[str, Any]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases (a few bytes of them can stand for gigabytes) and without repeated keys."""
+    """YAML in which a value is what is written, without aliases and without repeated keys.
+
+    A few bytes of aliases can stand for gigabytes. YAML 1.1 makes 3.1 of `3.10`, 45045 of `12:30:45` and false of
+    `no`; here only null is anything else than its text, and the settings say what a text has to be.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -254,10 +289,11 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     remedy = f"mend {path}; docs/reference/settings.md shows every key"
     try:
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
-            raise Failure(ErrorClass.CONFIG, f"{path} has {size} bytes, more than {LARGEST_FILE}", remedy)
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            raise Failure(ErrorClass.CONFIG, f"{path} has more than {LARGEST_FILE} bytes", remedy)
+        raw = yaml.load(data.decode("utf-8"), Loader=_PlainLoader)
     except FileNotFoundError:
         raise Failure(
             ErrorClass.CONFIG, f"there is no {path}", "write one with `glgpu init`, or name another with --config"
@@ -285,13 +321,14 @@ def load_settings(path: Path | None, environment: Mapping[str, str], overrides: 
         Failure: CONFIG, with the first thing that is wrong and where it stands.
     """
     raw = read_file(path) if path else {}
-    where = str(path) if path else "the settings"
-    for dotted, text in [*_from_environment(environment), *map(_override, overrides)]:
-        _set(raw, dotted, text)
+    sources: dict[str, str] = {}
+    for source, dotted, text in [*_from_environment(environment), *map(_override, overrides)]:
+        _set(raw, dotted, text, source)
+        sources[dotted] = source
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
-        raise _explained(error, where) from None
+        raise _explained(error, str(path) if path else "the settings", sources) from None
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
@@ -306,16 +343,12 @@ def _fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    found = []
-    for dotted in _fields(Settings):
-        text = environment.get("GLGPU_" + dotted.replace(".", "_").upper(), "")
-        if text:
-            found.append((dotted, text))
-    return found
+def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    names = {dotted: "GLGPU_" + dotted.replace(".", "_").upper() for dotted in _fields(Settings)}
+    return [(name, dotted, environment[name]) for dotted, name in names.items() if environment.get(name)]
 
 
-def _override(text: str) -> tuple[str, str]:
+def _override(text: str) -> tuple[str, str, str]:
     dotted, equals, value = text.partition("=")
     if not equals or dotted not in _fields(Settings):
         raise Failure(
@@ -323,26 +356,32 @@ def _override(text: str) -> tuple[str, str]:
             f"--set {text!r} names no setting{_nearest(dotted, list(_fields(Settings)))}",
             "write it like --set machine.spot=never",
         )
-    return dotted, value
+    return "--set", dotted, value
 
 
-def _set(raw: dict[str, Any], dotted: str, text: str) -> None:
+def _set(raw: dict[str, Any], dotted: str, text: str, source: str) -> None:
+    annotation = _fields(Settings)[dotted]
     *sections, key = dotted.split(".")
     for section in sections:
-        inner = raw.setdefault(section, {})
-        if not isinstance(inner, dict):
+        if raw.get(section) is None:
+            raw[section] = {}
+        if not isinstance(raw[section], dict):
             return  # the validation names what is wrong there
-        raw = inner
-    annotation = _fields(Settings)[".".join([*sections, key])]
+        raw = raw[section]
     origins = _origins(annotation)
+    items = [item.strip() for item in text.split(",") if item.strip()]
     if text in ("null", "") and type(None) in origins:
         raw[key] = None
     elif key == "command":
         raw[key] = text
     elif dict in origins:
-        raw[key] = dict(pair.partition("=")[::2] for pair in text.split(","))
+        if lone := [item for item in items if "=" not in item]:
+            raise Failure(
+                ErrorClass.CONFIG, f"{source}: {dotted}: {lone[0]!r} is no NAME=VALUE", "write it like A=1,B=2"
+            )
+        raw[key] = dict(item.partition("=")[::2] for item in items)
     elif list in origins and not (text == "auto" and Literal in origins):
-        raw[key] = [item.strip() for item in text.split(",") if item.strip()]
+        raw[key] = items
     else:
         raw[key] = text
 
@@ -361,24 +400,37 @@ def _nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _explained(error: ValidationError, where: str) -> Failure:
+def _explained(error: ValidationError, where: str, sources: Mapping[str, str]) -> Failure:
     # Each alternative of a union that did not fit has its own error; the one that got furthest is what was meant.
     found = error.errors(include_url=False)
-    first = max((e for e in found if e["loc"][:1] == found[0]["loc"][:1]), key=lambda e: len(e["loc"]))
-    # Alternatives of a union show up as words like `list[...]` in the location: not part of any key.
-    place = [str(part) for part in first["loc"] if not re.search(r"[\[(]|^(literal|bool|str|list)\b", str(part))]
+    first = max((e for e in found if e["loc"][:2] == found[0]["loc"][:2]), key=lambda e: len(e["loc"]))
+    place = _place(first["loc"])
     dotted = ".".join(place)
-    message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         siblings = _siblings(place[:-1])
         cause = f"{where}: unknown key {dotted!r}{_nearest(place[-1], siblings)}"
         return Failure(ErrorClass.CONFIG, cause, f"known here: {', '.join(siblings)}")
+    source = next((name for key, name in sources.items() if f"{dotted}.".startswith(f"{key}.")), where)
     shown = "" if isinstance(first["input"], dict) else f" = {repr(first['input'])[:60]}"
+    message = "must hold keys" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
     return Failure(
         ErrorClass.CONFIG,
-        f"{where}: {dotted + shown + ': ' if dotted else ''}{message}",
+        f"{source}: {dotted + shown + ': ' if dotted else ''}{message}",
         "mend that value; docs/reference/settings.md shows every key",
     )
+
+
+def _place(location: Sequence[int | str]) -> list[str]:
+    """The key that an error is about, without the words by which pydantic tells alternatives apart."""
+    fields = _fields(Settings)
+    for length in (1, 2):
+        annotation = fields.get(".".join(map(str, location[:length])))
+        if annotation is not None:
+            inner = list(location[length:])
+            if {Literal} < _origins(annotation):
+                inner = inner[1:]
+            return [str(part) for part in [*location[:length], *inner] if part != "[key]"]
+    return [str(part) for part in location]
 
 
 def _siblings(place: list[str]) -> list[str]:

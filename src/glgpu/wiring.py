@@ -16,6 +16,7 @@ from glgpu.clients.remote_machine import RemoteMachine, make_login_key
 from glgpu.clients.terraform_stack import TerraformStack
 from glgpu.clock import Clock, SystemClock
 from glgpu.console import Console
+from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Stack
 from glgpu.job import Job, hide_tokens, read_job
@@ -63,8 +64,7 @@ def make_run(
     job = read_job(environment, folder, clock.now())
     hide_tokens(job, console.masker)
     path = _config_path(job, config or environment.get("GLGPU_CONFIG") or DEFAULT_CONFIG)
-    there = path.exists() or needs_settings
-    settings = load_settings(path if there else None, environment, overrides)
+    settings = _settings(console, path, environment, overrides, needed=needs_settings)
     for name in settings.train.secrets:
         console.masker.add(read_secret(name, environment)[0])
     if not settings.project:
@@ -73,20 +73,37 @@ def make_run(
             "the Google Cloud project is not set",
             "set the CI variable GLGPU_PROJECT, or `project` in glgpu.yml",
         )
-    return _wire(console, job, settings, job.name(kind), _base(job, path), clock)
+    base = _base(job, path) if needs_settings else ""
+    return _wire(console, job, settings, job.name(kind), base, clock, job.project_dir / "outputs")
 
 
 def under_name(run: Run, name: RunName) -> Run:
-    """The same wiring for another run of the same project."""
+    """The same wiring for a run of the same project; another one's outputs have a folder of their own."""
+    if name == run.name:
+        return run
     job = replace(run.job, run=name.run)
-    return _wire(run.console, job, run.settings, name, run.base, run.clock)
+    return _wire(run.console, job, run.settings, name, run.base, run.clock, run.outputs / "glgpu" / str(name))
 
 
-def _wire(console: Console, job: Job, settings: Settings, name: RunName, base: str, clock: Clock) -> Run:
+def _settings(
+    console: Console, path: Path, environment: Mapping[str, str], overrides: Sequence[str], *, needed: bool
+) -> Settings:
+    """The settings; a teardown does without a glgpu.yml, and is not stopped by one that is wrong."""
+    if needed or path.exists():
+        try:
+            return load_settings(path, environment, overrides)
+        except Failure as failure:
+            if needed:
+                raise
+            console.say(f"going on without {path}: {failure.cause}")
+    return load_settings(None, environment, overrides)
+
+
+def _wire(console: Console, job: Job, settings: Settings, name: RunName, base: str, clock: Clock, outputs: Path) -> Run:
     def stack_for(variables: Mapping[str, object], state: Mapping[str, str] | None) -> Stack:
         return TerraformStack(
             job.terraform_module,
-            job.scratch / "terraform",
+            job.scratch,
             variables,
             state=state,
             credentials=terraform_environment(job),
@@ -107,9 +124,10 @@ def _wire(console: Console, job: Job, settings: Settings, name: RunName, base: s
         stack_for=stack_for,
         make_login_key=make_login_key,
         repository=LocalRepository(job.project_dir),
+        outputs=outputs,
         caller_address=caller_address,
         console=console,
-        record=RunRecord(job.project_dir / "outputs/glgpu/run.json", str(name), job.job_id, clock, console.masker),
+        record=RunRecord(outputs / "glgpu/run.json", str(name), job.job_id, clock, console.masker),
         clock=clock,
     )
 
@@ -121,9 +139,7 @@ def _make_scratch(scratch: Path) -> None:
         scratch.chmod(0o700)
         (scratch / ".gitignore").write_text("*\n", encoding="ascii")
     except OSError as error:
-        raise Failure(
-            ErrorClass.DISK_FULL, f"{scratch} cannot be written: {error.strerror}", "make room there"
-        ) from None
+        raise cannot_write(error, scratch) from None
 
 
 def _config_path(job: Job, config: str) -> Path:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 
 import pytest
 
-from glgpu.rehearsal.container_images import BASE, find_engine, process_image
+from glgpu.errors import Failure
+from glgpu.rehearsal.container_images import BASE, Engine, find_engine, prepare, process_image
 
 
 @dataclass
@@ -58,23 +60,44 @@ class Docker:
         return state
 
 
-@pytest.fixture(params=["engine", "processes"])
-def docker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Docker]:
-    if request.param == "engine":
-        engine = find_engine(os.environ)
-        if engine.client is None or engine.docker("image", "inspect", BASE).returncode:
-            pytest.skip(f"MISSING: a Docker engine with the image {BASE} (`ci/engine start` makes both)")
-        tool = Docker([engine.client], dict(os.environ), tmp_path)
-    else:
-        root = tmp_path / "a long folder name with spaces in it" / ("deep" * 20)
-        root.mkdir(parents=True)
-        (root / "images.json").write_text(json.dumps({BASE: process_image(Path(sys.executable))}))
-        (root / "mounts.json").write_text(json.dumps([str(tmp_path)]))
-        program = [sys.executable, "-I", "-m", "glgpu.rehearsal.docker_engine", str(root)]
-        tool = Docker(program, {"PATH": os.environ["PATH"], "HOST_SECRET": "not for containers"}, tmp_path)
+def on_processes(folder: Path) -> Docker:
+    """The process-based engine, in a folder whose path no socket address could hold."""
+    root = folder / "a long folder name with spaces in it" / ("deep" * 20)
+    root.mkdir(parents=True)
+    (root / "images.json").write_text(json.dumps({BASE: process_image(Path(sys.executable))}))
+    (root / "mounts.json").write_text(json.dumps([str(folder)]))
+    program = [sys.executable, "-I", "-m", "glgpu.rehearsal.docker_engine", str(root)]
+    return Docker(program, {"PATH": os.environ["PATH"], "HOST_SECRET": "not for containers"}, folder)
+
+
+def engine_or_skip() -> Engine:
+    engine = find_engine(os.environ)
+    if engine.client is None or engine.docker("image", "inspect", BASE).returncode:
+        pytest.skip(f"MISSING: a Docker engine with the image {BASE} (`ci/engine start` makes both)")
+    return engine
+
+
+@contextmanager
+def cleared(tool: Docker) -> Iterator[Docker]:
     yield tool
     if tool.names:
         tool("rm", "-f", *tool.names)
+
+
+@pytest.fixture(params=["engine", "processes"])
+def docker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Docker]:
+    if request.param == "processes":
+        tool = on_processes(tmp_path)
+    else:
+        tool = Docker([str(engine_or_skip().client)], dict(os.environ), tmp_path)
+    with cleared(tool):
+        yield tool
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Docker]:
+    with cleared(on_processes(tmp_path)) as tool:
+        yield tool
 
 
 def test_version_answers_in_json(docker: Docker) -> None:
@@ -435,43 +458,84 @@ def test_a_torn_template_is_refused(docker: Docker) -> None:
     assert "template parsing error" in done.stderr
 
 
-class TestWhatOnlyProcessesRefuse:
-    """What would need a namespace is refused, never half done."""
-
-    @pytest.fixture
-    def processes(self, docker: Docker) -> Docker:
-        if "glgpu.rehearsal.docker_engine" not in docker.command:
-            pytest.skip("the real engine has namespaces")
-        return docker
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            ["-v", "/tmp/a:/tmp/b"], ["-v", "volume:/data"], ["-v", "/usr:/usr"], ["-v", "/dev/shm:/dev/shm"],
-            ["--log-driver", "syslog"], ["--user", "1000"], ["--memory", "1g"], ["-it"], ["-p", "80:80"], ["--network", "none"],
-        ],
-    )  # fmt: skip
-    def test_options_it_cannot_honour(self, processes: Docker, options: list[str]) -> None:
-        assert processes("run", "--rm", *options, BASE, "true").returncode == 125
-
-    def test_a_container_whose_machine_lost_power_has_ended_with_255(self, processes: Docker) -> None:
-        name = processes.detached(BASE, "sleep", "100")
-        folder = next(Path(processes.command[-1]).glob("containers/*/supervisor.json"))
-        os.kill(json.loads(folder.read_text())["pid"], signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        while processes.state(name)["Running"]:
-            assert time.monotonic() < deadline
-        assert processes.state(name)["ExitCode"] == 255
+# What would need a namespace is refused by the process-based engine, never half done.
 
 
-def test_the_process_engine_leaves_no_process(tmp_path: Path) -> None:
-    """Everything a container started is gone with it, seen from outside by its folder in /proc."""
-    root = tmp_path / "engine"
-    root.mkdir()
-    (root / "images.json").write_text(json.dumps({BASE: process_image(Path(sys.executable))}))
-    (root / "mounts.json").write_text(json.dumps([str(tmp_path)]))
-    program = [sys.executable, "-I", "-m", "glgpu.rehearsal.docker_engine", str(root)]
-    mark = f"{token_hex(8)}"
-    subprocess.run([*program, "run", "--rm", BASE, "sh", "-c", f"setsid sleep 300 {mark} & true"], check=True)
-    assert shutil.which("pgrep")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-v", "/tmp/a:/tmp/b"], ["-v", "volume:/data"], ["-v", "/usr:/usr"], ["-v", "/dev/shm:/dev/shm"],
+        ["--log-driver", "syslog"], ["--user", "1000"], ["--memory", "1g"], ["-it"], ["-p", "80:80"],
+        ["--network", "none"],
+    ],
+)  # fmt: skip
+def test_options_that_processes_cannot_honour_are_refused(processes: Docker, options: list[str]) -> None:
+    assert processes("run", "--rm", *options, BASE, "true").returncode == 125
+
+
+def test_a_container_whose_machine_lost_power_has_ended_with_255(processes: Docker) -> None:
+    name = processes.detached(BASE, "sleep", "100")
+    noted = next(Path(processes.command[-1]).glob("containers/*/supervisor.json"))
+    os.kill(json.loads(noted.read_text())["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while processes.state(name)["Running"]:
+        assert time.monotonic() < deadline
+    assert processes.state(name)["ExitCode"] == 255
+
+
+def test_the_process_engine_leaves_no_process(processes: Docker) -> None:
+    mark = token_hex(8)
+    command = f"setsid sh -c 'sleep 300; : {mark}' & true"
+    assert processes("run", "--rm", BASE, "sh", "-c", command).returncode == 0
     assert subprocess.run(["pgrep", "-f", mark], capture_output=True, check=False).stdout == b""
+
+
+# The images of a rehearsal.
+
+
+def write_wheel(folder: Path) -> str:
+    """A package that needs no index: the smallest wheel that pip takes."""
+    name = "glgpu_contract-1.0-py3-none-any.whl"
+    info = "glgpu_contract-1.0.dist-info"
+    with zipfile.ZipFile(folder / name, "w") as wheel:
+        wheel.writestr("glgpu_contract.py", "ANSWER = 42\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: glgpu-contract\nVersion: 1.0\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: glgpu\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    return name
+
+
+@pytest.fixture(params=["engine", "processes"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return Engine() if request.param == "processes" else engine_or_skip()
+
+
+def test_requirements_become_a_layer_that_is_made_once(engine: Engine, tmp_path: Path) -> None:
+    repository = tmp_path / "a repository"
+    repository.mkdir()
+    (repository / "requirements.txt").write_text(f"./{write_wheel(repository)}\n# {token_hex(8)}\n")
+    told: list[str] = []
+    images = prepare(engine, repository, tmp_path / "cache", told.append)
+    assert prepare(engine, repository, tmp_path / "cache", told.append) == images
+    assert sum("once" in line for line in told) == 1
+    ask = "import glgpu_contract, numpy; print(glgpu_contract.ANSWER)"
+    if engine.client is None:
+        tool = on_processes(tmp_path)
+        (Path(tool.command[-1]) / "images.json").write_text(json.dumps(images.store))
+    else:
+        tool = Docker([engine.client], dict(os.environ), tmp_path)
+    try:
+        assert tool("run", "--rm", images.base, "python", "-c", ask).stdout == "42\n"
+    finally:
+        if engine.client is not None:
+            tool("image", "rm", images.base)
+
+
+def test_a_requirement_that_cannot_be_installed_is_exit_code_17(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text(f"./no-such-file-1.0-py3-none-any.whl  # {token_hex(4)}\n")
+    with pytest.raises(Failure) as failure:
+        prepare(engine, tmp_path, tmp_path / "cache", lambda _: None)
+    assert failure.value.exit_code == 17
+    assert "no-such-file" in failure.value.evidence

@@ -6,37 +6,33 @@ not play.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 import venv
-from collections.abc import Mapping
 from pathlib import Path
 
+import gitlab_ci_local
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-gitlab_ci_local = importlib.import_module("gitlab_ci_local")
-stand_ins = importlib.import_module("serving").stand_ins
+from serving import Served, stand_ins
 
 ROOT: Path = gitlab_ci_local.ROOT
-EXAMPLE = "examples/text-generation"
+OWN_TO_A_JOB = ("CI_JOB_ID", "CI_JOB_NAME", "CI_JOB_STATUS", "GITLAB_CI", "PATH", "HOME", "TMPDIR")
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a `glgpu` that was installed from the wheel; the dependencies are this interpreter's."""
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", ROOT], check=True
-    )
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    built = [*pip, "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", ROOT]
+    subprocess.run(built, check=True)
     (wheel,) = folder.glob("glgpu-*.whl")
     environment = folder / "venv"
-    venv.create(environment, with_pip=True)
+    venv.create(environment)
     python = environment / "bin/python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
     query = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own, ours = (
         Path(subprocess.run([program, "-c", query], check=True, capture_output=True, text=True).stdout.strip())
@@ -52,30 +48,31 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adopter(folder: Path) -> Path:
-    """A repository with the example and the same include as this one."""
+    """A repository with the example and, as its whole pipeline, an include of the home's file."""
     pipeline = (
-        "stages: [provision, train, destroy]\ninclude:\n  - local: ci/train.yml\n"
-        f"    inputs: {{image: none, config: {EXAMPLE}/glgpu.yml}}\n"
+        "stages: [build, test, deploy, provision, train, destroy]\ninclude:\n  - project: group/glgpu\n    ref: main\n"
+        "    file: ci/train.yml\n    inputs: {image: not-pulled-by-a-shell}\n"
     )
-    files = {".gitlab-ci.yml": pipeline, "ci/train.yml": ROOT / "ci/train.yml", EXAMPLE: ROOT / EXAMPLE}
-    return Path(gitlab_ci_local.repository(folder, files))
+    files = {path.name: path for path in (ROOT / "examples/text-generation").iterdir() if path.is_file()}
+    repository = gitlab_ci_local.repository(folder, {**files, ".gitlab-ci.yml": pipeline})
+    gitlab_ci_local.provide_home(repository)
+    return repository
 
 
-def play(repository: Path, glgpu: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    # gitlab-ci-local sets a job's own CI_... itself; what the job calls GitLab for must be the stand-in's.
-    variables = dict(environment) | {"CI_PIPELINE_SOURCE": "push"}
-    for name in ("CI_PROJECT_DIR", "CI_JOB_ID", "CI_JOB_STATUS", "PATH", "HOME"):
-        variables.pop(name, None)
-    result: subprocess.CompletedProcess[str] = gitlab_ci_local.run(
+def play(repository: Path, glgpu: Path, served: Served) -> subprocess.CompletedProcess[str]:
+    """Play a push with the shell executor: `glgpu` in a job is the installed wheel's."""
+    # gitlab-ci-local sets a job's own variables itself; those by which it reaches GitLab and Google are the stand-ins'.
+    variables = {name: value for name, value in served.environment.items() if name not in OWN_TO_A_JOB}
+    return gitlab_ci_local.run(
         repository,
         "--force-shell-executor",
-        "--shell-isolation",
         "--no-artifacts-to-source",
-        variables=variables,
+        # For a job with an image it names the folder of a container, with the shell executor too; glgpu takes the
+        # working directory where the variable is empty.
+        variables=variables | {"CI_PIPELINE_SOURCE": "push", "CI_PROJECT_DIR": ""},
         env={"PATH": f"{glgpu.parent}{os.pathsep}{os.environ['PATH']}"},
         timeout=240,
     )
-    return result
 
 
 def artifacts(repository: Path, job: str) -> Path:
@@ -83,31 +80,40 @@ def artifacts(repository: Path, job: str) -> Path:
     return repository / ".gitlab-ci-local/artifacts" / job
 
 
+def events(repository: Path, job: str) -> dict[str, dict[str, object]]:
+    """The run record among a job's artifacts: the facts of each kind of event."""
+    record = json.loads((artifacts(repository, job) / "outputs/glgpu/run.json").read_text())
+    return {event["what"]: event["facts"] for event in record["events"]}
+
+
 def test_a_push_is_green_and_leaves_weights_in_the_artifacts(installed: Path, tmp_path: Path) -> None:
     gitlab_ci_local.require()
     glgpu = installed / "glgpu"
     repository = adopter(tmp_path / "repository")
-    with stand_ins(glgpu, repository) as environment:
-        answer = play(repository, glgpu, environment)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    with stand_ins(glgpu, repository) as served:
+        answer = play(repository, glgpu, served)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        assert served.left() == {}
     outputs = artifacts(repository, "train") / "outputs"
-    sums = (outputs / "glgpu/SHA256SUMS").read_text()
-    assert len(sums.splitlines()) >= 1
     subprocess.run(["sha256sum", "--check", "--quiet", "glgpu/SHA256SUMS"], cwd=outputs, check=True)
-    assert (outputs / "glgpu/train.log").stat().st_size > 0
-    assert not (artifacts(repository, "train") / ".glgpu").exists()
-    record = json.loads((artifacts(repository, "destroy") / "outputs/glgpu/run.json").read_text())
-    assert record["events"]
+    assert "weights/lstm.npz" in (outputs / "glgpu/SHA256SUMS").read_text()
+    assert "held out" in (outputs / "glgpu/train.log").read_text()
+    assert not list((repository / ".gitlab-ci-local/artifacts").rglob(".glgpu"))
+    assert events(repository, "train")["training-ended"]["exit_code"] == 0
+    assert events(repository, "destroy")["proof"]["left"] == []
 
 
-def test_a_failed_training_is_red_keeps_its_log_and_is_torn_down(installed: Path, tmp_path: Path) -> None:
+def test_a_failed_training_is_red_keeps_its_log_and_outputs_and_is_torn_down(installed: Path, tmp_path: Path) -> None:
     gitlab_ci_local.require()
     glgpu = installed / "glgpu"
     repository = adopter(tmp_path / "repository")
-    with stand_ins(glgpu, repository, "--fault", "train-fails") as environment:
-        answer = play(repository, glgpu, environment)
-    text = answer.stdout + answer.stderr
-    assert answer.returncode != 0, text
+    with stand_ins(glgpu, repository, "--fault", "train-fails") as served:
+        answer = play(repository, glgpu, served)
+        text = answer.stdout + answer.stderr
+        assert answer.returncode != 0, text
+        assert served.left() == {}
     assert "TRAINING_FAILED (exit code 20)" in text
-    assert (artifacts(repository, "train") / "outputs/glgpu/train.log").stat().st_size > 0
-    assert (artifacts(repository, "destroy") / "outputs/glgpu/run.json").is_file(), text
+    assert "it breaks now" in (artifacts(repository, "train") / "outputs/glgpu/train.log").read_text()
+    assert (artifacts(repository, "train") / "outputs/glgpu/SHA256SUMS").is_file()
+    assert events(repository, "train")["training-ended"]["exit_code"] == 3
+    assert events(repository, "destroy")["proof"]["left"] == []

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import gitlab_ci_local
 import pytest
 import yaml
+from serving import stand_ins
 
 from glgpu import __version__
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-stand_ins = importlib.import_module("serving").stand_ins
-gitlab_ci_local = importlib.import_module("gitlab_ci_local")
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE_BASE = "glgpu-rehearsal-base"
 BASE, WHEEL, IMAGE = "glgpu-test-base", "glgpu-test-wheel", "glgpu-test-job"
+GLGPU = Path(sys.executable).with_name("glgpu")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -76,30 +75,51 @@ def test_the_image_has_what_the_jobs_need(image: str) -> None:
     assert text.count("No such file or directory") == 2, "the build's own files are left in the image"
 
 
-def test_a_pipeline_s_jobs_run_in_the_image(image: str, tmp_path: Path) -> None:
-    example = "examples/text-generation"
-    repository = gitlab_ci_local.repository(tmp_path / "repository", {example: ROOT / example})
-    jobs = list(yaml.safe_load_all((ROOT / "ci/train.yml").read_text(encoding="utf-8")))[-1]
-    glgpu = Path(sys.executable).with_name("glgpu")
-    with stand_ins(glgpu, repository) as environment:
-        for name in ("provision", "train", "destroy"):
-            (line,) = jobs[f"$[[ inputs.prefix ]]{name}"]["script"]
-            answer = run_job(image, repository, line, dict(environment) | {"GLGPU_CONFIG": f"{example}/glgpu.yml"})
-            assert answer.returncode == 0, f"{name}: {answer.stdout[-3000:]}{answer.stderr[-3000:]}"
-    subprocess.run(["sha256sum", "--check", "--quiet", "glgpu/SHA256SUMS"], cwd=repository / "outputs", check=True)
+JOBS: dict[str, Any] = list(yaml.safe_load_all((ROOT / "ci/train.yml").read_text(encoding="utf-8")))[-1]
 
 
-def run_job(
-    image: str, repository: Path, line: str, environment: Mapping[str, str]
+def example(folder: Path) -> Path:
+    """A checkout of the packaged example."""
+    files = {path.name: path for path in (ROOT / "examples/text-generation").iterdir() if path.is_file()}
+    return gitlab_ci_local.repository(folder, files)
+
+
+def lines(job: str, part: str) -> str:
+    """A part of one of the jobs of ci/train.yml as a shell script."""
+    return "\n".join(JOBS[f"$[[ inputs.prefix ]]{job}"][part])
+
+
+def run_in(
+    image: str, repository: Path, script: str, environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """One job as the docker executor runs it: a fresh container, of which only the project folder stays."""
-    own = {"PATH", "HOME", "CI_PROJECT_DIR", "TMPDIR"}
+    """A script as the docker executor runs it: in a fresh container, of which only the project folder stays."""
+    own = {"PATH", "HOME", "TMPDIR", "CI_PROJECT_DIR"}
     given = [f"--env={name}={value}" for name, value in environment.items() if name not in own]
-    place = [
-        "--volume",
-        f"{repository}:{repository}",
-        "--workdir",
-        str(repository),
-        f"--env=CI_PROJECT_DIR={repository}",
-    ]
-    return docker("run", "--rm", "--init", "--network", "host", *place, *given, image, "sh", "-ec", line)
+    place = [f"--volume={repository}:{repository}", f"--workdir={repository}", f"--env=CI_PROJECT_DIR={repository}"]
+    return docker("run", "--rm", "--init", "--network", "host", *place, *given, image, "bash", "-ec", script)
+
+
+def test_a_pipeline_s_jobs_run_in_the_image(image: str, tmp_path: Path) -> None:
+    repository = example(tmp_path / "repository")
+    with stand_ins(GLGPU, repository) as served:
+        for name in ("provision", "train", "destroy"):
+            answer = run_in(image, repository, lines(name, "script"), served.environment)
+            assert answer.returncode == 0, f"{name}: {answer.stdout[-3000:]}{answer.stderr[-3000:]}"
+        assert served.left() == {}
+    subprocess.run(["sha256sum", "--check", "--quiet", "glgpu/SHA256SUMS"], cwd=repository / "outputs", check=True)
+    assert (repository / "outputs/weights/lstm.npz").stat().st_size > 0
+
+
+def test_the_cancel_path_needs_nothing_but_the_image_the_project_folder_and_the_cloud(
+    image: str, tmp_path: Path
+) -> None:
+    repository = example(tmp_path / "repository")
+    with stand_ins(GLGPU, repository) as served:
+        answer = run_in(image, repository, lines("provision", "script"), served.environment)
+        assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
+        assert "instances" in served.left()
+        # GitLab has revoked the job's token by then, and nothing here may need another.
+        gone = {"CI_JOB_TOKEN": "revoked", "GLGPU_GITLAB_TOKEN": "", "CI_JOB_STATUS": "canceled"}
+        answer = run_in(image, repository, lines("train", "after_script"), served.environment | gone)
+        assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
+        assert "instances" not in served.left()

@@ -5,22 +5,19 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+import gitlab_ci_local
 import pytest
 import yaml
 
 from glgpu import __version__
 from glgpu.rehearsal.ci_yaml import ROOT_KEYS, NoJobs, Pipeline, PipelineError, compile_pipeline, parse_duration
 from glgpu.stages.init import Answers, init
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-gitlab_ci_local = importlib.import_module("gitlab_ci_local")
 
 ROOT: Path = gitlab_ci_local.ROOT
 GPU_JOBS = {"provision": "on_success", "train": "on_success", "destroy": "always", "stop": "manual"}

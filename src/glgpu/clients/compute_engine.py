@@ -6,11 +6,9 @@ objects that the library offers otherwise forget the endpoint that they were mad
 
 from __future__ import annotations
 
-import calendar
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -23,6 +21,9 @@ from glgpu.job import Job
 CALL_SECONDS = 30.0
 """How long one call may take before it counts as unanswered."""
 OPERATION_SECONDS = 300.0
+PATIENCE_SECONDS = 60.0
+"""For how long a read is repeated while Google says that it is unavailable; the library's own default is ten minutes,
+which a cancelled job does not have."""
 
 
 class ComputeEngine:
@@ -49,29 +50,37 @@ class ComputeEngine:
         """One instance, or None."""
         found = self._call(
             f"looking at the VM {name}",
-            lambda: self._instances.get(project=self.project, zone=zone, instance=name, timeout=CALL_SECONDS),
+            lambda: self._instances.get(project=self.project, zone=zone, instance=name, **self._reading),
             missing_is_none=True,
         )
         return _instance(found) if found is not None else None
 
-    def insert_failure(self, name: str, zone: str, since: float) -> Failure | None:
-        """Why an insert of that instance, begun after ``since``, failed; None while it has not.
+    def inserts(self, name: str, zone: str) -> set[str]:
+        """The operations, finished or not, that were to create that instance."""
+        return {operation.name for operation in self._inserts(name, zone)}
 
-        The operation is found by its target, since Terraform made it and tells nobody its name.
-        """
+    def insert_failure(self, name: str, zone: str, before: Collection[str]) -> Failure | None:
+        """Why the insert of that instance failed; None while it has not. Those ``before`` do not count."""
+        for operation in self._inserts(name, zone):
+            if operation.name not in before:
+                failure = _operation_failure(operation, f"creating the VM {name} in {zone}")
+                if failure is not None:
+                    return failure
+        return None
+
+    def _inserts(self, name: str, zone: str) -> list[Any]:
+        """Found by their target, since Terraform makes them and tells nobody their names."""
         request = {
             "project": self.project,
             "zone": zone,
             "filter": f'(operationType = "insert") (targetLink eq ".*/instances/{name}")',
         }
-        operations = self._call(
-            f"looking at the insert of {name}",
-            lambda: list(self._zone_operations.list(request=request, timeout=CALL_SECONDS)),
+        return list(
+            self._call(
+                f"looking at the insert of {name}",
+                lambda: list(self._zone_operations.list(request=request, **self._reading)),
+            )
         )
-        # A minute of grace: Google's clock and ours differ.
-        recent = [operation for operation in operations or [] if _unix(operation.insert_time) >= since - 60]
-        recent.sort(key=lambda operation: _unix(operation.insert_time))
-        return _operation_failure(recent[-1], f"creating the VM {name} in {zone}") if recent else None
 
     def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
         """Delete an instance; not found is success. Waits for the operation unless told not to."""
@@ -127,7 +136,7 @@ class ComputeEngine:
         request = {"project": self.project, "zone": zone, "instance": name, "query_path": f"{namespace}/"}
         found = self._call(
             f"reading the guest attributes of {name}",
-            lambda: self._instances.get_guest_attributes(request=request, timeout=CALL_SECONDS),
+            lambda: self._instances.get_guest_attributes(request=request, **self._reading),
             missing_is_none=True,
         )
         return {item.key: item.value for item in found.query_value.items} if found is not None else {}
@@ -138,7 +147,7 @@ class ComputeEngine:
         try:
             found = self._call(
                 f"reading the serial console of {name}",
-                lambda: self._instances.get_serial_port_output(request=request, timeout=CALL_SECONDS),
+                lambda: self._instances.get_serial_port_output(request=request, **self._reading),
                 missing_is_none=True,
             )
         except Failure:
@@ -149,7 +158,7 @@ class ComputeEngine:
         """A firewall rule, or None."""
         found = self._call(
             f"looking at the firewall rule {name}",
-            lambda: self._firewalls.get(project=self.project, firewall=name, timeout=CALL_SECONDS),
+            lambda: self._firewalls.get(project=self.project, firewall=name, **self._reading),
             missing_is_none=True,
         )
         if found is None:
@@ -227,7 +236,7 @@ class ComputeEngine:
         request = {"project": self.project, "filter": f"name={name}"}
         scopes = self._call(
             f"looking for disks named {name}",
-            lambda: list(self._disks.aggregated_list(request=request, timeout=CALL_SECONDS)),
+            lambda: list(self._disks.aggregated_list(request=request, **self._reading)),
         )
         return [(disk.name, _last(disk.zone)) for _, scope in scopes or [] for disk in scope.disks]
 
@@ -246,7 +255,7 @@ class ComputeEngine:
         """The zones of a region that are up."""
         found = self._call(
             f"listing the zones of {region}",
-            lambda: list(self._zones.list(project=self.project, timeout=CALL_SECONDS)),
+            lambda: list(self._zones.list(project=self.project, **self._reading)),
         )
         return sorted(zone.name for zone in found or [] if _last(zone.region) == region and zone.status == "UP")
 
@@ -254,7 +263,7 @@ class ComputeEngine:
         request = {"project": self.project, "filter": expression}
         scopes = self._call(
             "listing the VMs",
-            lambda: list(self._instances.aggregated_list(request=request, timeout=CALL_SECONDS)),
+            lambda: list(self._instances.aggregated_list(request=request, **self._reading)),
         )
         return [_instance(one) for _, scope in scopes or [] for one in scope.instances]
 
@@ -263,7 +272,7 @@ class ComputeEngine:
         for last in (False, False, False, False, True):
             current = self._call(
                 doing,
-                lambda: self._instances.get(project=self.project, zone=zone, instance=name, timeout=CALL_SECONDS),
+                lambda: self._instances.get(project=self.project, zone=zone, instance=name, **self._reading),
             )
             try:
                 operation = self._call(doing, partial(change, current))
@@ -346,6 +355,15 @@ class ComputeEngine:
         return getattr(compute_v1, kind)(credentials=self._credentials, client_options=options)
 
     @cached_property
+    def _reading(self) -> dict[str, Any]:
+        """How long a call that changes nothing may take, and for how long it is repeated."""
+        from google.api_core import exceptions
+        from google.api_core.retry import Retry, if_exception_type
+
+        passing = if_exception_type(exceptions.ServiceUnavailable, exceptions.DeadlineExceeded)
+        return {"timeout": CALL_SECONDS, "retry": Retry(predicate=passing, maximum=5.0, timeout=PATIENCE_SECONDS)}
+
+    @cached_property
     def _credentials(self) -> Any:
         return credentials(self._job)
 
@@ -391,13 +409,6 @@ def _instance(found: Any) -> Instance:
 
 def _last(link: str) -> str:
     return link.rsplit("/", 1)[-1]
-
-
-def _unix(timestamp: str) -> float:
-    try:
-        return datetime.fromisoformat(timestamp).timestamp()
-    except ValueError:
-        return float(calendar.timegm(time.gmtime(0)))
 
 
 def _project_missing(text: str) -> bool:

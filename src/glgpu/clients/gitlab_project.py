@@ -22,7 +22,7 @@ T = TypeVar("T")
 CALL_SECONDS = 30.0
 PROBE_LOCK = "00000000-0000-4000-8000-676c67707500"
 """Lock id of the question whether a state may be written."""
-DESTROY_JOB = "destroy"
+STAGES = ("provision", "authorize", "train", "notebook", "destroy", "stop")
 
 
 class GitlabProject:
@@ -38,7 +38,7 @@ class GitlabProject:
     @property
     def may_administer(self) -> bool:
         """Whether there is a token that can manage deploy keys and read pipelines."""
-        return bool(self._job.gitlab_token)
+        return bool(self._job.gitlab_token and self._job.server_url)
 
     def add_deploy_key(self, title: str, key: str, expires: float) -> None:
         """Register a read-only key under a title, until Unix time ``expires``.
@@ -61,7 +61,8 @@ class GitlabProject:
     def state_writable(self, name: str) -> bool:
         """Whether our token may lock and write a Terraform state: asked by locking it and letting go.
 
-        GitLab wants Maintainer for that, Developer may only read
+        A lock that is held is a dead job's, since the state is this run's alone: it is broken (an unlock without a
+        body is GitLab's force-unlock). GitLab wants Maintainer for that, Developer may only read
         (https://docs.gitlab.com/user/infrastructure/iac/terraform_state/).
         """
         if not (self._job.gitlab_token or self._job.job_token):
@@ -69,11 +70,9 @@ class GitlabProject:
         lock = {"ID": PROBE_LOCK, "Operation": "probe", "Info": "", "Who": "glgpu", "Version": "", "Path": ""}
         lock["Created"] = datetime.now(UTC).isoformat()
         answer = self._state_request("POST", f"{self._state_path(name)}/lock", lock)
-        if answer.status_code in (200, 201):
-            self._state_request("DELETE", f"{self._state_path(name)}/lock", lock)
+        if answer.status_code in (200, 201, 409, 423):
+            self._state_request("DELETE", f"{self._state_path(name)}/lock")
             return True
-        if answer.status_code in (409, 423):
-            return True  # whoever holds it, we were allowed to ask for it
         if answer.status_code in (401, 403, 404):
             return False
         raise self._refused(answer.status_code, answer.text, "asking for Terraform's state")
@@ -121,7 +120,7 @@ class GitlabProject:
         if not (self.may_administer and pipeline.isdigit()):
             return False
         found = self._call("looking at the pipeline's jobs", lambda: self._jobs(pipeline), missing_is_none=True)
-        return any(job.name == DESTROY_JOB and job.status == "success" for job in found or [])
+        return any(job.name == self._named("destroy") and job.status == "success" for job in found or [])
 
     def artifact(self, pipeline: str, job: str, path: str) -> str | None:
         """A file from a job's artifacts, or None."""
@@ -129,7 +128,7 @@ class GitlabProject:
             return None
         found = self._call("looking at the pipeline's jobs", lambda: self._jobs(pipeline), missing_is_none=True)
         for candidate in sorted(found or [], key=lambda one: -int(one.id)):
-            if candidate.name == job:
+            if candidate.name == self._named(job):
                 data = self._call(
                     f"fetching {path} of job {job}",
                     partial(self._administered.jobs.get(candidate.id, lazy=True).artifact, path),
@@ -170,6 +169,12 @@ class GitlabProject:
             retry_transient_errors=False,
         )
         return client.projects.get(self._job.project_id, lazy=True)
+
+    def _named(self, stage: str) -> str:
+        """The name of a stage's job: whatever our own job's name has before its stage, every other's has too."""
+        own = self._job.variables.get("CI_JOB_NAME", "")
+        prefix = next((own.removesuffix(one) for one in STAGES if own.endswith(one)), "")
+        return prefix + stage
 
     def _jobs(self, pipeline: str) -> list[Any]:
         jobs = self._administered.pipelines.get(int(pipeline), lazy=True).jobs

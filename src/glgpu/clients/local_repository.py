@@ -22,7 +22,7 @@ class LocalRepository:
 
     def head(self) -> str:
         """The checked-out commit; empty where this is no checkout."""
-        done = run([*self._git(), "rev-parse", "--verify", "-q", "HEAD"], timeout=60)
+        done = run([*self._git(), "rev-parse", "--verify", "-q", "HEAD"])
         return done.text.strip() if done.code == 0 else ""
 
     def changed(self) -> list[str]:
@@ -35,9 +35,7 @@ class LocalRepository:
         Raises:
             Failure: CODE.
         """
-        objects = run(
-            [*self._git(), "rev-list", "--objects", "--no-object-names", "--max-count=1", commit], timeout=600
-        )
+        objects = run([*self._git(), "rev-list", "--objects", "--no-object-names", "--max-count=1", commit])
         argv = [*self._git(), "pack-objects", "--stdout", "-q", "--delta-base-offset"]
         with Running(argv, stdin=True, stderr=True) as process:
             process.stdin.write(objects.stdout)
@@ -57,7 +55,7 @@ class LocalRepository:
                     archive.add(path, arcname=f"./{name}", recursive=False, filter=_anonymous)
 
     def _list(self, *words: str) -> list[str]:
-        done = run([*self._git(), *words], timeout=120)
+        done = run([*self._git(), *words])
         if done.code != 0:
             raise _broken(done.complaint)
         return [name.decode("utf-8", "surrogateescape") for name in done.stdout.split(b"\0") if name]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-import shlex
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
 from glgpu.processes import Done, Running, TimedOut, need_tool, run
+from glgpu.run_record import write_atomically
 
 USER = "glgpu"
 CONNECT_SECONDS = 10
+LOST = 255
+"""ssh's own exit code: there is no connection (ssh(1))."""
 
 
 class RemoteMachine:
@@ -29,8 +33,11 @@ class RemoteMachine:
     """
 
     def __init__(self, address: str, port: int, folder: Path, host_key: str) -> None:
-        known = folder / "known_hosts"
-        known.write_text(f"[{address}]:{port} {host_key}\n{address} {host_key}\n", encoding="ascii")
+        known = folder / f"known_hosts-{address}-{port}"
+        try:
+            write_atomically(known, f"[{address}]:{port} {host_key}\n{address} {host_key}\n".encode("ascii"))
+        except OSError as error:
+            raise cannot_write(error, known) from None
         options = {
             "BatchMode": "yes",
             "IdentitiesOnly": "yes",
@@ -54,15 +61,29 @@ class RemoteMachine:
         """Run a shell command to its end; 255 when there is no connection."""
         argv = [*self._argv, script]
         try:
-            return run(argv, stdin=stdin, timeout=timeout)
+            done = run(argv, stdin=stdin, timeout=timeout)
         except TimedOut:
-            return Done(argv, 255, b"", f"no answer within {timeout:.0f} s".encode())
+            return Done(argv, LOST, b"", f"no answer within {timeout:.0f} s".encode())
+        return replace(done, code=_code(done.code))
 
     @contextmanager
-    def stream(self, script: str) -> Iterator[RemoteStream]:
-        """Start a shell command and talk to it; leaving the context ends the connection."""
+    def stream(self, script: str, *, timeout: float | None = None) -> Iterator[RemoteStream]:
+        """Start a shell command and talk to it; leaving the context ends the connection.
+
+        Args:
+            script: The command.
+            timeout: Seconds after which the connection is cut, whatever it is about.
+        """
         with Running([*self._argv, script], stdin=True, stderr=True) as process:
-            yield RemoteStream(process)
+            cut = threading.Timer(timeout, process.popen.kill) if timeout is not None else None
+            if cut is not None:
+                cut.daemon = True
+                cut.start()
+            try:
+                yield RemoteStream(process)
+            finally:
+                if cut is not None:
+                    cut.cancel()
 
 
 class RemoteStream:
@@ -96,18 +117,24 @@ class RemoteStream:
             yield data
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code; 255 when the connection broke.
-
-        Raises:
-            TimedOut: It still runs.
-        """
-        code = self._process.wait(timeout)
+        """Its exit code; 255 when the connection broke, or did not end within ``timeout`` seconds."""
+        try:
+            code = self._process.wait(timeout)
+        except TimedOut:
+            return LOST
         self._drain.join(5)
-        return code
+        return _code(code)
 
     def _read_errors(self) -> None:
-        for line in self._process.stderr:
-            self._tail.append(line)
+        # The pipe is closed under us when the connection is given up.
+        with suppress(ValueError):
+            for line in self._process.stderr:
+                self._tail.append(line)
+
+
+def _code(code: int) -> int:
+    """The exit code of a command on the VM; an ssh that a signal ended is a connection that broke."""
+    return code if code >= 0 else LOST
 
 
 def make_login_key(folder: Path, comment: str) -> str:
@@ -116,8 +143,11 @@ def make_login_key(folder: Path, comment: str) -> str:
     Raises:
         Failure: TOOL_MISSING or DISK_FULL.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = folder / "login"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise cannot_write(error, folder) from None
     if not key.with_suffix(".pub").exists():
         key.unlink(missing_ok=True)
         keygen = need_tool("ssh-keygen", "to make the key that opens the VM")
@@ -127,8 +157,3 @@ def make_login_key(folder: Path, comment: str) -> str:
                 ErrorClass.DISK_FULL, f"no login key could be made: {done.complaint}", "make room, then retry"
             )
     return " ".join(key.with_suffix(".pub").read_text(encoding="ascii").split()[:2])
-
-
-def quote(*words: str) -> str:
-    """Words as one shell command that means exactly them."""
-    return shlex.join(words)

@@ -10,13 +10,16 @@ import json
 import os
 import re
 import shutil
+import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from glgpu.classify import explain
+from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
 from glgpu.processes import Done, Running, TimedOut, environment, find_tool, run
 from glgpu.resources import resource
@@ -25,6 +28,8 @@ OLDEST = {"terraform": (1, 5), "tofu": (1, 6)}
 STOP_SECONDS = 20.0
 """How long Terraform has after SIGTERM: it finishes its request and releases the state's lock."""
 LOCK_WAIT = "20s"
+INTERRUPTED = "Interrupt received"
+"""What Terraform says on SIGTERM and SIGINT."""
 NOT_FOR_TERRAFORM = ("GLGPU_GITLAB_TOKEN", "CI_JOB_TOKEN", "GLGPU_REGISTRY_PASSWORD", "CI_REGISTRY_PASSWORD")
 
 
@@ -33,7 +38,7 @@ class TerraformStack:
 
     Args:
         module: Name of the module below ``terraform/``, or a path.
-        folder: Work folder, made anew by `prepare`.
+        folder: `prepare` makes a work folder below it.
         variables: The module's variables; nothing secret.
         state: The HTTP backend's variables; None: a local state that is thrown away.
         credentials: Variables with which the provider logs in.
@@ -55,7 +60,7 @@ class TerraformStack:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._module = module
-        self._folder = folder
+        self._parent = self._folder = folder
         self._variables = variables
         self._state = state
         self._say = say
@@ -76,14 +81,18 @@ class TerraformStack:
             raise Failure(
                 ErrorClass.CONFIG, f"there is no Terraform module {self._module}", "set GLGPU_TERRAFORM_MODULE=gpu-vm"
             )
-        shutil.rmtree(self._folder, ignore_errors=True)
-        shutil.copytree(source, self._folder, ignore=shutil.ignore_patterns("tests", ".terraform*", "*.tfstate*"))
         backend = 'backend "http" {}' if self._state else 'backend "local" {}'
-        (self._folder / "backend.tf").write_text(f"terraform {{\n  {backend}\n}}\n", encoding="utf-8")
-        (self._folder / "run.auto.tfvars.json").write_text(json.dumps(self._variables, indent=1), encoding="utf-8")
-        done = self._run("init", input=False, no_color=_flag(), reconfigure=_flag())
-        if done.code != 0:
-            raise explain(done.complaint or done.text, unknown=ErrorClass.TERRAFORM, doing="terraform init")
+        try:
+            # Removing what another glgpu of this run works in would end its Terraform: each has a folder of its own.
+            self._parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._folder = Path(tempfile.mkdtemp(prefix="terraform-", dir=self._parent))
+            left_out = shutil.ignore_patterns("tests", ".terraform*", "*.tfstate*")
+            shutil.copytree(source, self._folder, ignore=left_out, dirs_exist_ok=True)
+            (self._folder / "backend.tf").write_text(f"terraform {{\n  {backend}\n}}\n", encoding="utf-8")
+            (self._folder / "run.auto.tfvars.json").write_text(json.dumps(self._variables, indent=1), encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(error, self._folder) from None
+        self._insist("init", 300, no_color=_flag(), reconfigure=_flag())
 
     @contextmanager
     def start_apply(self) -> Iterator[RunningApply]:
@@ -103,7 +112,7 @@ class TerraformStack:
         Raises:
             Failure: TERRAFORM, when there are none: an apply that made nothing is no success.
         """
-        done = self._run("output", json=_flag())
+        done = self._run("output", 60, json=_flag())
         try:
             found = json.loads(done.text)
             values = {name: str(entry["value"]) for name, entry in found.items() if entry["value"] is not None}
@@ -124,19 +133,20 @@ class TerraformStack:
         Raises:
             Failure: what Terraform said; the caller goes on without it.
         """
+        self._insist("destroy", timeout, auto_approve=_flag(), lock_timeout=LOCK_WAIT, no_color=_flag())
+
+    def _insist(self, verb: str, timeout: float, **options: Any) -> None:
+        done = self._run(verb, timeout, input=False, **options)
+        if done.code != 0:
+            raise explain(done.complaint or done.text, unknown=ErrorClass.TERRAFORM, doing=f"terraform {verb}")
+
+    def _run(self, verb: str, timeout: float, **options: Any) -> Done:
         try:
-            done = self._run(
-                "destroy", auto_approve=_flag(), input=False, lock_timeout=LOCK_WAIT, no_color=_flag(), timeout=timeout
-            )
+            return run(self._argv(verb, **options), env=self._env, cwd=self._folder, timeout=timeout)
         except TimedOut:
             raise Failure(
-                ErrorClass.TERRAFORM, f"terraform destroy did not end within {timeout:.0f} s", "retry the job"
+                ErrorClass.TERRAFORM, f"terraform {verb} did not end within {timeout:.0f} s", "retry the job"
             ) from None
-        if done.code != 0:
-            raise explain(done.complaint or done.text, unknown=ErrorClass.TERRAFORM, doing="terraform destroy")
-
-    def _run(self, verb: str, *, timeout: float = 300, **options: Any) -> Done:
-        return run(self._argv(verb, **options), env=self._env, cwd=self._folder, timeout=timeout)
 
     def _argv(self, verb: str, **options: Any) -> list[str]:
         from python_terraform import Terraform
@@ -153,6 +163,7 @@ class RunningApply:
         self._say = say
         self._errors: list[str] = []
         self._other: list[str] = []
+        self._interrupted = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -175,27 +186,35 @@ class RunningApply:
         if code == 0:
             return
         said = "\n".join(self._errors or self._other[-20:])
+        if code == -signal.SIGTERM or self._interrupted:
+            # Who cancels a job ends its processes one by one, children first: our own signal is on its way.
+            raise Failure(ErrorClass.INTERRUPTED, "Terraform was told to end", "run it again, if nobody meant to", said)
         if code < 0 and not self._errors:
             raise Failure(ErrorClass.TERRAFORM, f"Terraform was killed by signal {-code}", "retry the job", said)
         raise explain(said, unknown=ErrorClass.TERRAFORM, doing="terraform apply")
 
     def _read(self) -> None:
-        for line in self._process.lines():
-            text = line.decode("utf-8", "replace").rstrip()
-            try:
-                message = json.loads(text)
-                kind, shown = message.get("type", ""), str(message.get("@message", ""))
-            except (ValueError, AttributeError):
-                self._other.append(text)
-                continue
-            if kind == "diagnostic":
-                detail = message.get("diagnostic", {})
-                whole = f"{detail.get('summary', '')}\n{detail.get('detail', '')}".strip()
-                if detail.get("severity") == "error":
-                    self._errors.append(f"Error: {whole}")
-                self._say(shown)
-            elif kind in ("apply_start", "apply_complete", "apply_errored"):
-                self._say(shown)
+        # The pipe is closed under us when Terraform is stopped.
+        with suppress(ValueError):
+            for line in self._process.lines():
+                self._take(line.decode("utf-8", "replace").rstrip())
+
+    def _take(self, text: str) -> None:
+        try:
+            message = json.loads(text)
+            kind, shown = message.get("type", ""), str(message.get("@message", ""))
+        except (ValueError, AttributeError):
+            self._other.append(text)
+            return
+        self._interrupted = self._interrupted or INTERRUPTED in shown
+        if kind == "diagnostic":
+            detail = message.get("diagnostic", {})
+            whole = f"{detail.get('summary', '')}\n{detail.get('detail', '')}".strip()
+            if detail.get("severity") == "error":
+                self._errors.append(f"Error: {whole}")
+            self._say(shown)
+        elif kind in ("apply_start", "apply_complete", "apply_errored"):
+            self._say(shown)
 
 
 def _flag() -> Any:
@@ -218,10 +237,10 @@ def _program(asked: str) -> str:
             f"{' and '.join(names)}: not found on PATH",
             "install Terraform 1.5 or OpenTofu 1.6 or newer, or use the job image",
         )
-    done = run([path, "version", "-json"], env=environment({"CHECKPOINT_DISABLE": "1"}), timeout=60)
     try:
+        done = run([path, "version", "-json"], env=environment({"CHECKPOINT_DISABLE": "1"}), timeout=60)
         version = str(json.loads(done.text)["terraform_version"])
-    except (ValueError, KeyError, TypeError):
+    except (TimedOut, ValueError, KeyError, TypeError):
         return path  # whatever it is: an apply without a VM is found out
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     oldest = OLDEST["tofu" if "tofu" in Path(path).name else "terraform"]

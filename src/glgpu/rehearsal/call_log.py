@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ class CallLog:
 
     A token belongs into its header, so those headers are logged as present, not by value: whatever else of a call
     holds a secret is a leak that a search of this file finds.
+
+    Attributes:
+        listeners: Called with each line, in the thread that adds it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self._lock = threading.Lock()
 
     def add(
@@ -54,6 +59,8 @@ class CallLog:
         }  # fmt: skip
         with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        for listener in self.listeners:
+            listener(line)
 
     def lines(self) -> list[dict[str, Any]]:
         """All calls so far, oldest first."""

@@ -17,19 +17,28 @@ from typing import Any
 from glgpu import processes
 from glgpu.console import Console
 from glgpu.errors import EXIT_MEANINGS, ErrorClass, Failure
+from glgpu.rehearsal import world as worlds
 from glgpu.rehearsal.ci_yaml import Job, PipelineError
 from glgpu.rehearsal.cloud_catalogue import ZONES
-from glgpu.rehearsal.fault_catalogue import FAULTS, Afterwards, Fault, named
+from glgpu.rehearsal.container_images import BASE
+from glgpu.rehearsal.fault_catalogue import FAULTS, Afterwards, During, Fault, named
 from glgpu.rehearsal.faults import Faults
-from glgpu.rehearsal.job_run import Outcome
+from glgpu.rehearsal.gitlab_model import Variable
+from glgpu.rehearsal.job_run import Executor, Outcome
 from glgpu.rehearsal.occasion import Event, Occasion, Server, predefined_variables
 from glgpu.rehearsal.player import Player
-from glgpu.rehearsal.world import Adopted, World, clean, settings_of
+from glgpu.rehearsal.world import GOOGLE_PROJECT, Adopted, World, settings_of
 from glgpu.resources import resource
 from glgpu.settings import process_environment
 
 CONFIG = "glgpu.yml"
 MADE_UP = "made-up-value-of-"
+MASKABLE = re.compile(r"\S{8,}")
+"""What GitLab can mask: one line without blanks, eight characters at least
+(https://docs.gitlab.com/ci/variables/#mask-a-cicd-variable)."""
+GONE_SECONDS = 60.0
+HARD_END_SECONDS = 30 * 24 * 3600.0
+"""Later than the hard end of any VM."""
 SECTION_START = re.compile(rb"\x1b\[0Ksection_start:\d+:[A-Za-z0-9_.-]+(?:\[[^\]]*\])?\r\x1b\[0K")
 SECTION_END = re.compile(rb"\x1b\[0Ksection_end:\d+:[A-Za-z0-9_.-]+\r\x1b\[0K")
 COLOUR = re.compile(rb"\x1b\[[0-9;]*[mK]")
@@ -59,23 +68,29 @@ def rehearse(
         _list(console, as_json)
         return 0
     if clean:
-        return _clean(console)
+        console.say(f"{worlds.clean(console.say)} rehearsals reaped")
+        return 0
     chosen = [_fault(name) for name in faults]
     repository = Path(path) if path else resource("examples") / "text-generation"
     settings_of(repository, CONFIG)
-    world = World(Faults([rule for fault in chosen for rule in fault.rules]), console.say)
+    # Of --serve, standard output is one line for programs.
+    talk = Console(console.masker, stream=sys.stderr.buffer) if serve else console
+    world = World(Faults([rule for fault in chosen for rule in fault.rules]), talk.say)
     try:
         if serve:
             world.start(repository)
-            return _serve(console, world, repository, chosen, image)
+            return _serve(console, world, adopt(world, repository, chosen, image))
         with console.section("stand-ins", "Stand-ins"):
             world.start(repository)
-            rehearsal = Rehearsal(console, world, repository, chosen, image)
+            rehearsal = Rehearsal(console, world, adopt(world, repository, chosen, image), chosen)
         return rehearsal.play()
     finally:
+        # What is being cleared away is cleared away, however impatient somebody gets.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         world.stop(keep=keep)
         if keep:
-            console.say(f"kept: {world.folder}")
+            talk.say(f"kept: {world.folder}")
 
 
 def _fault(name: str) -> Fault:
@@ -95,7 +110,7 @@ def _list(console: Console, as_json: bool) -> None:
                 "class": fault.error_class,
                 "what": fault.what,
                 "afterwards": [
-                    {"layer": after.layer, "exit_code": after.exit_code, "finds": after.finds}
+                    {"layer": after.layer, "exit_code": after.exit_code, "finds": list(after.finds)}
                     for after in fault.afterwards
                 ],
             }
@@ -106,22 +121,35 @@ def _list(console: Console, as_json: bool) -> None:
     rows = []
     for fault in FAULTS:
         after = "; ".join(
-            f"{one.layer}{'' if one.exit_code is None else f' ({one.exit_code})'}: {one.finds}"
+            f"{one.layer}{'' if one.exit_code is None else f' ({one.exit_code})'}: {', '.join(one.finds) or 'nothing'}"
             for one in fault.afterwards
         )
         rows.append([fault.name, str(fault.exit_code), fault.error_class or "-", fault.what, after or "-"])
     console.table(["fault", "exit code", "class", "what goes wrong", "who acts afterwards, and finds"], rows)
 
 
-def _clean(console: Console) -> int:
-    count = clean_world(console)
-    console.say(f"{count} rehearsals reaped")
-    return 0
+def adopt(world: World, repository: Path, faults: Sequence[Fault], image: str | None) -> Adopted:
+    """Set the repository up in the stand-in GitLab, secrets from the caller's environment or made up."""
+    own = process_environment()
+    variables = []
+    for name in settings_of(repository, CONFIG).train.secrets:
+        value = own.get(name) or f"{MADE_UP}{name.lower()}"
+        variables.append(Variable(name, value, masked=MASKABLE.fullmatch(value) is not None))
+    for fault in faults:
+        variables += [Variable(name, value) for name, value in fault.variables.items()]
+    if image:
+        variables.append(Variable("GLGPU_TRAIN_IMAGE", image))
+    branch = next((fault.branch for fault in faults if fault.branch != worlds.BRANCH), worlds.BRANCH)
+    adopted = world.adopt(repository, config=CONFIG, branch=branch, variables=variables)
+    adopted.token.revoked = any(fault.token_revoked for fault in faults)
+    return adopted
 
 
-def clean_world(console: Console) -> int:
-    """Reap what killed rehearsals left behind; how many there were."""
-    return clean(console.say)
+def occasion(world: World, adopted: Adopted) -> Occasion:
+    """A push to the adopted repository."""
+    server = Server(world.gitlab.url, world.gitlab.ssh_host, world.gitlab.ssh_port)
+    event = Event(adopted.branch, adopted.sha)
+    return Occasion(world.gitlab, server, adopted.project, adopted.user, event)
 
 
 class Rehearsal:
@@ -130,71 +158,84 @@ class Rehearsal:
     Args:
         console: Where it is shown.
         world: The started stand-ins.
-        repository: What is played.
+        adopted: What is played.
         faults: What goes wrong.
-        image: The container image to use instead of what the settings say.
+        executor: Whose way of ending jobs is played.
+
+    Raises:
+        Failure: CONFIG, when GitLab would make no pipeline.
     """
 
     def __init__(
-        self, console: Console, world: World, repository: Path, faults: Sequence[Fault], image: str | None
+        self,
+        console: Console,
+        world: World,
+        adopted: Adopted,
+        faults: Sequence[Fault] = (),
+        *,
+        executor: Executor = "docker",
     ) -> None:
         self._console = console
         self._world = world
         self._faults = faults
-        self.adopted = adopt(world, repository, faults, image)
-        for value in (world.google_token, *(v.value for v in self.adopted.project.variables if v.masked)):
+        self.adopted = adopted
+        for value in (world.google_token, *(v.value for v in adopted.project.variables if v.masked)):
             console.masker.add(value)
-        self.occasion = occasion(world, self.adopted)
+        where = occasion(world, adopted)
         try:
-            pipeline = self.occasion.compile()
+            pipeline = where.compile()
         except PipelineError as error:
             raise Failure(ErrorClass.CONFIG, f"GitLab makes no pipeline: {error}", "mend .gitlab-ci.yml") from None
-        self._shown = ""
-        self._during_done = False
-        self._seen = b""
+        world.calls.listeners.append(self._hear)
         self.player = Player(
             pipeline,
-            self.occasion,
+            where,
             folder=world.folder / "runner",
             path=world.job_path(),
+            executor=executor,
             on_output=self._show,
             before_job=self._before,
         )
-        self._jobs = 0
+        self._begun: list[str] = []
+        self._shown = ""
+        self._unfinished: dict[str, bytes] = {}
+        self._to_come = [fault.during for fault in faults if fault.during]
 
     def play(self) -> int:
         """Play the pipeline and the layers after it; the exit code."""
         begun = time.monotonic()
-        names = ", ".join(job.name for job in self.player.pipeline.jobs)
-        self._console.say(f"== Pipeline {self.adopted.branch} {self.adopted.sha[:12]}: {names}")
+        adopted, names = self.adopted, ", ".join(job.name for job in self.player.pipeline.jobs)
+        self._console.say(f"== Pipeline of {adopted.branch} at {adopted.sha[:12]}: {names}")
         try:
             outcomes = self._world.call(self.player.play())
-            code = first_failure(outcomes)
             self._summary(outcomes)
-            self._unpack(outcomes)
+            code = first_failure(outcomes)
             for fault in self._faults:
                 for after in fault.afterwards:
                     self._act(after)
-            left = self.read_back()
         finally:
             self._world.call(self.player.close())
-        self._console.say(f"== Read back: {_told(left)}")
+        # Whoever audits is not the one for whom things go wrong.
+        self._world.faults.end()
+        left = self.read_back()
+        self._unpack(outcomes)
+        self._console.say(f"== Left behind: {_told(left)}")
+        code = 30 if any(left.values()) else code
         self._console.say(f"== {time.monotonic() - begun:.0f} s in all; exit code {code}: {EXIT_MEANINGS[code]}")
-        return 30 if any(left.values()) else code
+        return code
 
     def read_back(self) -> dict[str, list[str]]:
         """What is left in the stand-ins, read raw by a process that imports nothing of glgpu."""
         gitlab, project = self._world.gitlab, self.adopted.project
-        admin = gitlab.create_token(gitlab.create_user("root", admin=True), "read back", ["api"])
         told = {
             "compute": self._world.compute.endpoint,
-            "project": self.adopted_project(),
+            "project": GOOGLE_PROJECT,
             "google_token": self._world.google_token,
             "gitlab": gitlab.url,
-            "gitlab_token": admin.value,
+            "gitlab_token": gitlab.admin_token,
             "gitlab_project": project.id,
             "gitlab_path": project.path,
-            "known_tokens": ["glgpu"],
+            "known_tokens": [self.adopted.token.name],
         }
         script = Path(__file__).with_name("read_back.py")
         done = processes.run([sys.executable, "-I", str(script)], stdin=json.dumps(told).encode(), timeout=60)
@@ -203,102 +244,111 @@ class Rehearsal:
         found: dict[str, list[str]] = json.loads(done.text)
         return found
 
-    def adopted_project(self) -> str:
-        """The Google Cloud project that the jobs use."""
-        return self._world.endpoints()["GLGPU_PROJECT"]
-
     def _act(self, after: Afterwards) -> None:
         """Let a layer act after the pipeline."""
         for point in after.lifted:
             self._world.faults.lift(point)
-        self._console.say(f"== Afterwards: {after.layer}, which still finds {after.finds}")
+        found = [kind for kind, names in self.read_back().items() if names]
+        self._console.say(f"== Afterwards: {after.layer}; there still: {', '.join(found) or 'nothing'}")
         if after.layer == "hard-end":
-            self._world.soon(lambda: self._world.clock.advance(30 * 24 * 3600.0))
-            self._world.call(self._until_gone())
+            self._world.soon(lambda: self._world.clock.advance(HARD_END_SECONDS))
+            self._world.call(self.until_gone())
             return
         job = {"destroy": "destroy", "stop": "stop", "retry-train": "train"}[after.layer]
         begin = self.player.play_job if after.layer == "stop" else self.player.retry_job
         outcome = self._world.call(begin(job))
-        code = exit_code_of(outcome)
-        if code != after.exit_code:
-            raise RuntimeError(f"{after.layer} ended with {code} instead of {after.exit_code}")
+        self._end_line(job)
+        self._console.say(f"   {after.layer}: exit code {exit_code_of(outcome)}, expected {after.exit_code}")
 
-    async def _until_gone(self) -> None:
-        while any(self._world.compute.instances.resources(zone) for zone in ZONES):
-            await asyncio.sleep(0.05)
+    async def until_gone(self) -> None:
+        """Wait until Compute Engine has no instance any more.
+
+        Raises:
+            TimeoutError: One stays.
+        """
+        async with asyncio.timeout(GONE_SECONDS):
+            while any(self._world.compute.instances.resources(zone) for zone in ZONES):
+                await asyncio.sleep(0.05)
+
+    def _hear(self, call: Mapping[str, Any]) -> None:
+        """An image that is pulled is one that the engine does not have."""
+        if (call["to"], call["verb"], call["status"]) == ("registry", "pull", 200):
+            self._console.say(f"rehearsal: {call['target']} is not pulled; {BASE} (Python, numpy) answers for it")
 
     def _before(self, job: Job) -> None:
+        self._begun.append(job.name)
         # Hosted runners give every job a new machine, and so a new address.
-        self._jobs += 1
-        self._world.network.change(caller_address=f"203.0.113.{10 + self._jobs}")
-        for fault in self._faults:
-            self._world.faults.rules.extend(fault.before.get(job.name, ()))
+        self._world.network.change(caller_address=f"203.0.113.{10 + len(self._begun) % 80}")
+        again = self._begun.count(job.name)
+        self._end_line(self._shown)
+        self._shown = job.name
+        self._console.say(f"== Job {job.name}" + (f", try {again}" if again > 1 else ""))
+        if again == 1:
+            for fault in self._faults:
+                self._world.faults.rules.extend(fault.before.get(job.name, ()))
 
     def _show(self, job: Job, data: bytes) -> None:
+        """Print whole lines: the marks of sections come in pieces."""
+        lines, newline, rest = (self._unfinished.pop(job.name, b"") + data).rpartition(b"\n")
+        self._unfinished[job.name] = rest
+        if not newline:
+            return
         if job.name != self._shown:
+            self._end_line(self._shown)
             self._shown = job.name
-            self._console.say(f"== Job {job.name}")
-        plain = SECTION_END.sub(b"", SECTION_START.sub(b"-- ", data))
-        self._console.write(COLOUR.sub(b"", plain).replace(b"\r", b""))
-        for fault in self._faults:
-            if fault.during is not None and job.name == "train" and not self._during_done:
-                self._seen = (self._seen + data)[-4096:]
-                if fault.during.line.encode() in self._seen:
-                    self._during_done = True
-                    self._disturb(fault)
+            self._console.say(f"== Job {job.name}, which goes on")
+        self._print(lines + newline)
+        for during in [one for one in self._to_come if job.name == "train" and one.line.encode() in lines]:
+            self._to_come.remove(during)
+            self._disturb(during)
 
-    def _disturb(self, fault: Fault) -> None:
-        during, network = fault.during, self._world.network
-        assert during is not None
+    def _end_line(self, job: str) -> None:
+        rest = self._unfinished.pop(job, b"")
+        if rest:
+            self._print(rest + b"\n")
+
+    def _print(self, lines: bytes) -> None:
+        plain = SECTION_END.sub(b"", SECTION_START.sub(b"-- ", lines))
+        self._console.write(COLOUR.sub(b"", plain).replace(b"\r", b""))
+
+    def _disturb(self, during: During) -> None:
+        network = self._world.network
         network.change(caller_address=during.caller_address, dropped=during.dropped)
-        timer = threading.Timer(during.seconds, lambda: network.change(dropped=None))
-        timer.daemon = True
-        timer.start()
+        asyncio.get_running_loop().call_later(during.seconds, network.change)
 
     def _summary(self, outcomes: Mapping[str, Outcome]) -> None:
+        self._end_line(self._shown)
         rows = []
         for name, outcome in outcomes.items():
-            if outcome.status == "manual":
-                rows.append([name, "manual", "", ""])
-                continue
-            code = exit_code_of(outcome)
+            code, tries = exit_code_of(outcome), len(outcome.attempts)
             seconds = sum(attempt.seconds for attempt in outcome.attempts)
-            rows.append([name, outcome.status, "" if code is None else str(code), f"{seconds:.1f} s"])
+            shown = "" if outcome.last.entry.started_at is None else f"{seconds:.1f} s"
+            status = outcome.status + (f", {tries} tries" if tries > 1 else "")
+            rows.append([name, status, "" if code is None else str(code), shown])
         self._console.say("== Jobs")
         self._console.table(["job", "status", "exit code", "time"], rows)
 
     def _unpack(self, outcomes: Mapping[str, Outcome]) -> None:
-        """The artifacts of all jobs, in their order, as GitLab would show them: ./outputs/ and nothing else."""
-        for outcome in outcomes.values():
-            if outcome.last.artifacts is None:
-                continue
-            with zipfile.ZipFile(outcome.last.artifacts) as archive:
-                for entry in archive.infolist():
-                    if entry.filename.startswith("outputs/"):
-                        archive.extract(entry, Path.cwd())
+        """The artifacts of all jobs, in their order, as GitLab would show them: ./outputs/ and nothing else.
 
-
-def adopt(world: World, repository: Path, faults: Sequence[Fault], image: str | None) -> Adopted:
-    """Set the repository up in the stand-in GitLab, secrets from the caller's environment or made up."""
-    own = process_environment()
-    secrets = settings_of(repository, CONFIG).train.secrets
-    masked = {name: own.get(name) or f"{MADE_UP}{name.lower()}" for name in secrets}
-    variables: dict[str, str] = {}
-    for fault in faults:
-        variables |= fault.variables
-    if image:
-        variables["GLGPU_TRAIN_IMAGE"] = image
-    branch = next((fault.branch for fault in faults if fault.branch != "main"), "main")
-    return world.adopt(
-        repository, config=CONFIG, branch=branch, variables=variables, masked=masked, keep_pipeline=False
-    )
-
-
-def occasion(world: World, adopted: Adopted) -> Occasion:
-    """A push to the adopted repository."""
-    server = Server(world.gitlab.url, world.gitlab.ssh_host, world.gitlab.ssh_port)
-    event = Event(adopted.branch, adopted.sha)
-    return Occasion(world.gitlab, server, adopted.project, adopted.user, event)
+        Raises:
+            Failure: DISK_FULL, when they cannot be written.
+        """
+        count = set()
+        try:
+            for outcome in outcomes.values():
+                if outcome.last.artifacts is None:
+                    continue
+                with zipfile.ZipFile(outcome.last.artifacts) as archive:
+                    for entry in archive.infolist():
+                        if entry.filename.startswith("outputs/"):
+                            archive.extract(entry, Path.cwd())
+                            count.add(entry.filename)
+        except OSError as error:
+            raise Failure(
+                ErrorClass.DISK_FULL, f"./outputs cannot be written: {error}", "make room there, or rehearse elsewhere"
+            ) from None
+        self._console.say(f"== Results: {len([name for name in count if not name.endswith('/')])} files in ./outputs")
 
 
 def exit_code_of(outcome: Outcome) -> int | None:
@@ -320,15 +370,16 @@ def _told(left: Mapping[str, list[str]]) -> str:
     )
 
 
-def _serve(console: Console, world: World, repository: Path, faults: Sequence[Fault], image: str | None) -> int:
+def _serve(console: Console, world: World, adopted: Adopted) -> int:
     """Only the stand-ins: one line of JSON, then until SIGTERM."""
-    adopted = adopt(world, repository, faults, image)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
     where = occasion(world, adopted)
     gitlab = world.gitlab
     pipeline = gitlab.create_pipeline(adopted.project, adopted.branch, adopted.sha, "push", adopted.user)
     job = gitlab.create_job(pipeline, "by-hand", "train")
     gitlab.start_job(job)
-    token = next(v.value for v in adopted.project.variables if v.key == "GLGPU_GITLAB_TOKEN")
     variables = {
         **predefined_variables(where),
         **{v.key: v.value for v in gitlab.variables_for(adopted.project, adopted.branch)},
@@ -339,17 +390,14 @@ def _serve(console: Console, world: World, repository: Path, faults: Sequence[Fa
     }
     told: dict[str, Any] = {
         "compute_endpoint": world.compute.endpoint,
-        "google_project": world.endpoints()["GLGPU_PROJECT"],
+        "google_project": GOOGLE_PROJECT,
         "google_access_token": world.google_token,
         "gitlab_url": gitlab.url,
         "gitlab_project": adopted.project.id,
-        "gitlab_token": token,
+        "gitlab_token": adopted.token.value,
         "repository_url": where.server.repository_url(adopted.project),
         "environment": variables,
     }
     console.say(json.dumps(told))
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
     ended.wait()
     return 0

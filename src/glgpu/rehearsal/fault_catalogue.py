@@ -20,13 +20,13 @@ class Afterwards:
     Attributes:
         layer: Which.
         exit_code: How it has to end; None: it has no exit code.
-        finds: What it still finds.
+        finds: What is still there when it begins: the read-back's words; nothing: empty.
         lifted: Points whose rules are over before it acts.
     """
 
     layer: Layer
     exit_code: int | None
-    finds: str
+    finds: Sequence[str] = ()
     lifted: Sequence[str] = ()
 
 
@@ -56,8 +56,10 @@ class Fault:
         what: What goes wrong, in one line.
         exit_code: Of the first failing job, 0 where the pipeline has to get over it.
         error_class: The class that the failing job names; empty for 0.
+        shows: What a job's log says of it, so that nobody takes a fault that did not strike for one that was survived.
         rules: What the stand-ins do from the beginning.
         before: Rules that begin with a job.
+        token_revoked: Whether GLGPU_GITLAB_TOKEN is no longer good.
         variables: CI variables of the project.
         branch: The branch that is pushed.
         during: What happens to the network during the training.
@@ -68,8 +70,10 @@ class Fault:
     what: str
     exit_code: int
     error_class: str = ""
+    shows: str = ""
     rules: Sequence[Rule] = ()
     before: Mapping[str, Sequence[Rule]] = field(default_factory=dict)
+    token_revoked: bool = False
     variables: Mapping[str, str] = field(default_factory=dict)
     branch: str = "main"
     during: During | None = None
@@ -94,6 +98,7 @@ FAULTS: tuple[Fault, ...] = (
         "the training program ends with exit code 3",
         20,
         "TRAINING_FAILED",
+        shows="its exit code is 3",
         variables={"GLGPU_TRAIN_COMMAND": "python3 -c \"print('it breaks now'); raise SystemExit(3)\""},
     ),
     Fault(
@@ -101,6 +106,7 @@ FAULTS: tuple[Fault, ...] = (
         "the training ends well but writes none of its outputs",
         21,
         "NO_WEIGHTS",
+        shows="left nothing in",
         variables={"GLGPU_TRAIN_COMMAND": "python3 -c \"print('nothing written')\""},
     ),
     Fault(
@@ -108,6 +114,7 @@ FAULTS: tuple[Fault, ...] = (
         "the registry refuses the container image",
         17,
         "IMAGE_PULL",
+        shows="pull access denied",
         rules=[Rule("vm.docker.pull", "denied")],
     ),
     Fault(
@@ -115,6 +122,7 @@ FAULTS: tuple[Fault, ...] = (
         "the VM runs, but its guest never comes up",
         13,
         "SSH",
+        shows="published no host key",
         rules=[Rule("vm.boot", "ssh-never-up")],
         variables={"GLGPU_LIMITS_BOOT_MINUTES": "0.1"},
     ),
@@ -123,13 +131,14 @@ FAULTS: tuple[Fault, ...] = (
         "Compute Engine refuses to delete the VM, for as long as it lives",
         30,
         "STILL_ALIVE",
+        shows="still alive: glgpu-",
         rules=[Rule("compute.instances.delete", "refuse")],
         variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
         afterwards=[
-            Afterwards("destroy", 30, "the VM"),
-            Afterwards("stop", 30, "the VM"),
-            Afterwards("hard-end", None, "the VM"),
-            Afterwards("destroy", 0, "the VM's Terraform state"),
+            Afterwards("destroy", 30, ["instances", "disks", "states"]),
+            Afterwards("stop", 30, ["instances", "disks", "states"]),
+            Afterwards("hard-end", None, ["instances", "disks", "states"]),
+            Afterwards("destroy", 0, ["states"]),
         ],
     ),
     Fault(
@@ -137,22 +146,25 @@ FAULTS: tuple[Fault, ...] = (
         "GitLab does not accept GLGPU_GITLAB_TOKEN: it was revoked",
         12,
         "GITLAB_AUTH",
-        rules=[Rule("gitlab.request", "unauthorized")],
+        shows="does not accept the token",
+        token_revoked=True,
     ),
     Fault(
         "gitlab-down-on-destroy",
         "GitLab cannot be reached while the destroy job runs",
         18,
         "NETWORK",
+        shows="cannot be reached",
         before={"destroy": [Rule("gitlab.request", "down")]},
         variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
-        afterwards=[Afterwards("destroy", 0, "deploy key and Terraform state", lifted=["gitlab.request"])],
+        afterwards=[Afterwards("destroy", 0, ["deploy keys", "states"], lifted=["gitlab.request"])],
     ),
     Fault(
         "permission-denied",
         "the account may not create instances",
         15,
         "PERMISSION",
+        shows="lacks the permission compute.instances.create",
         rules=[Rule("compute.instances.insert", "permission-denied")],
     ),
     Fault(
@@ -160,12 +172,14 @@ FAULTS: tuple[Fault, ...] = (
         "the Compute Engine API is not enabled in the cloud project",
         15,
         "API_DISABLED",
+        shows="API is not enabled",
         rules=[Rule("compute.request", "api-disabled")],
     ),
     Fault(
         "network-drop-during-train",
         "the connection to the VM is reset while the training runs",
         0,
+        shows="the connection to the VM was lost; the training goes on",
         variables={"GLGPU_TRAIN_COMMAND": TALKING_TRAINING, **OUTPUTS},
         during=During("step 5", dropped="reset", seconds=2.0),
     ),
@@ -173,6 +187,7 @@ FAULTS: tuple[Fault, ...] = (
         "caller-address-changes",
         "the job is seen under a new address while the training runs",
         0,
+        shows="own address is now 203.0.113.99/32",
         variables={"GLGPU_TRAIN_COMMAND": TALKING_TRAINING, **OUTPUTS},
         during=During("step 5", dropped="reset", seconds=0.5, caller_address="203.0.113.99"),
     ),
@@ -180,6 +195,7 @@ FAULTS: tuple[Fault, ...] = (
         "token-protected-on-branch",
         "the branch is not protected, so GLGPU_GITLAB_TOKEN is absent",
         0,
+        shows="code: job (no GLGPU_GITLAB_TOKEN",
         variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
         branch="feature/x",
     ),
@@ -187,14 +203,16 @@ FAULTS: tuple[Fault, ...] = (
         "log-over-4MB",
         "the training prints more than a job log can hold",
         0,
+        shows="lines left out here",
         variables={"GLGPU_TRAIN_COMMAND": LOUD_TRAINING, **OUTPUTS},
     ),
     Fault(
         "retry-after-end",
         "the train job is retried after the pipeline has ended: no destroy job will come",
         0,
+        shows="This job brought the VM up, so it ends it",
         variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
-        afterwards=[Afterwards("retry-train", 0, "nothing: it brings up a VM of its own")],
+        afterwards=[Afterwards("retry-train", 0)],
     ),
 )
 

@@ -54,3 +54,8 @@ class Faults:
         """Take every rule of ``point`` away: the fault is over."""
         with self._lock:
             self.rules = [rule for rule in self.rules if rule.point != point]
+
+    def end(self) -> None:
+        """Everything works again."""
+        with self._lock:
+            self.rules = []

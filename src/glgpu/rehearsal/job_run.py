@@ -52,6 +52,8 @@ STUCK_SECONDS = 60 * 60
 """After this long without a sign of life GitLab drops a running job."""
 DEFAULT_GIT_DEPTH = "20"
 ARTIFACT_BYTES_PER_MB = 1024 * 1024
+SUBSHELL_FLAG = "FF_USE_NEW_BASH_EVAL_STRATEGY"
+"""The Runner's flag for reporting a script's real exit code (gitlab-runner, shells/bash.go); off by default."""
 MARK_VARIABLE = "RUNNER_CONTAINER"
 """What every process of a container inherits."""
 
@@ -535,7 +537,8 @@ class JobRun:
         """Run commands in one shell of the current container, until they end or are ended."""
         container, loop = self.container, asyncio.get_running_loop()
         script = container.folder / "script"
-        script.write_text(shell_script(commands), encoding="utf-8")
+        in_subshell = self.variables.get(SUBSHELL_FLAG, "").lower() in ("1", "true")
+        script.write_text(shell_script(commands, in_subshell=in_subshell), encoding="utf-8")
         out, into = os.pipe()
         with script.open("rb") as standard_input, os.fdopen(into, "wb") as output:
             process = await asyncio.create_subprocess_exec(
@@ -679,14 +682,16 @@ class _StageEnd:
     exit_code: int | None
 
 
-def shell_script(commands: Iterable[str]) -> str:
+def shell_script(commands: Iterable[str], *, in_subshell: bool) -> str:
     """The script that the Runner's bash gets on standard input: each command shown, then run, the first error ends it.
 
-    The commands run in a subshell whose standard input is a closed pipe, as the Runner's do.
+    The commands run at the end of a pipe that gives nothing, as the Runner's do. Without a subshell around them bash
+    makes 1 of whatever exit code the failing command had.
     """
     lines = []
     for command in commands:
         first, more, _ = command.strip("\n").partition("\n")
         shown = f"$ {first}{' # collapsed multi-line command' if more else ''}"
         lines += [f"echo {shlex.quote(f'{chr(27)}[32;1m{shown}{chr(27)}[0;m')}", command]
-    return f"set -eo pipefail\nset +o noclobber\n: | eval {shlex.quote(chr(10).join(lines))}\nexit 0\n"
+    body = f"eval {shlex.quote(chr(10).join(lines))}"
+    return f"set -eo pipefail\nset +o noclobber\n: | {f'({body})' if in_subshell else body}\nexit 0\n"

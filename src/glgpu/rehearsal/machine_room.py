@@ -45,7 +45,6 @@ from glgpu.rehearsal.guest_programs.process_tree import end_tree
 from glgpu.rehearsal.seams import Hardware, Hypervisor, Network
 from glgpu.rehearsal.world_clock import WorldClock
 
-
 SYN_RETRIES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Seconds between a TCP client's attempts to connect (Linux, tcp_syn_retries = 6)."""
 
@@ -318,9 +317,10 @@ class Machine:
             algorithm, public, *_ = key.export_public_key().decode().split()
             self.hypervisor.publish("hostkeys", algorithm, public)
         self._begin(self._accept())
+        await asyncio.sleep(self.room.agent_seconds)
         while self.is_on:
-            await asyncio.sleep(self.room.agent_seconds)
             self._poll_metadata()
+            await asyncio.sleep(self.room.agent_seconds)
 
     def _poll_metadata(self) -> None:
         """What Google's guest agent does: accounts and keys by the metadata."""
@@ -356,7 +356,7 @@ class Machine:
             if self.is_on and self.room.network.dropped is None and self.hypervisor.may_connect(caller, port):
                 inner = link.serve()
                 # Every way in which a caller can go wrong or away before it has logged in.
-                with suppress(OSError, asyncssh.Error, TimeoutError):
+                with suppress(OSError, asyncssh.Error):
                     await asyncssh.run_server(inner, options=self._options)
                 return
             await asyncio.sleep(pause)
@@ -648,6 +648,7 @@ class Link:
         """Begin to carry bytes; returns the server's end."""
         self._inner, server = socket.socketpair()
         self._inner.setblocking(False)
+        server.setblocking(False)
         loop = asyncio.get_running_loop()
         self._copying = [
             loop.create_task(self._copy(self._client, self._inner)),

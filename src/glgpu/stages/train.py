@@ -2,50 +2,69 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import BinaryIO
 
 from glgpu.console import TrainingLog
-from glgpu.errors import ErrorClass, Failure
+from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.interfaces import Instance
 from glgpu.settings import read_secret
 from glgpu.steps.before_buying import check_before_buying
+from glgpu.steps.bring_up import standing
 from glgpu.steps.checkout import check_out
 from glgpu.steps.collect import OWN_FOLDER, Home, collect
 from glgpu.steps.container import Container, Ended, Workload
 from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.door import Guest, Way, log_in, open_door
-from glgpu.steps.ready import claim, ready_vm
+from glgpu.steps.ready import claim, new_vm
 from glgpu.steps.release import release
-from glgpu.steps.tear_down import rescue, tear_down
+from glgpu.steps.tear_down import Attempts, rescue, tear_down
 
 LOG_FILE = f"{OWN_FOLDER}/train.log"
 
 
-def train(run: Run) -> None:
+def train(run: Run, *, ends_own_vm: bool = True) -> None:
     """Train on the run's VM; bring one up, and see to its end, where there is none.
+
+    Args:
+        run: The run.
+        ends_own_vm: Whether a VM that is brought up here is ended here too; False where the caller does that.
 
     Raises:
         Failure: TRAINING_FAILED, OOM, NO_WEIGHTS, PREEMPTED, DISK_FULL, ...
     """
     check_before_buying(run)
     with run.console.section("vm", f"The VM of {run.name}"):
-        instance, mine = ready_vm(run)
+        found = standing(run)
+        if found is not None:
+            run.console.say(f"the VM {found.name} of this run is there, in {found.zone}")
+    if found is not None or not ends_own_vm:
+        _train_on(run, found)
+        return
+    attempts = Attempts(run)
     try:
-        with open_door(run, instance) as way:
-            _train_on(run, instance, way)
-    except Failure as failure:
-        # After a signal there is no time for it here: after_script ends the VM.
-        if mine and failure.klass is not ErrorClass.INTERRUPTED:
-            _see_to_the_end(run)
-        raise
-    if mine:
-        _see_to_the_end(run)
+        attempts.get(partial(_train_on, run, None))
+    finally:
+        # A job has no time for it after a signal: its after_script ends the VM.
+        if not (run.job.in_ci and any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures)):
+            _see_to_the_end(run, attempts)
+    worst = gravest(attempts.failures)
+    if worst is not None:
+        raise worst
 
 
-def _train_on(run: Run, instance: Instance, way: Way) -> None:
+def _train_on(run: Run, found: Instance | None) -> None:
+    if found is None:
+        with run.console.section("bring-up", "A VM of this job's own"):
+            found = new_vm(run)
+    with open_door(run, found) as way:
+        _train_behind(run, found, way)
+
+
+def _train_behind(run: Run, instance: Instance, way: Way) -> None:
     work = _workload(run)
     with run.console.section("code", "Code and container"):
-        guest = log_in(run, instance)
+        guest = log_in(run, instance, way)
         claim(run, instance, guest)
         container = Container(run, guest.machine, instance, way)
         if container.state() is None:
@@ -62,37 +81,54 @@ def _train_on(run: Run, instance: Instance, way: Way) -> None:
 
 
 def _follow(run: Run, container: Container) -> Ended:
-    path = run.outputs / LOG_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     log = TrainingLog(run.console, f"outputs/{LOG_FILE}")
+    tee = _Tee(run, log)
     try:
-        with path.open("wb") as file:
-            ended = container.attach(_Tee(run, log, file))
+        ended = container.attach(tee)
     finally:
+        tee.close()
         log.close()
     run.record.add("training-ended", exit_code=ended.code, out_of_memory=ended.out_of_memory)
     return ended
 
 
 class _Tee:
-    """The output goes to the job log within its budget, and whole to a file."""
+    """The output goes to the job log within its budget, and whole to a file.
 
-    def __init__(self, run: Run, log: TrainingLog, file: BinaryIO) -> None:
+    The training is worth more than its log: a file that cannot be written is said once, and is no failure.
+    """
+
+    def __init__(self, run: Run, log: TrainingLog) -> None:
         self._run = run
         self._log = log
-        self._file: BinaryIO | None = file
+        self._file: BinaryIO | None = None
+        path = run.outputs / LOG_FILE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: what is shown is also kept, and closing it has nothing left to write.
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            self._give_up(error)
 
     def feed(self, data: bytes) -> None:
+        """Take more of the output."""
         self._log.feed(data)
         if self._file is None:
             return
         try:
             self._file.write(data)
-            self._file.flush()
         except OSError as error:
-            # The training is worth more than its log.
-            self._run.console.say(f"glgpu: outputs/{LOG_FILE} can no longer be written: {error.strerror}")
+            self.close()
+            self._give_up(error)
+
+    def close(self) -> None:
+        """The output has ended."""
+        if self._file is not None:
+            self._file.close()
             self._file = None
+
+    def _give_up(self, error: OSError) -> None:
+        self._run.console.say(f"glgpu: outputs/{LOG_FILE} cannot be written: {error.strerror}")
 
 
 def _bring_home(run: Run, guest: Guest, work: Workload) -> Home:
@@ -137,8 +173,8 @@ def _workload(run: Run) -> Workload:
     )
 
 
-def _see_to_the_end(run: Run) -> None:
+def _see_to_the_end(run: Run, attempts: Attempts) -> None:
     """This job brought the VM up: no destroy job may come any more."""
     with run.console.section("teardown", "This job brought the VM up, so it ends it"):
-        rescue(run, run.settings.limits.rescue_minutes * 60.0)
-        tear_down(run)
+        attempts.get(partial(rescue, run))
+        attempts.get(partial(tear_down, run))

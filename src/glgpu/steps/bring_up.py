@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from glgpu.errors import ErrorClass, Failure
@@ -29,17 +29,17 @@ def plan_lifetime(run: Run) -> Lifetime:
     now = run.clock.now()
     limits, hours, job = run.settings.limits, run.settings.machine.max_hours, run.job
     claim = limits.claim_minutes * 60.0
-    held = job.job_timeout if job.in_ci else None
+    times = [time for time in (job.job_timeout, job.script_timeout) if time is not None] if job.in_ci else []
     if hours is not None:
-        if held is not None and hours * 3600 > held:
+        if times and hours * 3600 > min(times):
             raise Failure(
                 ErrorClass.CONFIG,
-                f"machine.max_hours is {hours:g}, but the train job ends after {spoken(held)}",
-                "lower machine.max_hours, or raise the include's input train_timeout and the runner's limit",
+                f"machine.max_hours is {hours:g}, but the train job ends its script after {spoken(min(times))}",
+                "lower machine.max_hours, or raise the include's inputs script_timeout and job_timeout",
             )
         seconds = hours * 3600
-    elif held is not None:
-        seconds = claim + held + limits.rescue_minutes * 60 + AFTERWARDS_SECONDS
+    elif times:
+        seconds = claim + max(times) + limits.rescue_minutes * 60 + AFTERWARDS_SECONDS
     else:
         seconds = DEFAULT_HOURS * 3600
     return Lifetime("pipeline", soft_end=now + claim, hard_end=now + seconds)
@@ -55,8 +55,10 @@ def bring_up(run: Run, lifetime: Lifetime) -> Iterator[Instance]:
         Failure: LIVE_VMS, STOCKOUT, quota, permission, TERRAFORM, ...
     """
     _check_live_vms(run)
+    machine = run.settings.machine
+    zones = machine.zones or [zone for region in machine.regions for zone in run.cloud.zones(region)]
     # A list with a loop over it: further candidates are what failover adds.
-    for candidate in candidates(run.settings.machine, run.settings.machine.zones)[:1]:
+    for candidate in candidates(machine, zones)[:1]:
         run.console.say(f"asking for {candidate}")
         run.record.add("candidate-tried", candidate=str(candidate), zone=candidate.zone, spot=candidate.spot)
         with _creating(run, candidate, lifetime) as instance:
@@ -121,10 +123,11 @@ def state_for(run: Run) -> Mapping[str, str] | None:
 @contextmanager
 def _creating(run: Run, candidate: Candidate, lifetime: Lifetime) -> Iterator[Instance]:
     begun = run.clock.now()
+    before = run.cloud.inserts(str(run.name), candidate.zone)
     stack = run.stack_for(terraform_variables(run, candidate, lifetime), state_for(run))
     stack.prepare()
     with stack.start_apply() as apply:
-        instance = _until_running(run, candidate, apply, begun)
+        instance = _until_running(run, candidate, apply, before)
         run.record.add(
             "instance-running",
             zone=instance.zone,
@@ -145,7 +148,7 @@ def _creating(run: Run, candidate: Candidate, lifetime: Lifetime) -> Iterator[In
         )
 
 
-def _until_running(run: Run, candidate: Candidate, apply: Apply, begun: float) -> Instance:
+def _until_running(run: Run, candidate: Candidate, apply: Apply, before: Collection[str]) -> Instance:
     """Look for the VM through the API while Terraform waits: it notices a refusal late, a vanished VM never."""
     name, seen = str(run.name), False
     end = run.clock.now() + RUNNING_SECONDS
@@ -154,7 +157,7 @@ def _until_running(run: Run, candidate: Candidate, apply: Apply, begun: float) -
         instance = run.cloud.get(name, candidate.zone)
         if instance is not None and instance.status == "RUNNING":
             return instance
-        failure = run.cloud.insert_failure(name, candidate.zone, begun)
+        failure = run.cloud.insert_failure(name, candidate.zone, before)
         if failure is not None:
             apply.stop()
             raise failure
@@ -199,7 +202,9 @@ def standing(run: Run) -> Instance | None:
 def _check_live_vms(run: Run) -> None:
     own = run.name.own_labels
     labels = {key: own[key] for key in ("glgpu", "glgpu-server", "glgpu-project")}
-    alive = [instance for instance in run.cloud.labelled(labels) if instance.name != str(run.name)]
+    # One that is stopping is being deleted: the last run's, whose job is over.
+    others = [one for one in run.cloud.labelled(labels) if one.name != str(run.name)]
+    alive = [one for one in others if one.status != "STOPPING"]
     limit = run.settings.limits.live_vms
     if len(alive) >= limit:
         names = ", ".join(sorted(instance.name for instance in alive))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from urllib.parse import quote
 
 from glgpu.errors import ErrorClass, Failure
@@ -12,6 +13,8 @@ from glgpu.steps.context import Run
 from glgpu.steps.guest import ask, command
 
 REACH_SECONDS = 15
+KEY_SECONDS = 24 * 3600.0
+"""How long a deploy key lives where the VM's hard end is not known."""
 KEY_MARGIN_SECONDS = 3600.0
 GITLAB_COM_KEYS = ("gitlab.com ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAfuCHKVTjquxvt6CM6tdG4SLp1Btn/nOeHHE5UOzRdf",)
 """https://docs.gitlab.com/user/gitlab_com/#ssh-known_hosts-entries"""
@@ -23,31 +26,43 @@ def check_out(run: Run, machine: Machine, hard_end: float) -> None:
     Raises:
         Failure: CODE, GITLAB_AUTH, NETWORK, ...
     """
-    way: str = run.settings.code
-    if way == "auto":
-        way, why = _choose(run, machine)
-        run.console.say(f"code: {way} ({why})")
+    if run.settings.code == "auto":
+        way = _first_that_works(run, machine, hard_end)
     else:
+        way = run.settings.code
         run.console.say(f"code: {way}")
-    if way == "deploy-key":
-        _by_deploy_key(run, machine, hard_end)
-    else:
-        _by_job(run, machine)
+        if way == "deploy-key":
+            _by_deploy_key(run, machine, _answering_keys(run, machine), hard_end)
+        else:
+            _by_job(run, machine)
     run.record.add("code-checked-out", way=way, commit=run.job.sha)
 
 
-def _choose(run: Run, machine: Machine) -> tuple[str, str]:
-    if not run.forge.may_administer:
-        return "job", "no GLGPU_GITLAB_TOKEN that could register a deploy key"
-    if not _answering_keys(run, machine):
-        return "job", f"the VM does not reach GitLab's SSH port within {REACH_SECONDS} s"
-    return "deploy-key", "the VM reaches GitLab and the token can register a key"
+def _first_that_works(run: Run, machine: Machine, hard_end: float) -> str:
+    why = "no GLGPU_GITLAB_TOKEN that could register a deploy key"
+    if run.forge.may_administer:
+        keys = _answering_keys(run, machine)
+        why = f"the VM does not reach GitLab's SSH port within {REACH_SECONDS} s"
+        if keys:
+            try:
+                _by_deploy_key(run, machine, keys, hard_end)
+                run.console.say("code: deploy-key (the VM reaches GitLab and the token can register a key)")
+                return "deploy-key"
+            except Failure as failure:
+                # Whatever else went wrong would go wrong for the other way too.
+                if failure.klass not in (ErrorClass.CODE, ErrorClass.GITLAB_AUTH, ErrorClass.GITLAB):
+                    raise
+                why = f"a deploy key does not do: {failure.cause}"
+    run.console.say(f"code: job ({why})")
+    _by_job(run, machine)
+    return "job"
 
 
-def _by_deploy_key(run: Run, machine: Machine, hard_end: float) -> None:
-    known_hosts = _known_hosts(run, machine)
+def _by_deploy_key(run: Run, machine: Machine, keys: str, hard_end: float) -> None:
+    known_hosts = _known_hosts(run, keys)
     public = ask(run, machine, "keygen", doing="making the deploy key on the VM").text.strip()
-    run.forge.add_deploy_key(str(run.name), public, hard_end + KEY_MARGIN_SECONDS)
+    expires = hard_end if math.isfinite(hard_end) else run.clock.now() + KEY_SECONDS
+    run.forge.add_deploy_key(str(run.name), public, expires + KEY_MARGIN_SECONDS)
     run.record.add("deploy-key-registered", title=str(run.name))
     url = f"ssh://git@{run.job.ssh_host}:{run.job.ssh_port}/{quote(run.job.project_path)}.git"
     ask(
@@ -100,6 +115,7 @@ def _by_job(run: Run, machine: Machine) -> None:
 
 
 def _answering_keys(run: Run, machine: Machine) -> str:
+    """The SSH host keys that the VM sees at GitLab's SSH port; empty where it does not get there in time."""
     done = machine.run(
         command(run, "reach", run.job.ssh_host, str(run.job.ssh_port), str(REACH_SECONDS)),
         timeout=REACH_SECONDS + 15,
@@ -107,8 +123,12 @@ def _answering_keys(run: Run, machine: Machine) -> str:
     return done.text if done.code == 0 else ""
 
 
-def _known_hosts(run: Run, machine: Machine) -> str:
+def _known_hosts(run: Run, answering: str) -> str:
     """GitLab's host keys as known_hosts lines, from a source that is not the connection itself.
+
+    Args:
+        run: The run.
+        answering: The keys that answer there, which count only if that source has their fingerprints.
 
     Raises:
         Failure: CODE, when nobody vouches for them.
@@ -120,7 +140,7 @@ def _known_hosts(run: Run, machine: Machine) -> str:
         return "\n".join(f"{host} {line.split(' ', 1)[1]}" for line in GITLAB_COM_KEYS) + "\n"
     published = run.forge.host_key_fingerprints()
     lines = []
-    for line in _answering_keys(run, machine).splitlines():
+    for line in answering.splitlines():
         _, _, key = line.partition(" ")
         if _fingerprint(key) in published:
             lines.append(f"{host if port == 22 else f'[{host}]:{port}'} {key}")

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Machine
-from glgpu.processes import TimedOut
 from glgpu.run_record import write_atomically
 from glgpu.steps.context import Run
 from glgpu.steps.guest import ask, command
 
 TRIES = 3
-SUMS_SECONDS = 1800
+COLLECT_SECONDS = 6 * 3600.0
 OWN_FOLDER = "glgpu"
 """Folder below outputs/ that is ours: record, log, checksums."""
 
@@ -37,7 +37,7 @@ class Home:
     size: int
 
 
-def collect(run: Run, machine: Machine, home: str, paths: Iterable[str]) -> Home:
+def collect(run: Run, machine: Machine, home: str, paths: Iterable[str], *, seconds: float = COLLECT_SECONDS) -> Home:
     """Bring everything below ``paths`` from the VM into outputs/, paths kept, and write SHA256SUMS.
 
     Args:
@@ -45,28 +45,31 @@ def collect(run: Run, machine: Machine, home: str, paths: Iterable[str]) -> Home
         machine: The VM.
         home: The helper's folder there.
         paths: Relative to the folder of glgpu.yml.
+        seconds: How long it may take in all.
 
     Raises:
-        Failure: DISK_FULL here, SSH when it does not come through whole.
+        Failure: DISK_FULL here, SSH when it does not come through whole, OUT_OF_TIME.
     """
     wanted = [str(PurePosixPath(path)) for path in paths]
     base = f"{home}/code/{run.base}".rstrip("/")
     last: Failure | None = None
+    end = run.clock.now() + seconds
     for _ in range(TRIES):
         try:
-            sums = _sums(run, machine, base, wanted)
-            got = _receive(run, machine, base, wanted)
+            sums = _sums(run, machine, base, wanted, _left(run, end))
+            got = _receive(run, machine, base, wanted, _left(run, end))
         except Failure as failure:
             if failure.klass is not ErrorClass.SSH:
                 raise
             last = failure
             continue
-        wrong = [name for name, digest in sums.items() if got.get(name, ("", 0))[0] != digest]
+        names = sums.keys() | got.keys()
+        wrong = sorted(name for name in names if got.get(name, ("", 0))[0] != sums.get(name))
         if not wrong:
-            return _noted(run, {name: got[name] for name in sums})
+            return _noted(run, got)
         last = Failure(
             ErrorClass.SSH,
-            f"{len(wrong)} of {len(sums)} files did not come home as they are on the VM, the first is {wrong[0]!r}",
+            f"{len(wrong)} of {len(names)} files did not come home as they are on the VM, the first is {wrong[0]!r}",
             "retry the job: nothing on the VM was touched",
         )
     assert last is not None
@@ -78,7 +81,7 @@ def _noted(run: Run, got: dict[str, tuple[str, int]]) -> Home:
     try:
         write_atomically(run.outputs / OWN_FOLDER / "SHA256SUMS", b"".join(lines))
     except OSError as error:
-        raise _disk(error, "SHA256SUMS") from None
+        raise cannot_write(error, "SHA256SUMS") from None
     home = Home(len(got), sum(size for _, size in got.values()))
     run.record.add("outputs-home", files=home.files, bytes=home.size)
     return home
@@ -91,26 +94,34 @@ def _sum_line(digest: str, name: str) -> bytes:
     return (b"\\" if escaped != raw else b"") + digest.encode() + b"  " + escaped + b"\n"
 
 
-def _sums(run: Run, machine: Machine, base: str, paths: list[str]) -> dict[str, str]:
-    done = ask(run, machine, "sums", base, *paths, timeout=SUMS_SECONDS, doing="reading the outputs on the VM")
+def _left(run: Run, end: float) -> float:
+    left = end - run.clock.now()
+    if left <= 0:
+        raise Failure(ErrorClass.OUT_OF_TIME, "the outputs did not come home in time", "raise limits.rescue_minutes")
+    return left
+
+
+def _sums(run: Run, machine: Machine, base: str, paths: list[str], seconds: float) -> dict[str, str]:
+    done = ask(run, machine, "sums", base, *paths, timeout=seconds, doing="reading the outputs on the VM")
     sums = {}
     for entry in done.stdout.split(b"\0"):
-        if entry:
-            digest, _, name = entry.partition(b"  ")
-            sums[_relative(name.decode("utf-8", "surrogateescape"))] = digest.decode("ascii")
+        digest, _, raw = entry.partition(b"  ")
+        name = _relative(raw.decode("utf-8", "surrogateescape"))
+        if _may_come(name):
+            sums[name] = digest.decode("ascii")
     return sums
 
 
-def _receive(run: Run, machine: Machine, base: str, paths: list[str]) -> dict[str, tuple[str, int]]:
+def _receive(run: Run, machine: Machine, base: str, paths: list[str], seconds: float) -> dict[str, tuple[str, int]]:
     got: dict[str, tuple[str, int]] = {}
-    with machine.stream(command(run, "send", base, *paths)) as stream:
+    with machine.stream(command(run, "send", base, *paths), timeout=seconds) as stream:
         stream.stdin.close()
         try:
             with tarfile.open(fileobj=stream.stdout, mode="r|", errorlevel=2) as archive:
                 for entry in archive:
                     _unpack(run, archive, entry, got)
             code = stream.wait(60)
-        except (tarfile.ReadError, tarfile.StreamError, EOFError, TimedOut) as error:
+        except (tarfile.TarError, EOFError) as error:
             code, reason = 255, str(error)
         else:
             reason = stream.complaint
@@ -126,12 +137,13 @@ def _unpack(run: Run, archive: tarfile.TarFile, entry: tarfile.TarInfo, got: dic
     if not name:
         return
     target = run.outputs / name
-    if not _stays_inside(name) or PurePosixPath(name).parts[0] == OWN_FOLDER:
+    if not _may_come(name):
         run.console.say(f"left out: {name!r}: its name leads out of the outputs, or into glgpu's own folder")
         return
     try:
+        _make_room(run.outputs, target)
         if entry.isdir():
-            target.mkdir(parents=True, exist_ok=True)
+            target.mkdir(exist_ok=True)
         elif entry.isfile():
             source = archive.extractfile(entry)
             assert source is not None
@@ -141,14 +153,11 @@ def _unpack(run: Run, archive: tarfile.TarFile, entry: tarfile.TarInfo, got: dic
         else:
             run.console.say(f"left out: {name!r}: neither file, folder nor link")
     except OSError as error:
-        raise _disk(error, name) from None
+        raise cannot_write(error, repr(name)) from None
 
 
 def _write(source: IO[bytes], target: Path) -> str:
     """Write a file so that it is there whole or not at all, and return its SHA-256."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_symlink() or target.is_dir():
-        raise OSError(errno.EEXIST, "something else is in its place", str(target))
     part = target.with_name(f".glgpu-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.part")
     digest = hashlib.sha256()
     try:
@@ -165,15 +174,34 @@ def _write(source: IO[bytes], target: Path) -> str:
 
 
 def _link(run: Run, name: str, points_to: str, target: Path) -> None:
-    """Keep a link that stays within the outputs; leave out one that leads anywhere else."""
+    """Keep a link that stays within the outputs; leave out one that leads anywhere else.
+
+    Its way up comes first: `..` behind a name could climb from wherever a link of that name leads.
+    """
     aim = os.path.normpath(str(PurePosixPath(name).parent / points_to))
-    if points_to.startswith("/") or not _stays_inside(aim):
+    down = dropwhile("..".__eq__, PurePosixPath(points_to).parts)
+    if points_to.startswith("/") or not _stays_inside(aim) or ".." in down:
         run.console.say(f"left out: the link {name!r}: it points outside, to {points_to!r}")
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        target.unlink(missing_ok=True)
-        target.symlink_to(points_to)
+    target.unlink(missing_ok=True)
+    target.symlink_to(points_to)
+
+
+def _make_room(outputs: Path, target: Path) -> None:
+    """Make the folder of an entry, through no link, and clear away a link that an earlier collection left there."""
+    folder = outputs
+    for part in target.relative_to(outputs).parts[:-1]:
+        folder /= part
+        if folder.is_symlink():
+            folder.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+    outputs.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink():
+        target.unlink()
+
+
+def _may_come(name: str) -> bool:
+    return _stays_inside(name) and PurePosixPath(name).parts[0] != OWN_FOLDER
 
 
 def _stays_inside(name: str) -> bool:
@@ -183,12 +211,3 @@ def _stays_inside(name: str) -> bool:
 
 def _relative(name: str) -> str:
     return "" if name in (".", "./") else name.removeprefix("./")
-
-
-def _disk(error: OSError, name: str) -> Failure:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return Failure(
-        ErrorClass.DISK_FULL,
-        f"{'the disk of this machine is full' if full else 'this machine cannot write'}: {name!r}: {error.strerror}",
-        "make room on the runner, then retry the job: the weights are still on the VM",
-    )

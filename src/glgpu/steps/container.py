@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from glgpu.clock import poll
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance, Machine
 from glgpu.masking import StreamMasker
@@ -22,6 +23,8 @@ PULL_SECONDS = 1800
 RECONNECT_SECONDS = 600.0
 """How long a lost VM is looked for before the job gives up; the container goes on meanwhile."""
 STOP_GRACE_SECONDS = 30
+DOCKER_HUB = "https://index.docker.io/v1/"
+"""What Docker Hub is called in DOCKER_AUTH_CONFIG."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,8 @@ class Container:
                 code = stream.wait(30)
                 said = stream.complaint
             if code != 255:
-                ended = self._ended()
+                # The engine ends the log a moment before it says that the container has ended.
+                ended = poll(run.clock, self._ended, seconds=5 if code == 0 else 0, every=0.5)
                 if ended is not None:
                     sink.feed(masker.flush())
                     return ended
@@ -200,33 +204,22 @@ class Container:
         """Have the image on the VM and resolve it, once, to what exactly it is."""
         run, machine = self._run, self._machine
         host, logins = _registry(image), run.job.registry_logins
-        login = logins.get(host) or logins.get("")
-        if login:
-            user, password = login
-            ask(
-                run,
-                machine,
-                "login",
-                host,
-                user,
-                stdin=password.encode(),
-                klass=ErrorClass.IMAGE_PULL,
-                doing=f"logging in to {host}",
-            )
-        try:
-            done = ask(
-                run,
-                machine,
-                "pull",
-                image,
-                timeout=PULL_SECONDS,
-                klass=ErrorClass.IMAGE_PULL,
-                doing=f"pulling {image}",
-            )
-        finally:
-            if login:
-                machine.run(command(run, "logout", host))
-        found = _json_line(done.text) or {}
+        # Our own pair of variables goes before what the job's environment holds for that registry anyway.
+        login = logins.get("") or logins.get(host) or (logins.get(DOCKER_HUB) if host == "docker.io" else None)
+        klass = ErrorClass.IMAGE_PULL
+        here = ask(run, machine, "image", image, klass=klass, doing=f"looking for {image}")
+        if not here.text.strip():
+            try:
+                if login:
+                    user, password = login
+                    words = ("login", host, user)
+                    ask(run, machine, *words, stdin=password.encode(), klass=klass, doing=f"logging in to {host}")
+                ask(run, machine, "pull", image, timeout=PULL_SECONDS, klass=klass, doing=f"pulling {image}")
+            finally:
+                if login:
+                    machine.run(command(run, "logout", host))
+            here = ask(run, machine, "image", image, klass=klass, doing=f"looking for {image}")
+        found = _json_line(here.text) or {}
         digests = found.get("RepoDigests") or []
         # An image that was never pulled (baked into the boot image) has no digest: its own id is as exact.
         return str(digests[0] if digests else found.get("Id") or image)

@@ -37,6 +37,7 @@ class Run:
         stack_for: Makes a Terraform.
         make_login_key: Makes the key that opens the VM, in a folder; returns its public half.
         repository: The checkout this process stands in.
+        outputs: Where things come home to.
         caller_address: Tells the public IPv4 address of this machine.
         console: Where messages go.
         record: The run record.
@@ -53,20 +54,16 @@ class Run:
     stack_for: StackFor
     make_login_key: Callable[[Path, str], str]
     repository: Repository
+    outputs: Path
     caller_address: Callable[[Settings, Job], str]
     console: Console
     record: RunRecord
     clock: Clock
 
-    @property
-    def outputs(self) -> Path:
-        """Where things come home to."""
-        return self.job.project_dir / "outputs"
-
     def knowing(self, instance: Instance) -> Run:
         """This run with the settings that bring-up left on the VM; unchanged where there are none."""
+        left = _left_on(instance)
         try:
-            left = json.loads(instance.metadata.get(SETTINGS_ITEM, ""))
             return replace(self, settings=Settings.model_validate(left["settings"]), base=str(left["base"]))
         except (ValueError, KeyError, TypeError):
             return self
@@ -77,15 +74,30 @@ def left_settings(run: Run, hard_end: float) -> str:
     whole = run.settings.model_dump(mode="json")
     kept: dict[str, Any] = {key: whole[key] for key in ("project", "network", "limits", "state")}
     kept["train"] = {key: whole["train"][key] for key in ("outputs", "checkpoints", "on_cancel")}
-    return json.dumps({"base": run.base, "hard_end": int(hard_end), "settings": kept}, separators=(",", ":"))
+    left = {"base": run.base, "ref": run.job.ref, "hard_end": int(hard_end), "settings": kept}
+    return json.dumps(left, separators=(",", ":"))
 
 
 def hard_end_of(instance: Instance) -> float:
     """Unix time at which Compute Engine deletes the VM; infinite where bring-up's word on it is missing."""
     try:
-        return float(json.loads(instance.metadata.get(SETTINGS_ITEM, ""))["hard_end"])
+        return float(_left_on(instance)["hard_end"])
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+def ref_of(instance: Instance) -> str | None:
+    """The branch or tag that a VM was brought up for; its label may stand for several. None where nobody says."""
+    ref = _left_on(instance).get("ref")
+    return ref if isinstance(ref, str) else None
+
+
+def _left_on(instance: Instance) -> dict[str, Any]:
+    try:
+        left = json.loads(instance.metadata.get(SETTINGS_ITEM, ""))
+    except ValueError:
+        return {}
+    return left if isinstance(left, dict) else {}
 
 
 def vanished(run: Run, instance: Instance) -> Failure | None:

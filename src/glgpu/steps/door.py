@@ -8,6 +8,7 @@ closes it again.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,16 +20,20 @@ from glgpu.clock import poll
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import FirewallRule, Instance, Machine
 from glgpu.resources import resource_text
-from glgpu.steps.context import Run, vanished
+from glgpu.steps.context import Run, hard_end_of, vanished
 
 NOBODY = "192.0.2.1/32"
 """A documentation address (RFC 5737): a rule without sources would let everybody in."""
 IAP_RANGE = "35.235.240.0/20"
 """Where Identity-Aware Proxy connects from (https://cloud.google.com/iap/docs/using-tcp-forwarding)."""
 USER = "glgpu"
-KEY_SECONDS = 4 * 3600
+KEY_SECONDS = 24 * 3600.0
+"""How long a login key counts where the VM's hard end is not known."""
+CHANGES = 5
 HOST_KEY_ITEM = "glgpu-host-key"
 SSH_PORT_ITEM = "glgpu-ssh-port"
+HANDSHAKE = "mkdir -p glgpu && cat >glgpu/.helper.$$ && mv glgpu/.helper.$$ glgpu/helper && sh glgpu/helper hello {run}"
+"""Hands the helper over. Moved into place, because another job's shell may be reading the one that is there."""
 _HOST_KEY = re.compile(r"[A-Za-z0-9+/]{40,200}={0,2}")
 
 
@@ -41,7 +46,11 @@ class Way:
         self._sources: list[str] = []
 
     def open(self) -> None:
-        """Make both rules if they are missing and add this caller to the one that lets in."""
+        """Make both rules if they are missing and add this caller to the one that lets in.
+
+        Raises:
+            Failure: what Compute Engine says.
+        """
         run, name = self._run, self._run.name
         network = run.settings.network.name
         deny = FirewallRule(name.closed_rule, "deny", ("0.0.0.0/0",), str(name), 900, network)
@@ -56,25 +65,33 @@ class Way:
         run.record.add("door-opened", sources=self._sources)
 
     def again(self) -> None:
-        """Open the door for the address that this caller has now."""
+        """Open the door for the address that this caller has now, if another caller has not left it open."""
         now = _sources(self._run)
         if now != self._sources:
             self._run.console.say(f"this job's own address is now {', '.join(now)}: opening the door for it")
-            self._change(add=now, remove=self._sources)
-            self._sources = now
+        gone, self._sources = [one for one in self._sources if one not in now], now
+        self._change(add=now, remove=gone)
 
     def close(self) -> None:
         """Take this caller off the list; the last one out leaves a rule that lets nobody in."""
         self._change(remove=self._sources)
 
     def _change(self, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
-        rule = self._run.cloud.rule(str(self._run.name))
-        if rule is None:
-            return
-        left = [source for source in rule.sources if source != NOBODY and source not in remove]
-        wanted = list(dict.fromkeys([*left, *add]))
-        if wanted != list(rule.sources) or rule.disabled == bool(wanted):
-            self._run.cloud.change_rule(str(self._run.name), wanted or [NOBODY], disabled=not wanted)
+        """Change the list until it says what it should.
+
+        Firewall rules have no fingerprint, so a caller who changes the list at the same moment can overwrite ours:
+        look again after each change. What is lost after that look, `again` mends when the connection breaks.
+        """
+        run = self._run
+        for _ in range(CHANGES):
+            rule = run.cloud.rule(str(run.name))
+            if rule is None:
+                return  # destroy has removed it: nobody is let in any more
+            listed = [source for source in rule.sources if source != NOBODY]
+            wanted = list(dict.fromkeys([*(one for one in listed if one not in remove), *add]))
+            if wanted == listed and rule.disabled != bool(wanted):
+                return
+            run.cloud.change_rule(str(run.name), wanted or [NOBODY], disabled=not wanted)
 
 
 @contextmanager
@@ -111,7 +128,7 @@ class Guest:
     home: str
 
 
-def log_in(run: Run, instance: Instance, *, seconds: float | None = None) -> Guest:
+def log_in(run: Run, instance: Instance, way: Way, *, seconds: float | None = None) -> Guest:
     """Bring a login key in, pin the host key, wait until the VM lets us in, and hand it the helper.
 
     A key counts only from the guest agent's next poll, so a refused key is no failure at first.
@@ -119,22 +136,15 @@ def log_in(run: Run, instance: Instance, *, seconds: float | None = None) -> Gue
     Args:
         run: The run.
         instance: Its VM.
+        way: The open way to it.
         seconds: How long to try; by default what ``limits.boot_minutes`` says.
 
     Raises:
         Failure: SSH, with the end of the serial console; PREEMPTED when the VM has vanished.
     """
-    key = run.make_login_key(run.job.scratch, str(run.name))
-    expires = datetime.fromtimestamp(run.clock.now() + KEY_SECONDS, UTC).strftime("%Y-%m-%dT%H:%M:%S+0000")
-    entry = f"{USER}:{key} google-ssh {json.dumps({'userName': USER, 'expireOn': expires}, separators=(',', ':'))}"
     end = run.clock.now() + (seconds if seconds is not None else run.settings.limits.boot_minutes * 60)
     host_key = _host_key(run, instance, end)
-
-    def with_key(items: dict[str, str]) -> dict[str, str]:
-        others = [line for line in items.get("ssh-keys", "").splitlines() if line and key not in line]
-        return {**items, "ssh-keys": "\n".join([*others, entry]), HOST_KEY_ITEM: host_key}
-
-    run.cloud.edit_metadata(instance.name, instance.zone, with_key)
+    _bring_key(run, instance, host_key)
     current = run.cloud.get(instance.name, instance.zone) or instance
     address = current.internal_address if run.settings.network.access == "iap" else current.address
     machine = run.connect(address or current.internal_address, int(ssh_port_of(current)), run.job.scratch, host_key)
@@ -143,13 +153,15 @@ def log_in(run: Run, instance: Instance, *, seconds: float | None = None) -> Gue
     def greet() -> str | None:
         nonlocal said
         done = machine.run(
-            f"mkdir -p glgpu && cat > glgpu/helper && sh glgpu/helper hello {run.name}",
+            HANDSHAKE.format(run=run.name),
             stdin=resource_text("vm/helper.sh"),
             timeout=30,
         )
         said = done.complaint or f"exit code {done.code}"
         if done.code == 255 and (gone := vanished(run, current)):
             raise gone
+        if "timed out" in said:
+            way.again()  # silence is how a firewall refuses
         return done.text.strip() if done.code == 0 else None
 
     home = poll(run.clock, greet, seconds=end - run.clock.now(), every=1.0)
@@ -161,6 +173,30 @@ def log_in(run: Run, instance: Instance, *, seconds: float | None = None) -> Gue
             run.cloud.serial_output(instance.name, instance.zone),
         )
     return Guest(machine, home)
+
+
+def _bring_key(run: Run, instance: Instance, host_key: str) -> None:
+    """Put this caller's key, and the VM's own, into the instance's metadata; other people's keys stay.
+
+    The form that expires: https://cloud.google.com/compute/docs/connect/add-ssh-keys#metadata. It counts as long as
+    the VM can live, since a long training is logged in to again at its end.
+    """
+    key = run.make_login_key(run.job.scratch, str(run.name))
+    hard_end = hard_end_of(instance)
+    until = hard_end if math.isfinite(hard_end) else run.clock.now() + KEY_SECONDS
+    expires = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%dT%H:%M:%S+0000")
+    entry = f"{USER}:{key} google-ssh {json.dumps({'userName': USER, 'expireOn': expires}, separators=(',', ':'))}"
+
+    def with_key(items: dict[str, str]) -> dict[str, str]:
+        others = [line for line in items.get("ssh-keys", "").splitlines() if line and key not in line]
+        return {**items, "ssh-keys": "\n".join([*others, entry]), HOST_KEY_ITEM: host_key}
+
+    try:
+        run.cloud.edit_metadata(instance.name, instance.zone, with_key)
+    except Failure as failure:
+        if failure.klass is ErrorClass.NOT_FOUND and (gone := vanished(run, instance)):
+            raise gone from None
+        raise
 
 
 def ssh_port_of(instance: Instance) -> str:

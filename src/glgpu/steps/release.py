@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glgpu.errors import Failure
+from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance
 from glgpu.steps.context import Run
 from glgpu.steps.door import Guest
@@ -17,8 +17,15 @@ def release(run: Run, instance: Instance, guest: Guest) -> None:
     try:
         ask(run, guest.machine, "set-home", doing="noting that the outputs are home")
         ask(run, guest.machine, "wipe", doing="wiping the VM")
+    except Failure as failure:
+        if failure.klass is ErrorClass.INTERRUPTED:
+            raise
+        run.console.say(f"{failure.cause}; the VM goes all the same")
+    try:
         run.cloud.delete_instance(instance.name, instance.zone, wait=False)
     except Failure as failure:
+        if failure.klass is ErrorClass.INTERRUPTED:
+            raise
         run.console.say(f"the VM could not be released: {failure.cause}; destroy will end it")
         return
     run.record.add("gpu-released", instance=instance.name)

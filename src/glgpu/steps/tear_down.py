@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.interfaces import Instance
@@ -13,11 +12,15 @@ from glgpu.lifetime import Lifetime
 from glgpu.machines import Candidate
 from glgpu.steps.bring_up import terraform_variables
 from glgpu.steps.collect import collect
-from glgpu.steps.context import Run
+from glgpu.steps.container import Container
+from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.door import log_in, open_door
-from glgpu.steps.guest import ask, command
+from glgpu.steps.guest import ask
 
+T = TypeVar("T")
 TERRAFORM_SECONDS = 300.0
+LOGIN_SECONDS = 30.0
+RESCUE_GRACE_SECONDS = 5
 CANCEL_SAVE_SECONDS = 60.0
 """after_script has five minutes in all, and the VM costs money meanwhile."""
 
@@ -29,22 +32,35 @@ def instances_of(run: Run) -> list[Instance]:
     return list(found.values())
 
 
-def rescue(run: Run, seconds: float) -> None:
-    """Bring home what is not home, from every VM of the run that still runs, within ``seconds``.
+def rescue(run: Run, *, most: float | None = None) -> None:
+    """Bring home what is not home, from every VM of the run that still runs.
 
     What cannot be saved is said, and stops no teardown.
+
+    Args:
+        run: The run.
+        most: Seconds that it may take per VM; by default what ``limits.rescue_minutes`` says.
+
+    Raises:
+        Failure: INTERRUPTED.
     """
     try:
         found = instances_of(run)
     except Failure as failure:
+        _insist(failure)
         run.console.say(f"the cloud cannot be asked what is not home: {failure.cause}")
         return
     for instance in found:
         knowing = run.knowing(instance)
+        seconds = most if most is not None else knowing.settings.limits.rescue_minutes * 60.0
+        end = min(run.clock.now() + seconds, hard_end_of(instance))
         if instance.status != "RUNNING" or seconds <= 0:
             continue
-        with contextlib.suppress(Failure):
-            _within(seconds, run, f"saving the outputs of {instance.name}", partial(_save, knowing, instance))
+        try:
+            _save(knowing, instance, end)
+        except Failure as failure:
+            _insist(failure)
+            run.console.say(f"saving the outputs of {instance.name}: {failure.cause}")
 
 
 def tear_down(run: Run) -> None:
@@ -55,31 +71,25 @@ def tear_down(run: Run) -> None:
     Raises:
         Failure: STILL_ALIVE when something is; else the first thing that failed.
     """
-    failures: list[Failure] = []
-
-    def attempt(step: Callable[[], None]) -> None:
-        try:
-            step()
-        except Failure as failure:
-            run.console.say(f"{failure.klass}: {failure.cause}")
-            failures.append(failure)
-
-    found: list[str] = []
-    attempt(lambda: found.extend(f"{one.name} in {one.zone} ({one.status})" for one in instances_of(run)))
+    attempts = Attempts(run)
+    found = [f"{one.name} in {one.zone} ({one.status})" for one in attempts.get(partial(instances_of, run)) or []]
     run.console.say(f"found: {', '.join(found) or 'no VM'}")
-    state_known: list[bool] = []
-    attempt(lambda: state_known.append(_terraform_destroy(run)))
-    attempt(lambda: _delete_instances(run))
-    attempt(lambda: _delete_disks(run))
-    attempt(lambda: run.cloud.delete_rule(str(run.name)))
-    attempt(lambda: run.cloud.delete_rule(run.name.closed_rule))
+    has_state = attempts.get(partial(_terraform_destroy, run))
+    for instance in attempts.get(partial(instances_of, run)) or []:
+        run.console.say(f"deleting {instance.name} in {instance.zone}")
+        attempts.get(partial(run.cloud.delete_instance, instance.name, instance.zone))
+    for name, zone in attempts.get(partial(run.cloud.disks, str(run.name))) or []:
+        run.console.say(f"deleting the disk {name} in {zone}")
+        attempts.get(partial(run.cloud.delete_disk, name, zone))
+    for rule in (str(run.name), run.name.closed_rule):
+        attempts.get(partial(run.cloud.delete_rule, rule))
     if run.forge.may_administer:
-        attempt(lambda: _revoke(run))
-    left = [failure for failure in [_proof(run, found)] if failure is not None]
-    if not left and state_known and state_known[0]:
+        attempts.get(partial(_revoke, run))
+    left = _proof(run, found)
+    if left is None and has_state:
         # The state goes last, and only after the proof: until then it is one more way to find the VM.
-        attempt(lambda: run.forge.delete_state(str(run.name)))
-    worst = gravest([*left, *failures])
+        attempts.get(partial(run.forge.delete_state, str(run.name)))
+    worst = gravest([*([left] if left else []), *attempts.failures])
     if worst is not None:
         raise worst
     run.console.say("nothing of this run is left: no VM, no disk, no firewall rule")
@@ -89,21 +99,46 @@ def cut_short(run: Run) -> None:
     """The cancelled job's teardown: by label, with cloud credentials alone, and no time to wait.
 
     Raises:
-        Failure: STILL_ALIVE, when a delete was refused.
+        Failure: STILL_ALIVE, when a delete was refused; INTERRUPTED, when all was asked for in spite of a signal.
     """
     alive = instances_of(run)
     if not alive:
         run.console.say("no VM of this run is alive")
         return
+    attempts = Attempts(run)
     if any(run.knowing(one).settings.train.on_cancel == "save" for one in alive):
-        rescue(run, CANCEL_SAVE_SECONDS)
+        attempts.get(partial(rescue, run, most=CANCEL_SAVE_SECONDS))
     for instance in alive:
         try:
             run.cloud.delete_instance(instance.name, instance.zone, wait=False)
             run.console.say(f"asked Compute Engine to delete {instance.name} in {instance.zone}")
             run.record.add("delete-requested", instance=instance.name, zone=instance.zone)
         except Failure as failure:
-            raise still_alive(run, [instance], failure.cause) from None
+            attempts.failures.append(still_alive(run, [instance], failure.cause))
+    worst = gravest(attempts.failures)
+    if worst is not None:
+        raise worst
+
+
+class Attempts:
+    """Steps of which each is tried, whatever became of the others.
+
+    Attributes:
+        failures: What went wrong, in order.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.failures: list[Failure] = []
+
+    def get(self, step: Callable[[], T]) -> T | None:
+        """What a step returns; None where it failed."""
+        try:
+            return step()
+        except Failure as failure:
+            self._run.console.say(f"{failure.klass}: {failure.cause}")
+            self.failures.append(failure)
+            return None
 
 
 def still_alive(run: Run, instances: list[Instance], why: str) -> Failure:
@@ -119,29 +154,34 @@ def still_alive(run: Run, instances: list[Instance], why: str) -> Failure:
     )
 
 
-def _save(run: Run, instance: Instance) -> None:
-    with open_door(run, instance):
-        guest = log_in(run, instance, seconds=30)
+def _insist(failure: Failure) -> None:
+    """A signal is never passed over."""
+    if failure.klass is ErrorClass.INTERRUPTED:
+        raise failure
+
+
+def _save(run: Run, instance: Instance, end: float) -> None:
+    with open_door(run, instance) as way:
+        guest = log_in(run, instance, way, seconds=min(LOGIN_SECONDS, end - run.clock.now()))
         if ask(run, guest.machine, "is-home", doing="asking what is home").text.strip() == "yes":
             run.console.say("the outputs are home already")
             return
-        state = ask(run, guest.machine, "state", doing="asking for the container").text
-        if '"Running"' not in state:
+        container = Container(run, guest.machine, instance, way)
+        state = container.state()
+        if state is None:
             run.console.say("no training was started on this VM: nothing to save")
             return
-        if '"Running":true' in state:
-            guest.machine.run(command(run, "stop", "5"), timeout=30)
-        paths = [
-            *run.settings.train.outputs,
-            *([run.settings.train.checkpoints] if run.settings.train.checkpoints else []),
-        ]
-        home = collect(run, guest.machine, guest.home, paths)
+        if state.get("Running"):
+            container.stop(RESCUE_GRACE_SECONDS)
+        train = run.settings.train
+        paths = [*train.outputs, *([train.checkpoints] if train.checkpoints else [])]
+        home = collect(run, guest.machine, guest.home, paths, seconds=end - run.clock.now())
         run.console.say(f"saved {home.files} files, {home.size} bytes")
 
 
 def _terraform_destroy(run: Run) -> bool:
     """Let Terraform destroy what its state knows; whether GitLab has a state of this run at all."""
-    if not (run.job.gitlab_token or run.job.job_token):
+    if not (run.job.server_url and (run.job.gitlab_token or run.job.job_token)):
         return False
     state = run.forge.state(str(run.name))
     if state != "held":
@@ -152,6 +192,7 @@ def _terraform_destroy(run: Run) -> bool:
         stack.destroy(TERRAFORM_SECONDS)
         run.record.add("terraform-destroyed")
     except Failure as failure:
+        _insist(failure)
         # Compute Engine's word decides, and it comes next; a state that is of no use is no reason to fail.
         run.console.say(f"Terraform: {failure.cause}; going on without it")
     return True
@@ -166,18 +207,6 @@ def _any_variables(run: Run) -> dict[str, object]:
     )
     now = run.clock.now()
     return terraform_variables(run, any_one, Lifetime("pipeline", now, now + 3600))
-
-
-def _delete_instances(run: Run) -> None:
-    for instance in instances_of(run):
-        run.console.say(f"deleting {instance.name} in {instance.zone}")
-        run.cloud.delete_instance(instance.name, instance.zone)
-
-
-def _delete_disks(run: Run) -> None:
-    for name, zone in run.cloud.disks(str(run.name)):
-        run.console.say(f"deleting the disk {name} in {zone}")
-        run.cloud.delete_disk(name, zone)
 
 
 def _revoke(run: Run) -> None:
@@ -205,27 +234,3 @@ def _proof(run: Run, found: list[str]) -> Failure | None:
             f"gcloud compute disks delete {name} --zone {zone} --project {run.cloud.project}",
         )
     return None
-
-
-def _within(seconds: float, run: Run, doing: str, work: Callable[[], None]) -> None:
-    """Do something for at most ``seconds``: a teardown waits for nobody.
-
-    Raises:
-        Failure: what went wrong; OUT_OF_TIME.
-    """
-    failures: list[Failure] = []
-
-    def guarded() -> None:
-        try:
-            work()
-        except Failure as failure:
-            failures.append(failure)
-
-    worker = threading.Thread(target=guarded, daemon=True)
-    worker.start()
-    worker.join(seconds)
-    if worker.is_alive():
-        failures.append(Failure(ErrorClass.OUT_OF_TIME, f"{doing}: not done within {seconds:.0f} s", "nothing to do"))
-    if failures:
-        run.console.say(f"{doing}: {failures[0].cause}")
-        raise failures[0]

@@ -16,8 +16,27 @@ export GIT_TERMINAL_PROMPT=0 GIT_CONFIG_NOSYSTEM=1
 
 engine() { sudo -n env DOCKER_CONFIG="$DOCKER_CONFIG" docker "$@"; }
 
-# Keep the code readable for containers that do not run as root.
-readable() { chmod -R u+rwX,go+rX "$code"; chmod 711 "$HOME" "$home"; }
+# Containers that do not run as root have to read the code and write beside it.
+readable() {
+    chmod -R u+rwX,go+rX "$code"
+    find "$code" -name .git -prune -o -type d -exec chmod go+w {} +
+    chmod 711 "$HOME" "$home"
+}
+
+# What the engine says of a thing; nothing where there is none, and a failure where the engine cannot be asked.
+inspect() {
+    if said=$(engine "$@" 2>&1); then
+        printf '%s\n' "$said"
+        return
+    fi
+    case $said in
+    *[Nn]'o such '*) ;;
+    *)
+        printf '%s\n' "$said" >&2
+        return 1
+        ;;
+    esac
+}
 
 wall() {
     # Containers must not reach the metadata server: it hands out tokens where the VM has a service account. Port 53
@@ -74,7 +93,7 @@ keygen)
     cut -d ' ' -f 1,2 "$key.pub"
     ;;
 clone)
-    # clone URL SHA SUBMODULES; known hosts by standard input.
+    # clone URL SHA; known hosts by standard input.
     cat >"$home/known_hosts"
     # shellcheck disable=SC2089 # git gives it to a shell, which reads the quotes
     GIT_SSH_COMMAND="ssh -F /dev/null -i '$home/deploy-key' -o IdentitiesOnly=yes -o BatchMode=yes \
@@ -128,20 +147,24 @@ login)
 logout)
     engine logout "$1" >/dev/null 2>&1 || true
     ;;
+image)
+    # image IMAGE: as JSON; nothing where it is not here.
+    inspect image inspect --format '{{json .}}' "$1"
+    ;;
 pull)
-    # pull IMAGE: have it here, and print it as JSON.
-    if ! engine image inspect --format '{{json .}}' "$1" 2>/dev/null; then
-        engine pull -q "$1" >/dev/null
-        engine image inspect --format '{{json .}}' "$1"
-    fi
+    engine pull -q "$1" >/dev/null
     ;;
 start)
-    # start ARGUMENTS...: of docker run.
-    engine run -d "$@" >/dev/null
+    # start ARGUMENTS...: of docker run. One that was made but could not be started must not pass for one that ran.
+    rm -f "$home/is-home"
+    engine run -d "$@" >/dev/null || {
+        engine rm "$run" >/dev/null 2>&1 || true
+        exit 1
+    }
     ;;
 state)
     # The container's state as JSON; nothing where there is none.
-    engine inspect --format '{{json .State}}' "$run" 2>/dev/null || true
+    inspect inspect --format '{{json .State}}' "$run"
     ;;
 logs)
     # logs SINCE

@@ -1,0 +1,629 @@
+"""In-memory stand-ins for the clients, and a run made of them: no socket, no process, no real time."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shlex
+import tarfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from glgpu.console import Console
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import FirewallRule, Instance
+from glgpu.job import read_job
+from glgpu.masking import Masker
+from glgpu.processes import Done
+from glgpu.run_record import RunRecord
+from glgpu.settings import Settings, load_settings
+from glgpu.steps.context import Run
+
+HOST_KEY = "A" * 68
+IMAGE = "registry.example.com/team/train:latest"
+ZONE = "europe-west4-a"
+
+
+class FakeClock:
+    """Time that passes only when somebody waits; ``at`` lets things happen meanwhile."""
+
+    def __init__(self, start: float = 1_763_900_000.0) -> None:
+        self.time = start
+        self.slept: list[float] = []
+        self._due: list[tuple[float, Callable[[], None]]] = []
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.time += seconds
+        due = [entry for entry in self._due if entry[0] <= self.time]
+        self._due = [entry for entry in self._due if entry[0] > self.time]
+        for _, happen in due:
+            happen()
+
+    def at(self, seconds: float, happen: Callable[[], None]) -> None:
+        """Let something happen in so many seconds."""
+        self._due.append((self.time + seconds, happen))
+
+
+def refusal(klass: ErrorClass, cause: str = "refused") -> Failure:
+    """A failure of the other side."""
+    return Failure(klass, cause, "none")
+
+
+class Refusing:
+    """Lets the calls of a fake fail: ``refuse["delete_rule"] = failure``."""
+
+    def __init__(self) -> None:
+        self.refuse: dict[str, Failure] = {}
+        self.calls: list[tuple[Any, ...]] = []
+        self.before: dict[str, Callable[[], None]] = {}
+
+    def visit(self, verb: str, *facts: Any) -> None:
+        self.calls.append((verb, *facts))
+        happen = self.before.pop(verb, None)
+        if happen is not None:
+            happen()
+        if verb in self.refuse:
+            raise self.refuse[verb]
+
+    def verbs(self) -> list[str]:
+        return [call[0] for call in self.calls]
+
+
+class FakeCloud(Refusing):
+    """Compute Engine."""
+
+    def __init__(self, clock: FakeClock, project: str = "my-dl") -> None:
+        super().__init__()
+        self.project = project
+        self.clock = clock
+        self.vms: dict[tuple[str, str], Instance] = {}
+        self.rules: dict[str, FirewallRule] = {}
+        self.boot_disks: set[tuple[str, str]] = set()
+        self.insert_operations: dict[str, tuple[str, str, Failure | None]] = {}
+        self.guest: dict[str, str] = {"ssh-ed25519": HOST_KEY}
+        self.stubborn = False
+        """Whether a delete is answered with success and changes nothing."""
+        self.overtaken: list[Callable[[], None]] = []
+        """What somebody else does to the metadata between our look and our change, each once."""
+
+    def insert(self, instance: Instance, failure: Failure | None = None) -> None:
+        """What Terraform does."""
+        self.insert_operations[f"operation-{len(self.insert_operations)}"] = (instance.name, instance.zone, failure)
+        if failure is None:
+            self.vms[instance.name, instance.zone] = instance
+            self.boot_disks.add((instance.name, instance.zone))
+
+    def change(self, name: str, zone: str, **facts: Any) -> None:
+        """What happens to a VM by itself."""
+        self.vms[name, zone] = replace(self.vms[name, zone], **facts)
+
+    def find(self, name: str) -> list[Instance]:
+        self.visit("find", name)
+        return [one for one in self.vms.values() if one.name == name]
+
+    def labelled(self, labels: Mapping[str, str]) -> list[Instance]:
+        self.visit("labelled", dict(labels))
+        return [one for one in self.vms.values() if labels.items() <= one.labels.items()]
+
+    def get(self, name: str, zone: str) -> Instance | None:
+        self.visit("get", name, zone)
+        return self.vms.get((name, zone))
+
+    def zones(self, region: str) -> list[str]:
+        self.visit("zones", region)
+        return [f"{region}-{letter}" for letter in "abc"]
+
+    def inserts(self, name: str, zone: str) -> set[str]:
+        self.visit("inserts", name, zone)
+        return {key for key, (one, where, _) in self.insert_operations.items() if (one, where) == (name, zone)}
+
+    def insert_failure(self, name: str, zone: str, before: Collection[str]) -> Failure | None:
+        self.visit("insert_failure", name, zone)
+        new = [key for key in self.inserts(name, zone) if key not in before]
+        return next((self.insert_operations[key][2] for key in new if self.insert_operations[key][2]), None)
+
+    def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
+        self.visit("delete_instance", name, zone, wait)
+        if self.stubborn or (name, zone) not in self.vms:
+            return
+        del self.vms[name, zone]
+        self.boot_disks.discard((name, zone))
+
+    def edit_metadata(self, name: str, zone: str, edit: Callable[[dict[str, str]], dict[str, str]]) -> None:
+        self.visit("edit_metadata", name, zone)
+        while True:
+            current = self.vms.get((name, zone))
+            if current is None:
+                raise refusal(ErrorClass.NOT_FOUND, f"the resource {name} was not found")
+            new = edit(dict(current.metadata))
+            if self.overtaken:
+                self.overtaken.pop(0)()
+                continue
+            self.change(name, zone, metadata=new)
+            return
+
+    def edit_labels(self, name: str, zone: str, labels: Mapping[str, str]) -> None:
+        self.visit("edit_labels", name, zone, dict(labels))
+        if (name, zone) not in self.vms:
+            raise refusal(ErrorClass.NOT_FOUND, f"the resource {name} was not found")
+        self.change(name, zone, labels={**self.vms[name, zone].labels, **labels})
+
+    def guest_attributes(self, name: str, zone: str, namespace: str) -> dict[str, str]:
+        self.visit("guest_attributes", name, zone, namespace)
+        return dict(self.guest) if (name, zone) in self.vms and namespace == "hostkeys" else {}
+
+    def serial_output(self, name: str, zone: str) -> str:
+        self.visit("serial_output", name, zone)
+        return "last line of the serial console"
+
+    def rule(self, name: str) -> FirewallRule | None:
+        self.visit("rule", name)
+        return self.rules.get(name)
+
+    def create_rule(self, rule: FirewallRule) -> None:
+        self.visit("create_rule", rule)
+        self.rules.setdefault(rule.name, rule)
+
+    def change_rule(self, name: str, sources: Sequence[str], *, disabled: bool) -> None:
+        self.visit("change_rule", name, tuple(sources), disabled)
+        self.rules[name] = replace(self.rules[name], sources=tuple(sources), disabled=disabled)
+
+    def delete_rule(self, name: str) -> None:
+        self.visit("delete_rule", name)
+        self.rules.pop(name, None)
+
+    def disks(self, name: str) -> list[tuple[str, str]]:
+        self.visit("disks", name)
+        return sorted(disk for disk in self.boot_disks if disk[0] == name)
+
+    def delete_disk(self, name: str, zone: str) -> None:
+        self.visit("delete_disk", name, zone)
+        if not self.stubborn:
+            self.boot_disks.discard((name, zone))
+
+
+class FakeForge(Refusing):
+    """GitLab."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_administer = True
+        self.writable = True
+        self.keys: list[tuple[str, str, float]] = []
+        self.states: dict[str, Literal["empty", "held"]] = {}
+        self.over = False
+        self.artifacts: dict[tuple[str, str, str], str] = {}
+        self.fingerprints: set[str] = set()
+
+    def add_deploy_key(self, title: str, key: str, expires: float) -> None:
+        self.visit("add_deploy_key", title)
+        self.keys.append((title, key, expires))
+
+    def remove_deploy_keys(self, title: str) -> int:
+        self.visit("remove_deploy_keys", title)
+        kept = [key for key in self.keys if key[0] != title]
+        count, self.keys = len(self.keys) - len(kept), kept
+        return count
+
+    def state_writable(self, name: str) -> bool:
+        self.visit("state_writable", name)
+        if self.writable:
+            self.states.setdefault(name, "empty")
+        return self.writable
+
+    def state_environment(self, name: str) -> dict[str, str]:
+        return {"TF_HTTP_ADDRESS": f"https://gitlab.example.com/state/{name}"}
+
+    def state(self, name: str) -> Literal["absent", "empty", "held"]:
+        self.visit("state", name)
+        return self.states.get(name, "absent")
+
+    def delete_state(self, name: str) -> None:
+        self.visit("delete_state", name)
+        self.states.pop(name, None)
+
+    def destroy_is_over(self, pipeline: str) -> bool:
+        self.visit("destroy_is_over", pipeline)
+        return self.over
+
+    def artifact(self, pipeline: str, job: str, path: str) -> str | None:
+        self.visit("artifact", pipeline, job, path)
+        return self.artifacts.get((pipeline, job, path))
+
+    def host_key_fingerprints(self) -> set[str]:
+        self.visit("host_key_fingerprints")
+        return self.fingerprints
+
+
+@dataclass
+class Entry:
+    """Something below the outputs on the fake VM.
+
+    Attributes:
+        data: A file's content.
+        link: Where a link points to.
+        folder: Whether it is a folder.
+        hard_link_to: Name of the file that it is the same as.
+    """
+
+    data: bytes = b""
+    link: str = ""
+    folder: bool = False
+    kind: bytes = b""
+
+
+class FakeMachine(Refusing):
+    """The VM as its helper answers: verbs in, facts out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reachable = True
+        self.silent = False
+        self.gpus = "NVIDIA L4, 580.95.05, 23034 MiB\n"
+        self.container: dict[str, Any] | None = None
+        self.exit_code = 0
+        self.out_of_memory = False
+        self.home = False
+        self.log: list[tuple[str, bytes]] = [("2026-11-23T20:00:00.000000001Z", b"epoch 1\n")]
+        self.breaks_after: list[int | None] = []
+        """For each connection to the log: after how many entries it breaks; None: at the log's end."""
+        self.files: dict[str, Entry] = {"weights/w.bin": Entry(b"w" * 100)}
+        self.cut_at: list[int | None] = []
+        """For each transfer: after how many bytes it breaks."""
+        self.sums_wrong = 0
+        self.images = {IMAGE: {"Id": "sha256:" + "0" * 64, "RepoDigests": [f"{IMAGE.partition(':')[0]}@sha256:" + "1" * 64]}}
+        self.pulled: set[str] = set()
+        self.said: dict[str, Done] = {}
+        """Answers by verb, instead of our own."""
+        self.stdin: dict[str, bytes] = {}
+        self.answering = ""
+        self.started: list[str] = []
+
+    def run(self, script: str, *, stdin: bytes = b"", timeout: float = 60) -> Done:
+        if not self.reachable:
+            said = b"ssh: connect to host: Connection timed out" if self.silent else b"Permission denied (publickey)."
+            self.visit("unreachable")
+            return Done([], 255, b"", said)
+        verb, words = _verb(script)
+        self.visit(verb, *words)
+        self.stdin[verb] = stdin
+        if verb in self.said:
+            return self.said[verb]
+        return self._answer(verb, words)
+
+    def _answer(self, verb: str, words: list[str]) -> Done:
+        if verb == "hello":
+            return done("/home/glgpu/glgpu\n")
+        if verb == "gpu":
+            return done(self.gpus)
+        if verb == "state":
+            return done(json.dumps(self.container) + "\n" if self.container else "")
+        if verb == "image":
+            return done(json.dumps(self.images[words[0]]) + "\n" if words[0] in self.pulled else "")
+        if verb == "pull":
+            self.pulled.add(words[0])
+        elif verb == "start":
+            self.started = words
+            self.home = False
+            self.container = {"Running": True, "ExitCode": 0, "OOMKilled": False}
+        elif verb == "stop":
+            self._end(143)
+        elif verb == "is-home":
+            return done("yes\n" if self.home else "no\n")
+        elif verb == "set-home":
+            self.home = True
+        elif verb == "wipe":
+            self.container = None
+        elif verb == "reach":
+            return done(self.answering) if self.answering else done("", 1)
+        elif verb == "keygen":
+            return done("ssh-ed25519 DEPLOYKEY\n")
+        elif verb == "sums":
+            wrong, self.sums_wrong = self.sums_wrong > 0, max(0, self.sums_wrong - 1)
+            return Done([], 0, self._sums(words[1:], wrong), b"")
+        return done("")
+
+    def _end(self, code: int) -> None:
+        self.container = {"Running": False, "ExitCode": code, "OOMKilled": self.out_of_memory}
+
+    def below(self, paths: Sequence[str]) -> dict[str, Entry]:
+        return {
+            name: entry for name, entry in self.files.items() if any(name == p or name.startswith(f"{p}/") for p in paths)
+        }
+
+    def _sums(self, paths: Sequence[str], wrong: bool) -> bytes:
+        sums = b""
+        for name, entry in self.below(paths).items():
+            if not entry.link and not entry.folder and not entry.kind:
+                digest = hashlib.sha256(entry.data + (b"!" if wrong else b"")).hexdigest()
+                sums += f"{digest}  ./".encode() + name.encode("utf-8", "surrogateescape") + b"\0"
+        return sums
+
+    @contextmanager
+    def stream(self, script: str, *, timeout: float | None = None) -> Iterator[FakeStream]:
+        verb, words = _verb(script)
+        self.visit(verb, *words)
+        if not self.reachable:
+            yield FakeStream(255, [], "Connection timed out" if self.silent else "Permission denied (publickey).")
+        elif verb == "logs":
+            yield self._logs(words[0])
+        elif verb == "send":
+            data = tar_of(self.below(words[1:]))
+            cut = self.cut_at.pop(0) if self.cut_at else None
+            yield FakeStream(0 if cut is None else 255, [data[:cut]], "")
+        else:
+            stream = FakeStream(self.said[verb].code if verb in self.said else 0, [], "")
+            yield stream
+            self.stdin[verb] = stream.taken
+
+    def _logs(self, since: str) -> FakeStream:
+        entries = [(stamp, text) for stamp, text in self.log if stamp >= since]
+        breaks = self.breaks_after.pop(0) if self.breaks_after else None
+        chunks = [stamp.encode() + b" " + text for stamp, text in entries[:breaks]]
+        if breaks is not None:
+            return FakeStream(255, chunks, "client_loop: send disconnect: Broken pipe")
+        if self.container and self.container["Running"]:
+            self._end(self.exit_code)
+        return FakeStream(0, chunks, "")
+
+
+class FakeStream:
+    """A command that runs on the fake VM."""
+
+    def __init__(self, code: int, chunks: list[bytes], complaint: str) -> None:
+        self.code = code
+        self.complaint = complaint
+        self._chunks = chunks
+        self._in = _Kept()
+        self._out = io.BytesIO(b"".join(chunks))
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        return self._in
+
+    @property
+    def taken(self) -> bytes:
+        return self._in.kept
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        return self._out
+
+    def chunks(self) -> Iterator[bytes]:
+        yield from self._chunks
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self.code
+
+
+class _Kept(io.BytesIO):
+    kept = b""
+
+    def close(self) -> None:
+        if not self.closed:
+            self.kept = self.getvalue()
+        super().close()
+
+
+def done(text: str, code: int = 0, complaint: str = "") -> Done:
+    """A command that has ended."""
+    return Done([], code, text.encode(), complaint.encode())
+
+
+def _verb(script: str) -> tuple[str, list[str]]:
+    words = shlex.split(script.rpartition("&& ")[2])
+    return words[2], words[4:]
+
+
+def tar_of(entries: Mapping[str, Entry]) -> bytes:
+    """A tar as GNU tar writes it on the VM."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for name, entry in entries.items():
+            info = tarfile.TarInfo(name if name.startswith(("/", "..")) else f"./{name}")
+            info.size, info.mode = len(entry.data), 0o600
+            if entry.link:
+                info.type, info.linkname, info.size = tarfile.SYMTYPE, entry.link, 0
+            elif entry.folder:
+                info.type, info.mode = tarfile.DIRTYPE, 0o700
+            elif entry.kind:
+                info.type = entry.kind
+            archive.addfile(info, io.BytesIO(entry.data) if info.isreg() else None)
+    return buffer.getvalue()
+
+
+class FakeStack(Refusing):
+    """Terraform: `during` is what happens when apply begins, for example that the cloud gets a VM."""
+
+    def __init__(self, variables: Mapping[str, Any], state: Mapping[str, str] | None) -> None:
+        super().__init__()
+        self.variables = variables
+        self.state = state
+        self.during: Callable[[FakeStack], None] = lambda _: None
+        self.is_over = True
+        self.failure: Failure | None = None
+        self.address = ""
+        self.stopped = False
+
+    def prepare(self) -> None:
+        self.visit("prepare")
+
+    @contextmanager
+    def start_apply(self) -> Iterator[FakeStack]:
+        self.visit("start_apply")
+        self.during(self)
+        try:
+            yield self
+        finally:
+            if not self.ended():
+                self.stop()
+
+    def ended(self) -> bool:
+        return self.is_over
+
+    def stop(self) -> None:
+        self.visit("stop")
+        self.stopped = self.is_over = True
+
+    def result(self) -> None:
+        self.visit("result")
+        if self.failure is not None:
+            raise self.failure
+
+    def outputs(self) -> dict[str, str]:
+        self.visit("outputs")
+        return {"address": self.address}
+
+    def destroy(self, timeout: float) -> None:
+        self.visit("destroy", timeout)
+
+
+class FakeRepository:
+    """The checkout."""
+
+    def __init__(self, sha: str) -> None:
+        self.sha = sha
+        self.differs: list[str] = []
+
+    def head(self) -> str:
+        return self.sha
+
+    def changed(self) -> list[str]:
+        return self.differs
+
+    def write_pack(self, commit: str, to: IO[bytes]) -> None:
+        to.write(b"PACK " + commit.encode())
+
+    def write_tar(self, to: IO[bytes]) -> None:
+        to.write(b"TAR")
+
+
+@dataclass
+class Stage:
+    """A run made of fakes, and hands to change the world with.
+
+    Attributes:
+        run: The run.
+        address: This caller's public address.
+    """
+
+    run: Run
+    clock: FakeClock
+    cloud: FakeCloud
+    forge: FakeForge
+    machine: FakeMachine
+    said: io.BytesIO
+    address: str = "203.0.113.10"
+    stacks: list[FakeStack] = field(default_factory=list)
+    applies: Callable[[FakeStack], None] = lambda _: None
+    connected: list[tuple[str, int, str]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.run.name)
+
+    @property
+    def log(self) -> str:
+        return self.said.getvalue().decode()
+
+    def events(self) -> list[str]:
+        return [event.what for event in self.run.record.events]
+
+    def vm(self, **facts: Any) -> Instance:
+        """A VM of this run as bring-up leaves it, with its hard end in an hour."""
+        from glgpu.lifetime import Lifetime
+        from glgpu.steps.context import SETTINGS_ITEM, left_settings
+
+        now = self.clock.now()
+        lifetime = Lifetime("pipeline", now + 1200, now + 3600)
+        labels = self.run.name.labels(lifetime, user=self.run.job.user, ref=self.run.job.ref)
+        metadata = {SETTINGS_ITEM: left_settings(self.run, lifetime.hard_end)}
+        whole = {
+            "name": self.name, "zone": ZONE, "status": "RUNNING", "address": "198.51.100.7",
+            "internal_address": "10.0.0.7", "labels": labels, "metadata": metadata, **facts,
+        }  # fmt: skip
+        return Instance(**whole)
+
+    def insert(self, stack: FakeStack, **facts: Any) -> None:
+        """What a good apply does: the VM of the variables it was given comes up."""
+        variables = stack.variables
+        instance = self.vm(
+            zone=variables["zone"], labels=variables["labels"], metadata=variables["metadata"], **facts
+        )  # fmt: skip
+        stack.address = instance.address
+        self.cloud.insert(instance)
+
+    def use(self, **changes: Any) -> None:
+        """Change fields of the run."""
+        self.run = replace(self.run, **changes)
+
+    def set(self, **sections: Mapping[str, Any]) -> None:
+        """Change settings."""
+        raw = self.run.settings.model_dump(mode="json")
+        for section, values in sections.items():
+            raw[section] = {**raw[section], **values} if isinstance(values, Mapping) else values
+        self.use(settings=Settings.model_validate(raw))
+
+    def job(self, **changes: Any) -> None:
+        """Change fields of the job."""
+        self.use(job=replace(self.run.job, **changes))
+
+
+SHA = "0123456789" * 4
+VARIABLES = {
+    "CI_SERVER_URL": "https://gitlab.example.com",
+    "CI_PROJECT_ID": "42",
+    "CI_PROJECT_PATH": "team/model",
+    "CI_PIPELINE_ID": "1001",
+    "CI_JOB_ID": "5",
+    "CI_JOB_TOKEN": "job-token-1",
+    "CI_COMMIT_REF_NAME": "main",
+    "CI_COMMIT_SHA": SHA,
+    "GITLAB_USER_LOGIN": "ada",
+    "GLGPU_GITLAB_TOKEN": "glpat-12345678",
+    "GLGPU_PROJECT": "my-dl",
+    "GLGPU_JOB_TIMEOUT": "2h55m",
+    "RUNNER_SCRIPT_TIMEOUT": "2h35m",
+    "GLGPU_TRAIN_IMAGE": IMAGE,
+    "GLGPU_MACHINE_ZONES": ZONE,
+}
+
+
+def make_stage(folder: Path, **variables: str) -> Stage:
+    """A run of fakes in a folder; Terraform's apply brings its VM up at once."""
+    clock = FakeClock()
+    environment = {**VARIABLES, **variables}
+    job = read_job(environment, folder, clock.now())
+    said = io.BytesIO()
+    console = Console(Masker(), stream=said, clock=clock)
+    cloud, forge, machine = FakeCloud(clock), FakeForge(), FakeMachine()
+    name = job.name()
+
+    def connect(address: str, port: int, _folder: Path, host_key: str) -> FakeMachine:
+        stage.connected.append((address, port, host_key))
+        return machine
+
+    def stack_for(given: Mapping[str, object], state: Mapping[str, str] | None) -> FakeStack:
+        stack = FakeStack(given, state)
+        stack.during = stage.applies
+        stage.stacks.append(stack)
+        return stack
+
+    run = Run(
+        name=name, job=job, settings=load_settings(None, environment), base="", cloud=cloud, forge=forge,
+        connect=connect, stack_for=stack_for, make_login_key=lambda _folder, _comment: "ssh-ed25519 LOGINKEY",
+        repository=FakeRepository(SHA), outputs=folder / "outputs", caller_address=lambda _settings, _job: stage.address,
+        console=console, record=RunRecord(folder / "outputs/glgpu/run.json", str(name), job.job_id, clock, console.masker),
+        clock=clock,
+    )  # fmt: skip
+    stage = Stage(run, clock, cloud, forge, machine, said)
+    stage.applies = stage.insert
+    return stage

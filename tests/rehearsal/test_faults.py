@@ -1,0 +1,67 @@
+"""Every fault of the table: its end, its class, its cause and remedy, and who clears up afterwards."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rehearsing import GLGPU, rehearse
+
+from glgpu.processes import run
+from glgpu.rehearsal.fault_catalogue import FAULTS, Fault
+
+QUICK = {fault.exit_code: fault for fault in reversed(FAULTS)}
+"""The first of each exit code; the others are played by ci/test-faults."""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, id=fault.name, marks=[] if QUICK[fault.exit_code] is fault else pytest.mark.every_fault)
+        for fault in FAULTS
+    ],
+)
+def test_a_fault_ends_as_the_table_says(fault: Fault, tmp_path: Path) -> None:
+    played = rehearse(tmp_path, "--fault", fault.name)
+    assert played.code == fault.exit_code, played.text
+    assert fault.shows in played.text
+    if fault.exit_code:
+        end = rf"^glgpu: {fault.error_class} \(exit code {fault.exit_code}\): \S.*\nglgpu: remedy: \S.*$"
+        assert re.search(end, played.text, re.MULTILINE), played.text
+    assert "Traceback" not in played.text
+    assert "glgpu: BUG" not in played.text
+    layers = re.findall(r"^== Afterwards: (\S+); there still: (.*)$", played.text, re.MULTILINE)
+    assert layers == [(after.layer, ", ".join(after.finds) or "nothing") for after in fault.afterwards]
+    ends = re.findall(r"^   \S+: exit code (\S+), expected (\S+)$", played.text, re.MULTILINE)
+    assert len(ends) == sum(after.exit_code is not None for after in fault.afterwards)
+    assert all(got == expected for got, expected in ends), played.text
+    played.assert_nothing_is_left()
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_the_list_names_every_fault_with_its_exit_code_and_the_layers_that_act_after_it() -> None:
+    listed = json.loads(run([str(GLGPU), "rehearse", "--list-faults", "--json"]).text)
+    assert [(one["name"], one["exit_code"], one["class"]) for one in listed] == [
+        (fault.name, fault.exit_code, fault.error_class) for fault in FAULTS
+    ]
+    (refused,) = [one for one in listed if one["name"] == "delete-refused"]
+    assert [(after["layer"], after["exit_code"]) for after in refused["afterwards"]] == [
+        ("destroy", 30), ("stop", 30), ("hard-end", None), ("destroy", 0),
+    ]  # fmt: skip
+    table = run([str(GLGPU), "rehearse", "--list-faults"]).text
+    assert all(re.search(rf"^{fault.name} +{fault.exit_code} ", table, re.MULTILINE) for fault in FAULTS)
+
+
+def test_an_unknown_fault_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    played = rehearse(tmp_path, "--fault", "bad-luck")
+    assert played.code == 2
+    assert "there is no fault 'bad-luck'" in played.text
+    assert "known: train-fails, " in played.text
+    assert "==" not in played.text
+
+
+def test_two_faults_at_once_end_with_the_first_failing_job(tmp_path: Path) -> None:
+    played = rehearse(tmp_path, "--fault", "api-disabled", "--fault", "image-pull-denied")
+    assert played.code == 15, played.text

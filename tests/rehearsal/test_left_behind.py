@@ -1,0 +1,158 @@
+"""However a rehearsal or a job of it ends: nothing of it lives on."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+from rehearsing import Played, rehearse, remains, repository, started, world
+
+from glgpu.rehearsal.gitlab_model import Variable
+from glgpu.rehearsal.job_run import Executor
+
+LONG_TRAINING = """\
+import pathlib, time
+pathlib.Path("weights").mkdir()
+pathlib.Path("weights/w.bin").write_bytes(b"half")
+print("half way", flush=True)
+time.sleep(600)
+"""
+
+
+def until(process: subprocess.Popen[str], words: str) -> str:
+    """What a rehearsal prints up to and with a line that holds these words."""
+    said = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(f"it ended with {process.wait()} before it said {words!r}: {said}")
+
+
+def marks(folder: Path, said: str) -> list[str]:
+    """The names that everything of a rehearsal bears: its folder, and its run's name."""
+    return [f"{folder}/tmp/", *re.findall(r"glgpu-[0-9a-f]{6}-\d+-\d+-train", said)[:1]]
+
+
+def assert_clean(folder: Path, names: list[str]) -> None:
+    assert remains(names) == []
+    assert list((folder / "tmp").iterdir()) == []
+    assert list((folder / "cache/glgpu/rehearsals").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        pytest.param(signal.SIGTERM, "half way", id="SIGTERM in train"),
+        pytest.param(signal.SIGINT, "runs in europe-west4-a", id="SIGINT in provision"),
+        pytest.param(signal.SIGINT, "half way", id="SIGINT in train", marks=pytest.mark.every_fault),
+        pytest.param(signal.SIGTERM, "terraform: ", id="SIGTERM in terraform", marks=pytest.mark.every_fault),
+        pytest.param(signal.SIGTERM, "== Stand-ins", id="SIGTERM at the start"),
+    ],
+)
+def test_after_a_signal_everything_is_gone(number: signal.Signals, words: str, tmp_path: Path) -> None:
+    own = repository(tmp_path / "repository", {"train.py": LONG_TRAINING})
+    with started(tmp_path, own) as process:
+        said = until(process, words)
+        process.send_signal(number)
+        rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 19, said + rest
+    assert f"glgpu: INTERRUPTED (exit code 19): interrupted by {number.name}" in rest
+    assert "Traceback" not in rest
+    assert_clean(tmp_path, marks(tmp_path, said))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param("runs in europe-west4-a", id="provision", marks=pytest.mark.every_fault),
+        pytest.param("half way", id="train"),
+        pytest.param("$ glgpu destroy", id="destroy", marks=pytest.mark.every_fault),
+    ],
+)
+def test_what_a_killed_rehearsal_leaves_is_reaped(words: str, tmp_path: Path) -> None:
+    files = {} if words == "$ glgpu destroy" else {"train.py": LONG_TRAINING}
+    own = repository(tmp_path / "repository", files)
+    with started(tmp_path, own) as process:
+        said = until(process, words)
+        process.kill()
+    names = marks(tmp_path, said)
+    assert remains(names), "a job of it should still be there"
+    cleaned = rehearse(tmp_path, "--clean")
+    assert cleaned.code == 0, cleaned.text
+    assert "1 rehearsals reaped" in cleaned.text
+    assert_clean(tmp_path, names)
+    assert "0 rehearsals reaped" in rehearse(tmp_path, "--clean").text
+
+
+def test_a_rehearsal_that_still_runs_is_not_reaped(tmp_path: Path) -> None:
+    with started(tmp_path, "--serve") as process:
+        until(process, "compute_endpoint")
+        cleaned = rehearse(tmp_path, "--clean")
+        assert "still runs; left alone" in cleaned.text
+        assert "0 rehearsals reaped" in cleaned.text
+        assert process.poll() is None
+        process.kill()
+    assert "1 rehearsals reaped" in rehearse(tmp_path, "--clean").text
+    assert_clean(tmp_path, marks(tmp_path, ""))
+
+
+@pytest.mark.parametrize(
+    ("executor", "whole"),
+    [
+        pytest.param("docker", False, id="docker, the job"),
+        pytest.param("docker", True, id="docker, the pipeline", marks=pytest.mark.every_fault),
+        pytest.param("shell", False, id="shell, the job", marks=pytest.mark.every_fault),
+        pytest.param("shell", True, id="shell, the pipeline"),
+    ],
+)
+def test_a_cancelled_training_saves_what_it_has_and_its_vm_goes(
+    executor: Executor, whole: bool, tmp_path: Path
+) -> None:
+    own = repository(tmp_path / "repository", {"train.py": LONG_TRAINING})
+
+    async def cancel(played: Played) -> None:
+        await played.printed("train", "half way\n")
+        if whole:
+            played.player.cancel_pipeline()
+        else:
+            played.player.cancel_job("train")
+
+    with world() as made:
+        played = Played(made, made.adopt(own), executor=executor)
+        outcomes = played.play(cancel)
+        train = outcomes["train"]
+        assert train.status == "canceled", played.logs["train"]
+        assert train.last.artifacts is not None, played.logs["train"]
+        with zipfile.ZipFile(train.last.artifacts) as archive:
+            assert archive.read("outputs/weights/w.bin") == b"half"
+        assert "$ if [ " in played.logs["train"]
+        made.call(played.rehearsal.until_gone())
+        assert not {"instances", "disks"} & set(played.left())
+        # The job's token was dead: what GitLab and the firewall still hold goes with the environment.
+        stopped = made.call(played.player.play_job("stop"))
+        assert stopped.status == "success", played.logs["stop"]
+        assert played.left() == {}
+        names = [made.folder.name, *marks(tmp_path, played.logs["provision"])[1:]]
+        played.close()
+    assert remains(names) == []
+
+
+def test_a_terraform_that_does_nothing_makes_no_vm_and_provision_fails(tmp_path: Path) -> None:
+    own = repository(tmp_path / "repository")
+    with world() as made:
+        played = Played(made, made.adopt(own, variables=[Variable("GLGPU_TERRAFORM", "/bin/true")]))
+        outcomes = played.play()
+        assert outcomes["provision"].exit_code == 11, played.logs["provision"]
+        assert "knows no VM" in played.logs["provision"]
+        inserts = [
+            call for call in made.calls.lines() if call["verb"] == "POST" and call["target"].endswith("/instances")
+        ]
+        assert inserts == []
+        assert played.left() == {}
+        played.close()
