@@ -91,6 +91,8 @@ class FakeCloud(Refusing):
         self.guest: dict[str, str] = {"ssh-ed25519": HOST_KEY}
         self.stubborn = False
         """Whether a delete is answered with success and changes nothing."""
+        self.overwrites: list[tuple[str, ...]] = []
+        """What somebody else makes of a rule's sources right after our change, each once."""
         self.overtaken: list[Callable[[], None]] = []
         """What somebody else does to the metadata between our look and our change, each once."""
 
@@ -146,7 +148,8 @@ class FakeCloud(Refusing):
             new = edit(dict(current.metadata))
             if self.overtaken:
                 self.overtaken.pop(0)()
-                continue
+            if self.vms[name, zone].metadata != current.metadata:
+                continue  # 412 conditionNotMet: once more
             self.change(name, zone, metadata=new)
             return
 
@@ -175,6 +178,8 @@ class FakeCloud(Refusing):
     def change_rule(self, name: str, sources: Sequence[str], *, disabled: bool) -> None:
         self.visit("change_rule", name, tuple(sources), disabled)
         self.rules[name] = replace(self.rules[name], sources=tuple(sources), disabled=disabled)
+        if self.overwrites:
+            self.rules[name] = replace(self.rules[name], sources=self.overwrites.pop(0), disabled=False)
 
     def delete_rule(self, name: str) -> None:
         self.visit("delete_rule", name)
@@ -279,18 +284,22 @@ class FakeMachine(Refusing):
         self.cut_at: list[int | None] = []
         """For each transfer: after how many bytes it breaks."""
         self.sums_wrong = 0
-        self.images = {IMAGE: {"Id": "sha256:" + "0" * 64, "RepoDigests": [f"{IMAGE.partition(':')[0]}@sha256:" + "1" * 64]}}
+        self.images = {
+            IMAGE: {"Id": "sha256:" + "0" * 64, "RepoDigests": [f"{IMAGE.partition(':')[0]}@sha256:" + "1" * 64]}
+        }
         self.pulled: set[str] = set()
         self.said: dict[str, Done] = {}
         """Answers by verb, instead of our own."""
         self.stdin: dict[str, bytes] = {}
         self.answering = ""
         self.started: list[str] = []
+        self.allowed: list[float | None] = []
+        """How long each stream was allowed to take."""
 
     def run(self, script: str, *, stdin: bytes = b"", timeout: float = 60) -> Done:
         if not self.reachable:
             said = b"ssh: connect to host: Connection timed out" if self.silent else b"Permission denied (publickey)."
-            self.visit("unreachable")
+            self.visit("unreachable", timeout)
             return Done([], 255, b"", said)
         verb, words = _verb(script)
         self.visit(verb, *words)
@@ -336,7 +345,9 @@ class FakeMachine(Refusing):
 
     def below(self, paths: Sequence[str]) -> dict[str, Entry]:
         return {
-            name: entry for name, entry in self.files.items() if any(name == p or name.startswith(f"{p}/") for p in paths)
+            name: entry
+            for name, entry in self.files.items()
+            if any(name == p or name.startswith(f"{p}/") for p in paths)
         }
 
     def _sums(self, paths: Sequence[str], wrong: bool) -> bytes:
@@ -351,6 +362,7 @@ class FakeMachine(Refusing):
     def stream(self, script: str, *, timeout: float | None = None) -> Iterator[FakeStream]:
         verb, words = _verb(script)
         self.visit(verb, *words)
+        self.allowed.append(timeout)
         if not self.reachable:
             yield FakeStream(255, [], "Connection timed out" if self.silent else "Permission denied (publickey).")
         elif verb == "logs":
@@ -401,6 +413,7 @@ class FakeStream:
         yield from self._chunks
 
     def wait(self, timeout: float | None = None) -> int:
+        assert timeout is None or timeout > 0
         return self.code
 
 
@@ -524,6 +537,7 @@ class Stage:
     address: str = "203.0.113.10"
     stacks: list[FakeStack] = field(default_factory=list)
     applies: Callable[[FakeStack], None] = lambda _: None
+    refuses: dict[str, Failure] = field(default_factory=dict)
     connected: list[tuple[str, int, str]] = field(default_factory=list)
 
     @property
@@ -565,7 +579,7 @@ class Stage:
         """Change fields of the run."""
         self.run = replace(self.run, **changes)
 
-    def set(self, **sections: Mapping[str, Any]) -> None:
+    def set(self, **sections: Any) -> None:
         """Change settings."""
         raw = self.run.settings.model_dump(mode="json")
         for section, values in sections.items():
@@ -613,16 +627,16 @@ def make_stage(folder: Path, **variables: str) -> Stage:
 
     def stack_for(given: Mapping[str, object], state: Mapping[str, str] | None) -> FakeStack:
         stack = FakeStack(given, state)
-        stack.during = stage.applies
+        stack.during, stack.refuse = stage.applies, stage.refuses
         stage.stacks.append(stack)
         return stack
 
     run = Run(
         name=name, job=job, settings=load_settings(None, environment), base="", cloud=cloud, forge=forge,
         connect=connect, stack_for=stack_for, make_login_key=lambda _folder, _comment: "ssh-ed25519 LOGINKEY",
-        repository=FakeRepository(SHA), outputs=folder / "outputs", caller_address=lambda _settings, _job: stage.address,
-        console=console, record=RunRecord(folder / "outputs/glgpu/run.json", str(name), job.job_id, clock, console.masker),
-        clock=clock,
+        repository=FakeRepository(SHA), outputs=folder / "outputs", console=console, clock=clock,
+        caller_address=lambda _settings, _job: stage.address,
+        record=RunRecord(folder / "outputs/glgpu/run.json", str(name), job.job_id, clock, console.masker),
     )  # fmt: skip
     stage = Stage(run, clock, cloud, forge, machine, said)
     stage.applies = stage.insert

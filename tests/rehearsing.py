@@ -26,7 +26,7 @@ from glgpu.rehearsal.world import Adopted, World
 GLGPU = Path(sys.executable).with_name("glgpu")
 TINY = """\
 machine:
-  gpu: nvidia-l4
+  gpu: [nvidia-l4]
   zones: [europe-west4-a]
 train:
   image: registry.example.com/team/train:1
@@ -122,20 +122,17 @@ def remains(marks: Iterable[str]) -> list[str]:
             continue
         if process.pid != os.getpid() and any(mark in said for mark in marks):
             found.append(f"process {process.pid}: {said[:300]}")
-    listed = subprocess.run(
-        ["docker", "ps", "-a", "--format", "{{.Names}} {{.Labels}}"], capture_output=True, text=True, check=False
-    ) if has_docker() else None  # fmt: skip
-    if listed is not None:
-        found += [line for line in listed.stdout.splitlines() if any(mark in line for mark in marks)]
-    return found
+    listed = docker("ps", "-a", "--format", "{{.Names}} {{.Labels}}") or ""
+    return found + [line for line in listed.splitlines() if any(mark in line for mark in marks)]
 
 
-def has_docker() -> bool:
-    """Whether a Docker engine answers."""
+def docker(*words: str) -> str | None:
+    """What the Docker engine answers; None where there is none, or where it refuses."""
     try:
-        return subprocess.run(["docker", "version"], capture_output=True, check=False).returncode == 0
+        done = subprocess.run(["docker", *words], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return False
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 @contextlib.contextmanager

@@ -52,15 +52,9 @@ def stand_ins(glgpu: Path, repository: Path, *arguments: str) -> Iterator[Served
     )
     try:
         assert process.stdout is not None
-        said = []
-        # Lines before the JSON say how containers are played.
-        for line in process.stdout:
-            said.append(line)
-            if line.startswith("{"):
-                break
-        assert said, f"glgpu rehearse --serve ended with {process.wait(60)}"
-        assert said[-1].startswith("{"), "".join(said)
-        yield Served(json.loads(said[-1]))
+        line = process.stdout.readline()
+        assert line.startswith("{"), line or f"glgpu rehearse --serve ended with {process.wait(60)}"
+        yield Served(json.loads(line))
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)

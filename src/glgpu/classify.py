@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from glgpu.errors import ErrorClass, Failure, one_line
 
-
 LONGEST_TEXT = 100_000
 """Characters of a text that are looked at."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import getpass
 import json
 import re
@@ -136,7 +137,7 @@ def read_job(environment: Mapping[str, str], folder: Path, now: float) -> Job:
     run = get("GLGPU_RUN") or get("CI_PIPELINE_ID") or laptop_run(_login(), socket.gethostname(), now)
     if get("GLGPU_RUN_INDEX"):
         run += f"-{get('GLGPU_RUN_INDEX')}"
-    server = get("CI_SERVER_URL").rstrip("/")
+    server = _server(get("CI_SERVER_URL").rstrip("/"))
     provider = get("GLGPU_WIF_PROVIDER").removeprefix("//iam.googleapis.com/")
     token = get("GLGPU_GOOGLE_ID_TOKEN")
     return Job(
@@ -152,7 +153,7 @@ def read_job(environment: Mapping[str, str], folder: Path, now: float) -> Job:
         ref=get("CI_COMMIT_REF_NAME"),
         sha=get("CI_COMMIT_SHA"),
         user=get("GITLAB_USER_LOGIN") or _login(),
-        ssh_host=get("CI_SERVER_SHELL_SSH_HOST") or get("CI_SERVER_HOST") or (urlsplit(server).hostname or ""),
+        ssh_host=get("CI_SERVER_SHELL_SSH_HOST") or get("CI_SERVER_HOST") or _host(server),
         ssh_port=_number("CI_SERVER_SHELL_SSH_PORT", get("CI_SERVER_SHELL_SSH_PORT", "22") or "22"),
         gitlab_host_keys=get("GLGPU_GITLAB_HOST_KEYS"),
         ca_file=get("CI_SERVER_TLS_CA_FILE"),
@@ -175,12 +176,32 @@ def read_job(environment: Mapping[str, str], folder: Path, now: float) -> Job:
 
 def hide_tokens(job: Job, masker: Masker) -> None:
     """Tell the masker every token that this process was given."""
-    for secret in (job.job_token, job.gitlab_token, job.google_token, job.google_credentials):
+    for secret in (job.job_token, job.gitlab_token, job.google_token, *_key_parts(job.google_credentials)):
         masker.add(secret)
+    # Where our own pair of registry variables is set, GitLab's is not among the logins.
+    for name in ("CI_REGISTRY_PASSWORD", "GLGPU_GOOGLE_ID_TOKEN"):
+        masker.add(job.variables.get(name, ""))
     if job.federation:
         masker.add(job.federation.token)
     for _, password in job.registry_logins.values():
         masker.add(password)
+
+
+def _key_parts(credentials: str) -> list[str]:
+    """What is secret in GOOGLE_CREDENTIALS: not the file's path, nor lines such as `"type": "service_account",`."""
+    text = credentials
+    if text and not text.startswith("{"):
+        try:
+            text = Path(text).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return [text]
+    try:
+        key = json.loads(text)
+    except ValueError:
+        return [text]
+    if not isinstance(key, dict):
+        return [text]
+    return [str(key[name]) for name in ("private_key", "refresh_token", "client_secret") if key.get(name)]
 
 
 def _login() -> str:
@@ -191,7 +212,7 @@ def _login() -> str:
 
 
 def _number(name: str, text: str) -> int:
-    if not re.fullmatch(r"\d{1,18}", text):
+    if not re.fullmatch(r"[0-9]{1,18}", text):
         raise Failure(ErrorClass.USAGE, f"{name} is {text!r}, which is no number", f"set {name} as GitLab does")
     return int(text)
 
@@ -200,37 +221,35 @@ def _duration(text: str) -> float | None:
     return parse_duration(text) if text else None
 
 
+def _server(text: str) -> str:
+    if text and not _host(text):
+        raise Failure(ErrorClass.USAGE, f"CI_SERVER_URL is {text!r}, which is no address", "set it as GitLab does")
+    return text
+
+
 def _endpoint(name: str, text: str) -> str:
-    if not text:
-        return ""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+    stripped = text.rstrip("/")
+    if stripped and not (_host(stripped) and re.fullmatch(r"https?://[^/?#@]+", stripped)):
         raise Failure(
             ErrorClass.CONFIG,
             f"{name} is {text!r}",
             f"write {name} as http://host:port or https://host, without a path",
         )
-    return text.rstrip("/")
+    return stripped
+
+
+def _host(address: str) -> str:
+    """The host of an HTTP address; empty where it is none."""
+    try:
+        parts = urlsplit(address)
+        wrong_port = parts.port == 0  # reading it raises where it is no number
+    except ValueError:
+        return ""
+    return "" if wrong_port or parts.scheme not in ("http", "https") else parts.hostname or ""
 
 
 def _registry_logins(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Registry logins: our own pair of variables, else DOCKER_AUTH_CONFIG, else GitLab's own registry."""
-    import base64
-    import binascii
-
-    logins: dict[str, tuple[str, str]] = {}
-    if environment.get("CI_REGISTRY") and environment.get("CI_REGISTRY_PASSWORD"):
-        user = environment.get("CI_REGISTRY_USER", "gitlab-ci-token")
-        logins[environment["CI_REGISTRY"]] = (user, environment["CI_REGISTRY_PASSWORD"])
-    text = environment.get("DOCKER_AUTH_CONFIG", "")
-    if text:
-        remedy = 'write DOCKER_AUTH_CONFIG as {"auths": {"host": {"auth": "base64 of user:password"}}}'
-        try:
-            for host, entry in json.loads(text)["auths"].items():
-                user, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
-                logins[host] = (user, password)
-        except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
-            raise Failure(ErrorClass.CONFIG, "DOCKER_AUTH_CONFIG cannot be understood", remedy) from None
     user, password = environment.get("GLGPU_REGISTRY_USER", ""), environment.get("GLGPU_REGISTRY_PASSWORD", "")
     if bool(user) != bool(password):
         raise Failure(
@@ -239,6 +258,37 @@ def _registry_logins(environment: Mapping[str, str]) -> dict[str, tuple[str, str
             "set both, or neither",
         )
     if user:
-        # Without a host the pair is for the registry that the image itself names.
-        logins[""] = (user, password)
+        # Without a host the pair is for the registry that the image itself names: a run has one image.
+        return {"": (user, password)}
+    logins: dict[str, tuple[str, str]] = {}
+    if environment.get("CI_REGISTRY") and environment.get("CI_REGISTRY_PASSWORD"):
+        user = environment.get("CI_REGISTRY_USER", "gitlab-ci-token")
+        logins[environment["CI_REGISTRY"]] = (user, environment["CI_REGISTRY_PASSWORD"])
+    return logins | _docker_logins(environment.get("DOCKER_AUTH_CONFIG", ""))
+
+
+def _docker_logins(text: str) -> dict[str, tuple[str, str]]:
+    """The logins of a DOCKER_AUTH_CONFIG (https://docs.gitlab.com/ci/docker/using_docker_images/)."""
+    if not text.strip():
+        return {}
+    logins = {}
+    try:
+        for address, entry in json.loads(text)["auths"].items():
+            if "auth" in entry:
+                user, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
+                logins[_registry_host(address)] = (user, password)
+            elif "username" in entry:
+                logins[_registry_host(address)] = (str(entry["username"]), str(entry["password"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Failure(
+            ErrorClass.CONFIG,
+            "DOCKER_AUTH_CONFIG cannot be understood",
+            'write DOCKER_AUTH_CONFIG as {"auths": {"host": {"auth": "base64 of user:password"}}}',
+        ) from None
     return logins
+
+
+def _registry_host(address: str) -> str:
+    """The host that an image names, of an address as `docker login` writes it: `https://index.docker.io/v1/`."""
+    host = address.removeprefix("https://").removeprefix("http://").partition("/")[0]
+    return "docker.io" if host in ("index.docker.io", "registry-1.docker.io", "registry.hub.docker.com") else host

@@ -17,7 +17,8 @@ UNIT_SECONDS = {
     "s": 1, "sec": 1, "secs": 1, "second": 1, "seconds": 1,
 }  # fmt: skip
 _NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
-_PART = re.compile(rf"\s*({_NUMBER})\s*({'|'.join(sorted(UNIT_SECONDS, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
+_UNIT = "|".join(sorted(UNIT_SECONDS, key=len, reverse=True))
+_PART = re.compile(rf"\s*({_NUMBER})\s*({_UNIT})(?![a-z])", re.IGNORECASE)
 _JOINT = re.compile(r"\s*(?:,|\band\b)(?=\s*[0-9])", re.IGNORECASE)
 
 Until = Literal["pipeline", "deadline"]

@@ -55,6 +55,13 @@ _BUNDLED: Mapping[str, Mapping[int, str]] = {
     "nvidia-a100-80gb": {1: "a2-ultragpu-1g", 2: "a2-ultragpu-2g", 4: "a2-ultragpu-4g", 8: "a2-ultragpu-8g"},
     "nvidia-h100-80gb": {1: "a3-highgpu-1g", 2: "a3-highgpu-2g", 4: "a3-highgpu-4g", 8: "a3-highgpu-8g"},
 }  # fmt: skip
+# The families whose machine types bring a GPU along; N1 takes the others.
+_FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "nvidia-l4": ("g2-",),
+    "nvidia-tesla-a100": ("a2-highgpu-", "a2-megagpu-"),
+    "nvidia-a100-80gb": ("a2-ultragpu-",),
+    "nvidia-h100-80gb": ("a3-highgpu-", "a3-edgegpu-"),
+}
 KNOWN_GPUS = (*_BUNDLED, *_ATTACHED)
 
 
@@ -66,10 +73,12 @@ def candidates(machine: Machine, zones: Sequence[str]) -> list[Candidate]:
         zones: Zones in order of preference.
 
     Returns:
-        GPU by GPU, spot before standard where both will do, zone by zone.
+        GPU by GPU, spot before standard where both will do, zone by zone. A GPU that the machine type which the
+        settings name cannot carry is left out: the VM would come without it, or not at all.
 
     Raises:
-        Failure: NOT_AVAILABLE, when a GPU is not known or does not come in that number; CONFIG without zones.
+        Failure: NOT_AVAILABLE, when a GPU is not known or does not come in that number; CONFIG without zones, or when
+            the machine type carries none of the GPUs.
     """
     if not zones:
         raise Failure(ErrorClass.CONFIG, "no zone to look for a VM in", "name machine.zones in glgpu.yml")
@@ -77,6 +86,8 @@ def candidates(machine: Machine, zones: Sequence[str]) -> list[Candidate]:
     found = []
     for name in machine.gpu:
         gpu, machine_type, attached = _fit(name, machine)
+        if gpu and not machine_type.startswith(_FAMILIES.get(gpu, ("n1-",))):
+            continue
         for spot in spots:
             for zone in zones:
                 found.append(
@@ -91,6 +102,12 @@ def candidates(machine: Machine, zones: Sequence[str]) -> list[Candidate]:
                         image=machine.image or DEFAULT_IMAGE,
                     )
                 )
+    if not found:
+        raise Failure(
+            ErrorClass.CONFIG,
+            f"machine.type: {machine.type} cannot carry {' or '.join(machine.gpu)}",
+            "leave machine.type out, or name one of the GPU's own family",
+        )
     return found
 
 

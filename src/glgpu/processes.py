@@ -162,8 +162,9 @@ class Running:
         return self.popen.poll()
 
     def lines(self) -> Iterator[bytes]:
-        """What it prints, line by line, as it comes."""
-        yield from self.stdout
+        """What it prints, line by line, as it comes; it ends there when another thread ends the process."""
+        with contextlib.suppress(ValueError):  # reading from a closed pipe
+            yield from self.stdout
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end.

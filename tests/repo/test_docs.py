@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -12,7 +14,7 @@ import pytest
 import yaml
 
 from glgpu.errors import EXIT_CODES, EXIT_MEANINGS
-from glgpu.settings import Settings
+from glgpu.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -61,15 +63,35 @@ def test_every_command_is_documented_and_every_documented_one_exists() -> None:
     assert {name.strip("`").removeprefix("glgpu ") for name, _ in rows} == set(group.commands)
 
 
-def test_every_variable_of_the_code_is_documented() -> None:
+def variables_read(tree: ast.AST) -> Iterator[str]:
+    """Names that a module looks up in the process's variables: `get("X")`, `environment["X"]`, `variables.get("X")`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Name("get") | ast.Attribute(ast.Name("environment") | ast.Attribute(attr="variables"), "get"),
+                args=[ast.Constant(str() as name), *_],
+            ):
+                yield name
+            case ast.Subscript(ast.Name("environment"), ast.Constant(str() as name), ast.Load()):
+                yield name
+
+
+def test_the_variable_table_names_what_is_read_and_nothing_else() -> None:
     product = [path for path in (ROOT / "src/glgpu").rglob("*.py") if "rehearsal" not in path.parts]
-    read = set(
-        re.findall(r"[\"'](GLGPU_[A-Z]\w*[A-Z])[\"']", "\n".join(p.read_text(encoding="utf-8") for p in product))
-    )
-    rows = [*table(README, "variable"), *table(page("reference/files.md"), "variable")]
-    named = set(re.findall(r"`([A-Z][A-Z_]+)`", "\n".join(row[0] for row in rows)))
-    assert {"GLGPU_PROJECT", "GLGPU_GITLAB_TOKEN"} <= named
+    read = {name for path in product for name in variables_read(ast.parse(path.read_text(encoding="utf-8")))}
+    named = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", "\n".join(row[0] for row in table(README, "variable"))))
+    assert {"GLGPU_PROJECT", "CI_PROJECT_DIR", "GLGPU_RUN_INDEX", "GITLAB_CI"} <= read
     assert read - named == set()
+    pipeline = "".join((ROOT / "ci" / name).read_text(encoding="utf-8") for name in ("train.yml", "image.yml"))
+    by_rules = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", pipeline))
+    assert named - read - by_rules == set()
+
+
+def test_a_setting_is_overridden_as_the_table_says() -> None:
+    settings = load_settings(
+        None, {"GLGPU_MACHINE_SPOT": "never", "GLGPU_MACHINE_ZONES": "europe-west1-b, europe-west4-a"}
+    )
+    assert (settings.machine.spot, settings.machine.zones) == ("never", ["europe-west1-b", "europe-west4-a"])
 
 
 def test_the_exit_codes_in_the_variable_table_exist() -> None:

@@ -16,10 +16,21 @@ import pytest
 import yaml
 
 from glgpu import __version__
-from glgpu.rehearsal.ci_yaml import ROOT_KEYS, NoJobs, Pipeline, PipelineError, compile_pipeline, parse_duration
+from glgpu.rehearsal.ci_yaml import (
+    ROOT_KEYS,
+    NoJobs,
+    Pipeline,
+    PipelineError,
+    Variable,
+    compile_pipeline,
+    expand,
+    expand_all,
+    parse_duration,
+)
 from glgpu.stages.init import Answers, init
 
 ROOT: Path = gitlab_ci_local.ROOT
+TRAIN_FILE: dict[str, Any] = list(yaml.safe_load_all((ROOT / "ci/train.yml").read_text(encoding="utf-8")))[-1]
 GPU_JOBS = {"provision": "on_success", "train": "on_success", "destroy": "always", "stop": "manual"}
 SET_UP = {
     "GLGPU_PROJECT": "my-dl",
@@ -211,6 +222,8 @@ def test_a_job_ends_in_time_for_its_after_script_and_for_hosted_runners() -> Non
 
 def test_no_push_cancels_a_job_that_holds_a_vm_and_every_job_shares_the_environment() -> None:
     pipeline = compiled(readme_pipeline(), SET_UP)
+    # False is GitLab's default; it is written out, for a VM hangs on it.
+    assert TRAIN_FILE[".glgpu"]["interruptible"] is False
     for job in pipeline.jobs:
         assert not job.interruptible
         assert job.environment is not None
@@ -223,9 +236,41 @@ def test_no_push_cancels_a_job_that_holds_a_vm_and_every_job_shares_the_environm
     assert stop.environment.action == "stop"
 
 
+def test_each_job_is_tried_again_when_a_try_can_help() -> None:
+    pipeline = compiled(readme_pipeline(), SET_UP)
+    lost_runner = ("runner_system_failure", "stuck_or_timeout_failure")
+    found = {name: pipeline.job(name).retry for name in GPU_JOBS}
+    # GitLab retries when either of the two lists fits; without `max` it would not retry at all.
+    assert (found["provision"].max, found["provision"].when, found["provision"].exit_codes) == (1, lost_runner, (18,))
+    assert (found["train"].max, found["train"].when, found["train"].exit_codes) == (2, lost_runner, (13, 18))
+    assert (found["destroy"].max, found["destroy"].when, found["destroy"].exit_codes) == (2, ("always",), ())
+    assert found["stop"].max == 0
+    for job in pipeline.jobs:
+        assert job.variables["FF_USE_NEW_BASH_EVAL_STRATEGY"].value == "true"
+
+
+def test_a_cancelled_job_ends_its_vm_with_what_the_image_has() -> None:
+    pipeline = compiled(readme_pipeline(), SET_UP)
+    for name, condition in (("provision", "!= success"), ("train", "= canceled")):
+        job = pipeline.job(name)
+        # Nothing is installed on the way: the script's container is gone when after_script runs.
+        assert job.before_script == ()
+        assert job.after_script == (f'if [ "$CI_JOB_STATUS" {condition} ]; then glgpu destroy --cloud-only; fi',)
+    assert TRAIN_FILE[".glgpu"]["inherit"] == {"default": ["tags"]}
+
+
+@pytest.mark.parametrize("provider", ["", SET_UP["GLGPU_WIF_PROVIDER"]], ids=["no provider", "a provider"])
+def test_the_audience_of_the_identity_token_is_never_empty(provider: str) -> None:
+    variables = {"GLGPU_PROJECT": "my-dl", "GOOGLE_CREDENTIALS": "x", "GLGPU_WIF_PROVIDER": provider}
+    job = compiled(readme_pipeline(), variables).job("provision")
+    known = expand_all({name: Variable(value) for name, value in variables.items()} | job.variables)
+    (audience,) = (expand(text, known) for text in job.id_tokens["GLGPU_GOOGLE_ID_TOKEN"])
+    assert audience == f"https://iam.googleapis.com/{provider}"
+
+
 def test_outputs_come_home_however_a_job_ends_and_glgpu_s_own_folder_does_not() -> None:
     pipeline = compiled(readme_pipeline(), SET_UP)
-    for name in ("provision", "train", "destroy"):
+    for name in GPU_JOBS:
         artifacts = pipeline.job(name).artifacts
         assert artifacts is not None
         assert (artifacts.paths, artifacts.when) == (("outputs/",), "always")
@@ -276,9 +321,13 @@ def test_every_gpu_job_is_one_line_and_every_script_of_the_home_exists() -> None
     for where, line in script_lines():
         for called in re.findall(r"(?:^|\s)\./(\S+)", line):
             assert (ROOT / called).is_file(), f"{where} calls ./{called}"
-    for job in compiled(readme_pipeline(), SET_UP).jobs:
-        assert len(job.script) == 1
-        assert len(job.after_script) <= 1
+    scripts = {job.name: job.script for job in compiled(readme_pipeline(), SET_UP).jobs}
+    assert scripts == {
+        "provision": ("glgpu provision",),
+        "train": ("glgpu train",),
+        "destroy": ("glgpu destroy",),
+        "stop": ("glgpu destroy --branch",),
+    }
 
 
 def test_versions_agree() -> None:

@@ -1,7 +1,7 @@
 """What texts of the other side mean.
 
-Texts below an address are transcribed from that public issue, with the names of people's things replaced; the others are
-the words of the program itself, as measured or as its documentation has them.
+Texts below an address are transcribed from that public issue, with the names of people's things replaced; the others
+are the words of the program itself, as measured or as its documentation has them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ QUOTA_REGION = [
 ]
 RATE_LIMIT = [
     # https://github.com/hashicorp/terraform-provider-google/issues/8360
-    "Error: Error when reading or editing ComputeReservation \"one\": googleapi: Error 403: Quota exceeded for quota "
+    'Error: Error when reading or editing ComputeReservation "one": googleapi: Error 403: Quota exceeded for quota '
     "group 'ReadGroup' and limit 'Read requests per user per 100 seconds' of service 'compute.googleapis.com' for "
     "consumer 'project_number:123456'., rateLimitExceeded",
     # https://github.com/hashicorp/terraform-provider-google/issues/8264
@@ -78,7 +78,8 @@ PERMISSION = [
     "Error: Error loading zone 'us-east1-c': googleapi: Error 403: Required 'compute.zones.get' permission for "
     "'projects/my-dl/zones/us-east1-c', forbidden",
     # https://github.com/jetstack/terraform-google-gke-cluster/issues/51
-    "Error creating service account: googleapi: Error 403: Permission iam.serviceAccounts.create is required to perform "
+    "Error creating service account: googleapi: Error 403: Permission iam.serviceAccounts.create is "
+    "required to perform "
     "this operation on project projects/my-dl., forbidden",
     # https://github.com/dora-team/fourkeys/issues/459
     "Error: Error creating Service: googleapi: Error 403: Permission \u2018iam.serviceaccounts.actAs\u2019 denied on "
@@ -99,14 +100,15 @@ AUTH = [
     "cloud.google.com/docs/authentication/external/set-up-adc for more information.",
     # https://github.com/circleci/circleci-docs/pull/8541
     "google.auth.exceptions.OAuthError: ('Error code unauthorized_client: The given credential is rejected by the "
-    "attribute condition.', '{\"error\":\"unauthorized_client\"}')",
+    'attribute condition.\', \'{"error":"unauthorized_client"}\')',
     # https://github.com/google-github-actions/auth/issues/334
-    "('Error code invalid_target: The target service indicated by the \"audience\" parameters is invalid. This might "
+    '(\'Error code invalid_target: The target service indicated by the "audience" parameters is invalid. This might '
     "either be because the pool or provider is disabled or deleted or because it doesn't exist.')",
     # https://github.com/googleapis/google-cloud-go/issues/12440
-    'status code 400: {"error":"invalid_grant","error_description":"ID Token issued at 1749625771 is stale to sign-in."}',
+    'status code 400: {"error":"invalid_grant","error_description":"ID Token issued at 1749625771 is '
+    'stale to sign-in."}',
     # https://github.com/googleapis/google-cloud-python/issues/15186
-    "('Unable to acquire impersonated credentials', '{\"error\": {\"code\": 400, \"status\": \"INVALID_ARGUMENT\"}}')",
+    '(\'Unable to acquire impersonated credentials\', \'{"error": {"code": 400, "status": "INVALID_ARGUMENT"}}\')',
 ]
 ORG_POLICY = [
     # https://github.com/gardener/gardener-extension-provider-gcp/issues/415
@@ -116,7 +118,8 @@ ORG_POLICY = [
     "Error: Error creating instance: googleapi: Error 412: Constraint constraints/compute.requireShieldedVm violated "
     "for project projects/my-dl. The boot disk's 'initialize_params.source_image' field specifies a non-Shielded image",
     # https://github.com/GoogleCloudPlatform/iap-desktop/issues/866
-    "ERROR: (gcloud.compute.start-iap-tunnel) Error while connecting [4054: \n\"Request is prohibited by organization's "
+    'ERROR: (gcloud.compute.start-iap-tunnel) Error while connecting [4054: \n"Request is prohibited by '
+    "organization's "
     'policy. ID: wRKq"].\nkex_exchange_identification: Connection closed by remote host',
 ]
 API_DISABLED = [
@@ -128,13 +131,15 @@ API_DISABLED = [
     "Google::Apis::ClientError: accessNotConfigured: Access Not Configured. Compute Engine API has not been used in "
     "project 2 before or it is disabled.",
     # https://github.com/coreos/tectonic-installer/pull/2324
-    "googleapi: Error 403: Google Identity and Access Management (IAM) API has not been used in project tectonic before "
+    "googleapi: Error 403: Google Identity and Access Management (IAM) API has not been used in project "
+    "tectonic before "
     "or it is disabled. Enable it by visiting https://console.developers.google.com/apis/api/iam.googleapis.com/"
     "overview?project=tectonic then retry., accessNotConfigured",
 ]
 BILLING = [
     # https://github.com/kyegomez/zeta/issues/71
-    "ERROR: (gcloud.services.enable) FAILED_PRECONDITION: Billing account for project '52' is not found. Billing must be "
+    "ERROR: (gcloud.services.enable) FAILED_PRECONDITION: Billing account for project '52' is not found. "
+    "Billing must be "
     "enabled for activation of service(s) 'compute.googleapis.com' to proceed.",
     # https://github.com/GoogleCloudPlatform/java-docs-samples/issues/276
     '"message" : "Project my-dl (#808) has billing disabled. Please enable it.",\n"status" : "PERMISSION_DENIED"',
@@ -155,7 +160,8 @@ STATE_LOCK = [
     "Error: Error acquiring the state lock\n\nError message: the state is already locked by another terraform client\n"
     "Lock Info:\n  ID:        3d20d141-88c4-bb14-d677-88c5c9ec329a\n  Operation: OperationTypeApply",
     # https://github.com/nimbolus/terraform-backend/pull/29
-    "│ Error: Error acquiring the state lock\n│ \n│ Error message: HTTP remote state already locked, failed to unmarshal",
+    "│ Error: Error acquiring the state lock\n│ \n│ Error message: HTTP remote state already locked, "
+    "failed to unmarshal",
     # https://github.com/khuedoan/homelab/issues/170
     "╷\n│ Error: Error acquiring the state lock\n│ \n│ Error message: resource not in place\n│ ",
 ]
@@ -177,7 +183,8 @@ NOT_AVAILABLE = [
 ]
 CONFIG = [
     # https://github.com/iterative/cml/issues/1398
-    "terraform error: Error: Failed creating the machine: googleapi: Error 400: Instances with guest accelerators do not "
+    "terraform error: Error: Failed creating the machine: googleapi: Error 400: Instances with guest "
+    "accelerators do not "
     "support live migration., badRequest",
     # https://github.com/GoogleCloudPlatform/cluster-toolkit/issues/4787
     "<HttpError 400 when requesting https://compute.googleapis.com returned \"Invalid value for field 'resource."
@@ -191,24 +198,30 @@ CONFLICT = [
 ]
 IMAGE_PULL = [
     # https://github.com/docker/for-win/issues/9562
-    "Error response from daemon: pull access denied for utils, repository does not exist or may require 'docker login': "
+    "Error response from daemon: pull access denied for utils, repository does not exist or may require "
+    "'docker login': "
     "denied: requested access to the resource is denied",
     # https://github.com/kubernetes/website/issues/14257
-    'Failed to pull image "auth:latest": rpc error: code = Unknown desc = Error response from daemon: pull access denied '
+    'Failed to pull image "auth:latest": rpc error: code = Unknown desc = Error response from daemon: '
+    "pull access denied "
     "for auth, repository does not exist or may require 'docker login'",
     "Error response from daemon: manifest for python:3.99 not found: manifest unknown: manifest unknown",
-    'Error response from daemon: Head "https://registry.example.com/v2/team/train/manifests/1": denied: access forbidden',
-    "Error response from daemon: Get \"https://registry.example.com/v2/\": unauthorized: HTTP Basic: Access denied.",
+    'Error response from daemon: Head "https://registry.example.com/v2/team/train/manifests/1": denied: '
+    "access forbidden",
+    'Error response from daemon: Get "https://registry.example.com/v2/": unauthorized: HTTP Basic: Access denied.',
 ]
 DRIVER = [
     # https://github.com/NVIDIA/nvidia-docker/issues/1034
-    'docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]].\nERRO[0000] error '
+    'docker: Error response from daemon: could not select device driver "" with capabilities: '
+    "[[gpu]].\nERRO[0000] error "
     "waiting for container: context canceled",
     # https://github.com/ggml-org/llama.cpp/issues/9665
     "docker: Error response from daemon: failed to create task for container: failed to create shim task: OCI runtime "
     "create failed: runc create failed: unable to start container process: error during container init: error running "
-    "hook #0: exit status 1, stdout: , stderr: Auto-detected mode as 'legacy'\nnvidia-container-cli: requirement error: "
-    "unsatisfied condition: cuda>=12.6, please update your driver to a newer version, or use an earlier cuda container: "
+    "hook #0: exit status 1, stdout: , stderr: Auto-detected mode as 'legacy'\nnvidia-container-cli: "
+    "requirement error: "
+    "unsatisfied condition: cuda>=12.6, please update your driver to a newer version, or use an earlier "
+    "cuda container: "
     "unknown.",
     "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
     "Failed to initialize NVML: Driver/library version mismatch",
@@ -226,7 +239,8 @@ CODE = [
 ]
 DISK_FULL = [
     # https://github.com/NVIDIA/nvidia-docker/issues/792
-    "failed to register layer: Error processing tar file(exit status 1): write /usr/share/vim/vim74/syntax/sisu.vim: no "
+    "failed to register layer: Error processing tar file(exit status 1): write "
+    "/usr/share/vim/vim74/syntax/sisu.vim: no "
     "space left on device",
     # https://github.com/docker/for-win/issues/13751
     "failed to register layer: no space left on device",
@@ -248,7 +262,7 @@ NETWORK = [
     "x509: certificate signed by unknown authority",
     "ssh: Could not resolve hostname gitlab.example.com: Name or service not known\nfatal: Could not read from remote "
     "repository.",
-    "Error: Error acquiring the state lock\n\nError message: Post \"https://gitlab.example.com/api/v4/lock\": dial tcp "
+    'Error: Error acquiring the state lock\n\nError message: Post "https://gitlab.example.com/api/v4/lock": dial tcp '
     "10.0.0.1:443: connect: connection refused",
 ]
 TRANSIENT = [
@@ -266,17 +280,13 @@ NOT_FOUND = [
 OOM = ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."]
 UNKNOWN = [
     "",
-    "Error: Unsupported argument\n\n  on main.tf line 502, in resource \"x\" \"y\":\n 429: foo = 1",
+    'Error: Unsupported argument\n\n  on main.tf line 502, in resource "x" "y":\n 429: foo = 1',
     "PermissionError: [Errno 13] Permission denied: '/data'",
     "timeout while waiting for state to become 'DONE' (last state: 'RUNNING', timeout: 20m0s)",
     "4290 files, 503 of them new",
 ]
 
-CASES = [
-    (klass, text)
-    for klass in ErrorClass
-    for text in globals().get(klass.name, [])
-]
+CASES = [(klass, text) for klass in ErrorClass for text in globals().get(klass.name, [])]
 
 
 @pytest.mark.parametrize(("klass", "text"), CASES, ids=[f"{klass}-{text[:40]!r}" for klass, text in CASES])

@@ -39,8 +39,10 @@ def test_durations_are_read_as_gitlab_and_its_runner_write_them(text: str, secon
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "soon", "h", "2x", "2h and", "2h,", "and 2h", ",2h", "2h,,3m", "2h35", "-1h", "1e3", "2 h h", "two hours"]
-    + ["never", "nan", "inf", "9" * 400, "٣h", "2hours3", "1h\0", "2hand3m"],
+    [
+        *("", " ", "soon", "h", "2x", "2h and", "2h,", "and 2h", ",2h", "2h,,3m", "2h35", "-1h", "1e3", "2 h h"),
+        *("two hours", "never", "nan", "inf", "9" * 400, "\N{ARABIC-INDIC DIGIT THREE}h", "2hours3", "1h\0", "2hand3m"),
+    ],
 )
 def test_nonsense_is_refused_with_an_example_of_what_is_not(text: str) -> None:
     with pytest.raises(Failure) as caught:
@@ -60,15 +62,18 @@ def test_parts_add_up(parts: list[tuple[int, str]]) -> None:
 @example("1" * 13)
 def test_any_text_is_a_duration_or_a_refusal(text: str) -> None:
     try:
-        assert math.isfinite(parse_duration(text))
-    except Failure as failure:
-        assert failure.klass is ErrorClass.CONFIG
+        seconds = parse_duration(text)
+    except Failure:
+        return
+    assert math.isfinite(seconds)
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0, "0 s"), (-5, "0 s"), (40.4, "40 s"), (119.6, "2 min"), (35 * 60, "35 min"), (9300, "2 h 35 min")]
-    + [(math.inf, "an unknown time")],
+    [
+        *((0, "0 s"), (-5, "0 s"), (40.4, "40 s"), (119.6, "2 min"), (35 * 60, "35 min"), (9300, "2 h 35 min")),
+        (math.inf, "an unknown time"),
+    ],
 )
 def test_durations_are_spoken_as_people_speak(seconds: float, words: str) -> None:
     assert spoken(seconds) == words

@@ -117,9 +117,12 @@ def test_merging_ones_own_record_adds_nothing_not_even_when_it_held_a_secret(tmp
 
 @pytest.mark.parametrize(
     "torn",
-    [b"", b"{", b"null", b"[]", b"\xff\xfe\x00", b'{"run": "' + RUN.encode() + b'", "events": [{"at": 1, "wh', b"[" * 99999]
-    + [b'{"run": "%b", "events": [{"at": NaN, "what": "x"}]}' % RUN.encode(), b'{"run": "\xc3']
-    + [b'{"schema_version": 2, "run": "%b", "events": [{"at": 1, "what": "x"}]}' % RUN.encode()],
+    [
+        *(b"", b"{", b"null", b"[]", b"\xff\xfe\x00", b"[" * 99999, b'{"run": "\xc3'),
+        b'{"run": "%b", "events": [{"at": 1, "wh' % RUN.encode(),
+        b'{"run": "%b", "events": [{"at": NaN, "what": "x"}]}' % RUN.encode(),
+        b'{"schema_version": 2, "run": "%b", "events": [{"at": 1, "what": "x"}]}' % RUN.encode(),
+    ],
 )
 def test_a_torn_record_counts_as_none(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "run.json"

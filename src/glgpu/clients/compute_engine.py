@@ -21,6 +21,7 @@ from glgpu.job import Job
 CALL_SECONDS = 30.0
 """How long one call may take before it counts as unanswered."""
 OPERATION_SECONDS = 300.0
+NOT_READY = "resourceNotReady"
 PATIENCE_SECONDS = 60.0
 """For how long a read is repeated while Google says that it is unavailable; the library's own default is ten minutes,
 which a cancelled job does not have."""
@@ -85,11 +86,22 @@ class ComputeEngine:
     def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
         """Delete an instance; not found is success. Waits for the operation unless told not to."""
         doing = f"deleting the VM {name} in {zone}"
-        operation = self._call(
-            doing,
-            lambda: self._instances.delete_unary(project=self.project, zone=zone, instance=name, timeout=CALL_SECONDS),
-            missing_is_none=True,
-        )
+        end = time.monotonic() + (OPERATION_SECONDS if wait else PATIENCE_SECONDS)
+        while True:
+            try:
+                operation = self._call(
+                    doing,
+                    lambda: self._instances.delete_unary(
+                        project=self.project, zone=zone, instance=name, timeout=CALL_SECONDS
+                    ),
+                    missing_is_none=True,
+                )
+                break
+            except Failure as failure:
+                # It is being deleted already, or changed or stopped by somebody: until that is over it is not ready.
+                if NOT_READY not in failure.evidence or time.monotonic() > end:
+                    raise
+                time.sleep(1.0)
         if wait and operation is not None:
             self._finish_zone(operation.name, zone, doing)
 

@@ -165,8 +165,12 @@ def find_image(link: str, project: str) -> Image:
     field = "resource.disks[0].initializeParams.sourceImage"
     if not link:
         raise ApiError(400, "required", f"Required field '{field}' not specified")
-    if "/images/family/" in link:
-        owner, family = reference(link, field, "global/images/family/*", project)
+    if "/images/family/" in link or "/imageFamilyViews/" in link:
+        # gcloud names the families of Google's public image projects by zone.
+        view = "/imageFamilyViews/" in link
+        owner, *_, family = reference(
+            link, field, "zones/*/imageFamilyViews/*" if view else "global/images/family/*", project
+        )
         image = image_of_family(owner, family)
         path = f"projects/{owner}/global/images/family/{family}"
     else:

@@ -13,7 +13,8 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -95,7 +96,6 @@ class World:
         self.google_token = f"ya29.{secret('')}"
         self._latency = latency
         self._started: list[GitLab | MachineRoom | ComputeEngine] = []
-        self._starting = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stand-ins", daemon=True)
         self._note: Note | None = None
@@ -120,8 +120,9 @@ class World:
                 "set XDG_CACHE_HOME and TMPDIR to folders of your own with room in them",
             ) from None
         self.images: Images = prepare(find_engine(process_environment()), repository, cache, self.say)
-        self._thread.start()
-        self.call(self._start())
+        with undisturbed():
+            self._thread.start()
+            self.call(self._start())
 
     async def _start(self) -> None:
         common = (self.clock, self.faults, self.calls, self.network)
@@ -135,10 +136,9 @@ class World:
             tokens={self.google_token},
             latency=self._latency,
         )
-        async with self._starting:
-            for part in (self.gitlab, self.machines, self.compute):
-                await part.start()
-                self._started.insert(0, part)
+        for part in (self.gitlab, self.machines, self.compute):
+            await part.start()
+            self._started.insert(0, part)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something in the stand-ins' loop and wait for it."""
@@ -163,10 +163,8 @@ class World:
                 self._note.remove()
 
     async def _stop(self) -> None:
-        # Whoever gave up waiting for the start has not ended it.
-        async with self._starting:
-            for part in self._started:
-                await part.stop()
+        for part in self._started:
+            await part.stop()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in others:
             task.cancel()
@@ -238,11 +236,26 @@ class World:
         return self.gitlab.create_project(path, work)
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold signals back for the length of a block: some things must be whole before they can be ended."""
+    came: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for held in came[:1]:
+            signal.raise_signal(held)
+
+
 def home_of(pipeline: Path) -> str | None:
     """The project from which a .gitlab-ci.yml includes glgpu's ci/train.yml, if it does."""
     text = pipeline.read_text(encoding="utf-8", errors="replace") if pipeline.exists() else ""
-    found = re.search(r"project:\s*['\"]?([\w./-]+)", text)
-    return found[1] if found and "ci/train.yml" in text else None
+    found = re.search(r"project:\s*['\"]?([\w./-]+)(?:(?!project:).)*?ci/train\.yml", text, re.DOTALL)
+    return found[1] if found else None
 
 
 def settings_of(repository: Path, config: str) -> Settings:

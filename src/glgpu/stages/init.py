@@ -133,8 +133,9 @@ class _Questions:
 
     @property
     def google_project(self) -> str:
-        question = "Google Cloud project (empty: the CI variable GLGPU_PROJECT will say it)"
-        return self._get("google_project", question, valid=r"([a-z][a-z0-9:.-]{1,61}[a-z0-9])?")
+        """The project; empty where the CI variable says it."""
+        question = "Google Cloud project, or - if the CI variable GLGPU_PROJECT will say it"
+        return self._get("google_project", question, "-", valid=r"-?|[a-z][a-z0-9:.-]{1,61}[a-z0-9]").lstrip("-")
 
     @property
     def train_image(self) -> str:
@@ -172,14 +173,16 @@ def _settings_text(questions: _Questions) -> str:
 def _needed(questions: _Questions) -> tuple[str, ...]:
     project = "" if questions.google_project else "GLGPU_PROJECT (the Google Cloud project), and "
     return (
-        f"In {questions.home}, Settings > CI/CD > Job token permissions: add this repository to the allow-list, so that"
-        " its jobs can pull the job image. Whoever pushes here must be able to read that project.",
-        f"Here, Settings > CI/CD > Variables: {project}"
+        "What remains:",
+        "1. See it work before it costs anything: glgpu rehearse .",
+        f"2. In {questions.home} on GitLab, Settings > CI/CD > Job token permissions: put this repository on the"
+        " allow-list, so that its jobs can pull the job image. Whoever pushes here must be able to read that project.",
+        f"3. In this repository on GitLab, Settings > CI/CD > Variables: {project}"
         "GLGPU_WIF_PROVIDER with GLGPU_WIF_SERVICE_ACCOUNT, or a key file as GOOGLE_APPLICATION_CREDENTIALS"
         " (type file, protected).",
-        "Optional, protected and masked: GLGPU_GITLAB_TOKEN, a project access token (Maintainer, api), for Terraform's"
-        " state in GitLab and a deploy key per run.",
-        "Until these are set, the GPU jobs are left out of the pipeline.",
+        "   Optional, protected and masked: GLGPU_GITLAB_TOKEN, a project access token (Maintainer, scope api), for"
+        " Terraform's state in GitLab and a deploy key per run.",
+        "4. Commit both files and push. Until 3 is done, the GPU jobs are left out of the pipeline.",
     )
 
 

@@ -68,7 +68,7 @@ def claim(run: Run, instance: Instance, guest: Guest) -> None:
 
 def is_claimed(instance: Instance) -> bool:
     """Whether a job has said that it uses the VM."""
-    return instance.labels.get("glgpu-expires", "") == str(hard_end_of(instance)).partition(".")[0]
+    return instance.labels.get("glgpu-expires", "") == f"{hard_end_of(instance):.0f}"
 
 
 def _power_off_in(run: Run, guest: Guest, seconds: float) -> None:

@@ -172,7 +172,11 @@ def _save(run: Run, instance: Instance, end: float) -> None:
             run.console.say("no training was started on this VM: nothing to save")
             return
         if state.get("Running"):
-            container.stop(RESCUE_GRACE_SECONDS)
+            try:
+                container.stop(RESCUE_GRACE_SECONDS)
+            except Failure as failure:
+                _insist(failure)
+                run.console.say(f"{failure.cause}; what is there is saved all the same")
         train = run.settings.train
         paths = [*train.outputs, *([train.checkpoints] if train.checkpoints else [])]
         home = collect(run, guest.machine, guest.home, paths, seconds=end - run.clock.now())

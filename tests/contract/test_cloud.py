@@ -1,0 +1,237 @@
+"""What a step may expect of Compute Engine: one suite over the fake and over the real client against the stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fakes import FakeClock, FakeCloud
+from lab import SETTINGS, Lab, lab, vm_of
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import Cloud, FirewallRule, Instance
+from glgpu.rehearsal.faults import Rule
+
+ZONE = "europe-west4-a"
+LABELS = {"glgpu": "managed", "glgpu-run": "77"}
+
+
+@dataclass
+class Bench:
+    """A cloud with a VM in it.
+
+    Attributes:
+        cloud: The cloud.
+        vm: Its VM.
+        again: Brings a VM of that name up again; it fails if asked to.
+    """
+
+    cloud: Cloud
+    vm: Instance
+    again: Callable[[bool], None]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with lab(tmp_path_factory.mktemp("lab")) as made:
+        yield made
+
+
+@pytest.fixture(params=["fake", "real"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    if request.param == "fake":
+        yield fake_bench()
+    else:
+        made = real_bench(request.getfixturevalue("world"), tmp_path)
+        yield made
+        made.cloud.delete_instance(made.vm.name, ZONE)
+
+
+def fake_bench() -> Bench:
+    cloud = FakeCloud(FakeClock())
+    name = "glgpu-000000-1-77-train"
+    vm = Instance(name, ZONE, "RUNNING", "198.51.100.7", "10.0.0.7", LABELS, {"a": "1"})
+    cloud.insert(vm)
+
+    def again(fails: bool) -> None:
+        failure = Failure(ErrorClass.STOCKOUT, "no capacity", "wait") if fails else None
+        cloud.insert(vm, failure)
+
+    return Bench(cloud, vm, again)
+
+
+def real_bench(world: Lab, folder: Path) -> Bench:
+    # A state of its own each time: the stand-in's module does not notice that a VM of its state is gone.
+    run = world.run(folder_with_settings(folder), GLGPU_STATE="local")
+    vm = vm_of(run)
+
+    def again(fails: bool) -> None:
+        if fails:
+            world.world.faults.rules.append(Rule("compute.instances.insert", "stockout"))
+        try:
+            vm_of(run)
+        except Failure:
+            assert fails
+        finally:
+            world.world.faults.lift("compute.instances.insert")
+
+    return Bench(run.cloud, vm, again)
+
+
+def folder_with_settings(folder: Path) -> Path:
+    (folder / "glgpu.yml").write_text(SETTINGS)
+    return folder
+
+
+def rule_for(bench: Bench) -> FirewallRule:
+    name = bench.vm.name
+    return FirewallRule(name, "allow", ("192.0.2.1/32",), name, 800, "default", ("22",), True)
+
+
+def test_a_vm_is_found_by_name_and_by_label(bench: Bench) -> None:
+    name = bench.vm.name
+    assert [(one.name, one.zone, one.status) for one in bench.cloud.find(name)] == [(name, ZONE, "RUNNING")]
+    labels = {key: bench.vm.labels[key] for key in ("glgpu", "glgpu-run")}
+    assert [one.name for one in bench.cloud.labelled(labels)] == [name]
+    got = bench.cloud.get(name, ZONE)
+    assert got is not None
+    assert got.address == bench.vm.address
+    assert got.address
+    assert got.internal_address
+
+
+def test_another_name_label_or_zone_finds_nothing(bench: Bench) -> None:
+    assert bench.cloud.find(bench.vm.name + "x") == []
+    assert bench.cloud.find(bench.vm.name[:-1]) == []
+    assert bench.cloud.labelled({"glgpu": "managed", "glgpu-run": "1"}) == []
+    assert bench.cloud.get(bench.vm.name, "europe-west4-b") is None
+
+
+def test_labels_are_set_and_the_others_stay(bench: Bench) -> None:
+    bench.cloud.edit_labels(bench.vm.name, ZONE, {"glgpu-expires": "5"})
+    got = bench.cloud.get(bench.vm.name, ZONE)
+    assert got is not None
+    assert got.labels["glgpu-expires"] == "5"
+    assert got.labels["glgpu"] == "managed"
+
+
+def test_metadata_is_set_and_what_others_set_meanwhile_stays(bench: Bench) -> None:
+    rounds = []
+
+    def edit(items: dict[str, str]) -> dict[str, str]:
+        if not rounds:
+            rounds.append(1)
+            bench.cloud.edit_metadata(bench.vm.name, ZONE, lambda now: {**now, "theirs": "kept"})
+        return {**items, "ours": "new"}
+
+    bench.cloud.edit_metadata(bench.vm.name, ZONE, edit)
+    got = bench.cloud.get(bench.vm.name, ZONE)
+    assert got is not None
+    assert (got.metadata["theirs"], got.metadata["ours"]) == ("kept", "new")
+
+
+def test_editing_what_is_not_there_is_not_found(bench: Bench) -> None:
+    for edit in (
+        lambda: bench.cloud.edit_metadata("nothing", ZONE, lambda items: {**items, "a": "b"}),
+        lambda: bench.cloud.edit_labels("nothing", ZONE, {"a": "b"}),
+    ):
+        with pytest.raises(Failure) as caught:
+            edit()
+        assert caught.value.klass is ErrorClass.NOT_FOUND
+
+
+def test_an_insert_that_succeeds_has_no_failure(bench: Bench) -> None:
+    assert len(bench.cloud.inserts(bench.vm.name, ZONE)) == 1
+    assert bench.cloud.insert_failure(bench.vm.name, ZONE, set()) is None
+
+
+def test_a_failed_insert_says_why_and_those_before_do_not_count(bench: Bench) -> None:
+    bench.cloud.delete_instance(bench.vm.name, ZONE)
+    before = bench.cloud.inserts(bench.vm.name, ZONE)
+    bench.again(True)
+    failure = bench.cloud.insert_failure(bench.vm.name, ZONE, before)
+    assert failure is not None
+    assert failure.klass is ErrorClass.STOCKOUT
+    assert bench.cloud.insert_failure(bench.vm.name, ZONE, bench.cloud.inserts(bench.vm.name, ZONE)) is None
+
+
+def test_a_delete_takes_vm_and_disk_and_a_second_one_is_success(bench: Bench) -> None:
+    assert bench.cloud.disks(bench.vm.name) == [(bench.vm.name, ZONE)]
+    for _ in range(2):
+        bench.cloud.delete_instance(bench.vm.name, ZONE)
+        bench.cloud.delete_disk(bench.vm.name, ZONE)
+    assert bench.cloud.find(bench.vm.name) == []
+    assert bench.cloud.disks(bench.vm.name) == []
+
+
+def test_a_delete_need_not_be_waited_for(bench: Bench) -> None:
+    bench.cloud.delete_instance(bench.vm.name, ZONE, wait=False)
+    bench.cloud.delete_instance(bench.vm.name, ZONE)
+    assert bench.cloud.find(bench.vm.name) == []
+
+
+def test_a_rule_is_made_once_changed_and_deleted(bench: Bench) -> None:
+    rule = rule_for(bench)
+    assert bench.cloud.rule(rule.name) is None
+    bench.cloud.create_rule(rule)
+    bench.cloud.change_rule(rule.name, ["203.0.113.5/32", "203.0.113.6/32"], disabled=False)
+    bench.cloud.create_rule(rule)  # exists already: left as it is
+    got = bench.cloud.rule(rule.name)
+    assert got is not None
+    assert (got.sources, got.disabled) == (("203.0.113.5/32", "203.0.113.6/32"), False)
+    assert (got.action, got.priority, got.target_tag, got.ports) == ("allow", 800, bench.vm.name, ("22",))
+    for _ in range(2):
+        bench.cloud.delete_rule(rule.name)
+    assert bench.cloud.rule(rule.name) is None
+
+
+def test_a_disabled_rule_stays_what_it_is(bench: Bench) -> None:
+    rule = rule_for(bench)
+    bench.cloud.create_rule(rule)
+    got = bench.cloud.rule(rule.name)
+    assert got is not None
+    assert got.disabled
+    bench.cloud.change_rule(rule.name, ["203.0.113.5/32"], disabled=False)
+    bench.cloud.change_rule(rule.name, ["192.0.2.1/32"], disabled=True)
+    got = bench.cloud.rule(rule.name)
+    assert got is not None
+    assert (got.sources, got.disabled) == (("192.0.2.1/32",), True)
+
+
+def test_the_zones_of_a_region_belong_to_it(bench: Bench) -> None:
+    zones = bench.cloud.zones("europe-west4")
+    assert zones
+    assert all(zone.startswith("europe-west4-") for zone in zones)
+
+
+def test_a_namespace_without_attributes_is_empty(bench: Bench) -> None:
+    assert bench.cloud.guest_attributes(bench.vm.name, ZONE, "nothing") == {}
+    assert bench.cloud.guest_attributes("nothing", ZONE, "hostkeys") == {}
+
+
+def test_a_cloud_that_is_away_is_18_and_soon(world: Lab, tmp_path: Path) -> None:
+    run = world.run(folder_with_settings(tmp_path), GLGPU_COMPUTE_ENDPOINT="http://127.0.0.1:9")
+    with pytest.raises(Failure) as caught:
+        run.cloud.find("x")
+    assert caught.value.exit_code == 18
+
+
+@pytest.mark.parametrize(("action", "code"), [("api-disabled", 15), ("permission-denied", 15), ("unauthenticated", 15)])
+def test_a_cloud_that_refuses_is_told_in_our_words(world: Lab, tmp_path: Path, action: str, code: int) -> None:
+    run = world.run(folder_with_settings(tmp_path))
+    world.world.faults.rules.append(Rule("compute.request", action))
+    try:
+        with pytest.raises(Failure) as caught:
+            run.cloud.find("x")
+    finally:
+        world.world.faults.lift("compute.request")
+    assert caught.value.exit_code == code
+
+
+def test_a_wrong_token_is_15(world: Lab, tmp_path: Path) -> None:
+    run = world.run(folder_with_settings(tmp_path), GOOGLE_OAUTH_ACCESS_TOKEN="ya29.wrong")
+    with pytest.raises(Failure) as caught:
+        run.cloud.find("x")
+    assert (caught.value.exit_code, caught.value.klass) == (15, ErrorClass.AUTH)

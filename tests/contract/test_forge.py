@@ -1,0 +1,197 @@
+"""What a step may expect of GitLab: one suite over the fake and over the real client against the stand-in."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from fakes import FakeForge
+from lab import SETTINGS, Lab, lab
+
+from glgpu.clients.gitlab_project import GitlabProject
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import Forge
+from glgpu.rehearsal.faults import Rule
+from glgpu.rehearsal.gitlab_model import Job, Role
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + base64.b64encode(bytes(range(31))).decode()[:43]
+LOCK = {
+    "ID": "b0c865e7-a024-efe8-7726-f5794d3d4569", "Operation": "OperationTypeApply", "Info": "", "Who": "root@dead",
+    "Version": "1.11.4", "Created": "2026-11-23T20:00:00Z", "Path": "",
+}  # fmt: skip
+SOON = 1_900_000_000.0
+
+
+@dataclass
+class Bench:
+    """A GitLab.
+
+    Attributes:
+        forge: The client.
+        titles: The titles of the deploy keys that there are.
+        ends: Lets the pipeline's destroy job end with a status; returns the pipeline's id.
+        lock: Lets somebody else hold the lock of a state.
+    """
+
+    forge: Forge
+    titles: Callable[[], list[str]]
+    ends: Callable[[str], str]
+    lock: Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with lab(tmp_path_factory.mktemp("lab")) as made:
+        yield made
+
+
+@pytest.fixture(params=["fake", "real"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    if request.param == "fake":
+        forge = FakeForge()
+
+        def ends(status: str) -> str:
+            forge.over = status == "success"
+            return "1001"
+
+        return Bench(
+            forge, lambda: [key[0] for key in forge.keys], ends, lambda name: forge.states.update({name: "held"})
+        )
+    return real(request.getfixturevalue("world"), tmp_path)
+
+
+def client(world: Lab, folder: Path, **own: str) -> GitlabProject:
+    forge = world.run(folder_with_settings(folder), **own).forge
+    assert isinstance(forge, GitlabProject)
+    return forge
+
+
+def folder_with_settings(folder: Path) -> Path:
+    (folder / "glgpu.yml").write_text(SETTINGS)
+    return folder
+
+
+def destroy_job(world: Lab, name: str, status: str) -> Job:
+    gitlab, adopted = world.world.gitlab, world.adopted
+    pipeline = gitlab.create_pipeline(adopted.project, "main", adopted.sha, "push", adopted.user)
+    job = gitlab.create_job(pipeline, name, "destroy")
+    job.status = status
+    return job
+
+
+def real(world: Lab, folder: Path) -> Bench:
+    project = world.adopted.project
+    forge = client(world, folder)
+
+    def titles() -> list[str]:
+        keys = world.world.gitlab.deploy_keys.values()
+        return [key.title for key in keys if project.id in key.projects]
+
+    def lock(name: str) -> None:
+        answer = forge._state_request("POST", f"{forge._state_path(name)}/lock", LOCK)
+        assert answer.status_code == 200
+
+    return Bench(forge, titles, lambda status: str(destroy_job(world, "destroy", status).pipeline.id), lock)
+
+
+def test_deploy_keys_come_and_go_by_their_title(bench: Bench) -> None:
+    bench.forge.add_deploy_key("run-a", KEY, SOON)
+    assert bench.titles() == ["run-a"]
+    assert bench.forge.remove_deploy_keys("run-b") == 0
+    assert bench.forge.remove_deploy_keys("run-a") == 1
+    assert bench.forge.remove_deploy_keys("run-a") == 0
+    assert bench.titles() == []
+
+
+def test_a_state_that_was_only_asked_for_is_empty_and_can_be_removed(bench: Bench) -> None:
+    assert bench.forge.state("run-1") == "absent"
+    assert bench.forge.state_writable("run-1")
+    assert bench.forge.state("run-1") == "empty"
+    for _ in range(2):
+        bench.forge.delete_state("run-1")
+    assert bench.forge.state("run-1") == "absent"
+
+
+def test_a_lock_that_a_dead_job_left_is_broken(bench: Bench) -> None:
+    bench.lock("run-2")
+    assert bench.forge.state_writable("run-2")
+    assert bench.forge.state_writable("run-2")
+    bench.lock("run-2")
+    bench.forge.delete_state("run-2")
+    assert bench.forge.state("run-2") == "absent"
+
+
+def test_the_states_environment_names_it(bench: Bench) -> None:
+    assert bench.forge.state_environment("run-3")["TF_HTTP_ADDRESS"].endswith("/run-3")
+
+
+@pytest.mark.parametrize(("status", "over"), [("success", True), ("failed", False), ("running", False)])
+def test_a_destroy_is_over_once_it_has_succeeded(bench: Bench, status: str, over: bool) -> None:
+    assert bench.forge.destroy_is_over(bench.ends(status)) is over
+
+
+def test_what_no_job_left_is_none(bench: Bench) -> None:
+    assert bench.forge.artifact("1001", "train", "outputs/glgpu/run.json") is None
+
+
+def test_the_host_keys_that_gitlab_shows_are_its_own(world: Lab, tmp_path: Path) -> None:
+    shown = client(world, tmp_path).host_key_fingerprints()
+    assert len(shown) == 1
+    assert next(iter(shown)).startswith("SHA256:")
+
+
+def test_job_names_with_a_prefix_are_found(world: Lab, tmp_path: Path) -> None:
+    pipeline = str(destroy_job(world, "gpu-destroy", "success").pipeline.id)
+    assert client(world, tmp_path, CI_JOB_NAME="gpu-train").destroy_is_over(pipeline)
+    assert not client(world, tmp_path, CI_JOB_NAME="train").destroy_is_over(pipeline)
+
+
+def test_a_run_of_a_laptop_has_no_pipeline_to_ask_for(world: Lab, tmp_path: Path) -> None:
+    before = len(world.requests("gitlab"))
+    assert not client(world, tmp_path).destroy_is_over("u01234567-1763900000")
+    assert len(world.requests("gitlab")) == before
+
+
+@pytest.mark.parametrize(
+    ("action", "argument", "code", "klass"),
+    [
+        ("unauthorized", "", 12, ErrorClass.GITLAB_AUTH),
+        ("forbidden", "", 12, ErrorClass.GITLAB_AUTH),
+        ("not-found", "", 12, ErrorClass.GITLAB),
+        ("unavailable", "503", 18, ErrorClass.TRANSIENT),
+        ("down", "", 18, ErrorClass.NETWORK),
+    ],
+)
+def test_a_refusal_has_its_class(
+    world: Lab, tmp_path: Path, action: str, argument: str, code: int, klass: ErrorClass
+) -> None:
+    forge = client(world, tmp_path)
+    world.world.faults.rules.append(Rule("gitlab.request", action, argument=argument))
+    try:
+        with pytest.raises(Failure) as caught:
+            forge.add_deploy_key("run", KEY, SOON)
+    finally:
+        world.world.faults.lift("gitlab.request")
+    assert (caught.value.exit_code, caught.value.klass) == (code, klass)
+
+
+def test_a_developers_job_may_not_write_states_and_is_told_apart_from_a_failure(world: Lab, tmp_path: Path) -> None:
+    gitlab, adopted = world.world.gitlab, world.adopted
+    developer = gitlab.create_user("dev")
+    adopted.project.members[developer.id] = Role.DEVELOPER
+    pipeline = gitlab.create_pipeline(adopted.project, "main", adopted.sha, "push", developer)
+    job = gitlab.create_job(pipeline, "provision", "provision")
+    gitlab.start_job(job)
+    forge = client(world, tmp_path, GLGPU_GITLAB_TOKEN="", CI_JOB_TOKEN=gitlab.issue_job_token(job))
+    assert not forge.may_administer
+    assert not forge.state_writable("run-4")
+    assert forge.state("run-4") == "absent"
+
+
+def test_without_a_gitlab_nobody_may_administer(world: Lab, tmp_path: Path) -> None:
+    forge = client(world, tmp_path)
+    laptop = GitlabProject(replace(forge._job, server_url=""))
+    assert not laptop.may_administer

@@ -1,0 +1,334 @@
+"""The helper on the VM, run for real in a stand-in VM, by the steps that call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lab import FILES, IMAGE, Lab, lab, vm_of
+
+from glgpu.errors import Failure
+from glgpu.interfaces import Instance
+from glgpu.rehearsal.faults import Rule
+from glgpu.steps.checkout import check_out
+from glgpu.steps.collect import Home, collect
+from glgpu.steps.container import Container, Ended, Workload
+from glgpu.steps.context import Run, hard_end_of
+from glgpu.steps.door import Guest, Way, log_in, open_door
+from glgpu.steps.guest import ask, command
+
+PRIVATE = "private.example.com/team/train:1"
+
+
+@dataclass
+class Vm:
+    """A VM with the code on it, and the door open."""
+
+    lab: Lab
+    run: Run
+    instance: Instance
+    guest: Guest
+    way: Way
+
+    @property
+    def code(self) -> Path:
+        """The code's folder, which the stand-in VM has on this machine."""
+        return Path(self.guest.home) / "code"
+
+    def container(self) -> Container:
+        return Container(self.run, self.guest.machine, self.instance, self.way)
+
+    def collect(self, *paths: str) -> Home:
+        return collect(self.run, self.guest.machine, self.guest.home, paths)
+
+    def sh(self, script: str) -> None:
+        done = self.guest.machine.run(script)
+        assert done.code == 0, done.complaint
+
+
+class Kept:
+    """Keeps the output."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.first = threading.Event()
+
+    def feed(self, data: bytes) -> None:
+        self.data += data
+        self.first.set()
+
+
+@pytest.fixture(scope="module")
+def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
+    folder = tmp_path_factory.mktemp("lab")
+    with lab(folder) as world:
+        world.world.machines.registries["private.example.com"] = ("robot", "registry-password")
+        checkout = folder / "checkout"
+        subprocess.run(["git", "clone", "-q", str(folder_of(world)), str(checkout)], check=True)
+        run = world.run(checkout)
+        instance = vm_of(run)
+        with open_door(run, instance) as way:
+            guest = log_in(run, instance, way)
+            check_out(run, guest.machine, hard_end_of(instance))
+            yield Vm(world, run, instance, guest, way)
+
+
+def folder_of(world: Lab) -> Path:
+    return world.adopted.project.repository
+
+
+@pytest.fixture(autouse=True)
+def _clean(vm: Vm) -> Iterator[None]:
+    yield
+    ask(vm.run, vm.guest.machine, "wipe", doing="wiping")
+    vm.guest.machine.run(command(vm.run, "hello"))
+    vm.sh("rm -rf glgpu/code/weights")
+
+
+def work(*argv: str, **facts: object) -> Workload:
+    plain = Workload(IMAGE, argv, {}, {}, ["weights"], "", False, None)
+    return replace(plain, **facts)  # type: ignore[arg-type]
+
+
+def ran(vm: Vm, workload: Workload) -> tuple[Ended, bytes]:
+    container, kept = vm.container(), Kept()
+    container.start(workload, vm.guest.home)
+    return container.attach(kept), kept.data
+
+
+def test_the_code_is_the_commit_and_the_way_is_said(vm: Vm) -> None:
+    assert (vm.code / "train.py").read_text() == FILES["train.py"]
+    assert "code: deploy-key" in vm.lab.said.getvalue().decode()
+
+
+def test_a_container_runs_with_its_argv_exit_code_and_folder(vm: Vm) -> None:
+    ended, said = ran(vm, work("python3", "-c", "import os, sys; print(os.getcwd()); sys.exit(3)"))
+    assert ended == Ended(3, False)
+    assert said.decode().strip() == str(vm.code)
+
+
+SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('GIVEN')]))"
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(words=st.lists(TEXT, min_size=1, max_size=4), value=TEXT)
+def test_argv_and_environment_arrive_as_they_are(vm: Vm, words: list[str], value: str) -> None:
+    words = [*words, "$(touch /tmp/x)", "'\"`\\\n\t", "--", "*"]
+    _, said = ran(vm, work("python3", "-c", SHOW, *words, environment={"GIVEN": value}))
+    assert json.loads(said) == [words, value]
+    ask(vm.run, vm.guest.machine, "wipe", doing="wiping")
+    vm.guest.machine.run(command(vm.run, "hello"))
+
+
+def test_secrets_reach_the_container_and_no_disk(vm: Vm) -> None:
+    several = "line 1\nline 2 with 'quotes'\n"
+    script = "import os; print(repr(os.environ['A'])); print(repr(open(os.environ['B']).read()))"
+    _, said = ran(vm, work("python3", "-c", script, secrets={"A": (several, False), "B": (several, True)}))
+    assert said.decode().splitlines() == [repr(several)] * 2
+    found = subprocess.run(["grep", "-rlF", "line 2 with", str(vm.lab.world.folder)], capture_output=True, text=True)
+    logs = [line for line in found.stdout.splitlines() if "/containers/" not in line]
+    assert logs == []
+
+
+def test_the_container_survives_the_death_of_every_connection(vm: Vm) -> None:
+    container, kept = vm.container(), Kept()
+    script = "import time\nfor n in range(20): print('step', n, flush=True); time.sleep(0.1)"
+    container.start(work("python3", "-c", script), vm.guest.home)
+    network = vm.lab.world.network
+
+    def drop() -> None:
+        assert kept.first.wait(30)
+        network.change(dropped="reset")
+        time.sleep(0.5)
+        network.change(dropped=None)
+
+    dropper = threading.Thread(target=drop)
+    dropper.start()
+    ended = container.attach(kept)
+    dropper.join()
+    assert ended.code == 0
+    assert kept.data.decode() == "".join(f"step {n}\n" for n in range(20))
+    again = Kept()
+    container.attach(again)
+    assert again.data == kept.data
+
+
+def test_a_container_that_ignores_sigterm_is_killed_after_the_grace(vm: Vm) -> None:
+    container, kept = vm.container(), Kept()
+    script = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    container.start(work("python3", "-c", script), vm.guest.home)
+    attached: list[Ended] = []
+    follower = threading.Thread(target=lambda: attached.append(container.attach(kept)))
+    follower.start()
+    assert kept.first.wait(30)
+    begun = time.monotonic()
+    container.stop(1)
+    follower.join(30)
+    assert attached == [Ended(137, False)]
+    assert 0.9 < time.monotonic() - begun < 20
+
+
+def test_a_private_registry_is_logged_in_to_and_out_again(vm: Vm) -> None:
+    job = replace(vm.run.job, registry_logins={"private.example.com": ("robot", "registry-password")})
+    private = replace(vm, run=replace(vm.run, job=job))
+    ended, _ = ran(private, work("true", image=PRIVATE))
+    assert ended.code == 0
+    assert "registry-password" not in "\n".join(vm.lab.requests("vm"))
+    config = Path(f"/dev/shm/{vm.run.name}/docker/config.json")
+    assert not config.exists() or "private.example.com" not in json.loads(config.read_text()).get("auths", {})
+
+
+def test_a_pull_that_is_denied_is_17_and_logged_out_of(vm: Vm) -> None:
+    job = replace(vm.run.job, registry_logins={"private.example.com": ("robot", "registry-password")})
+    vm.lab.world.faults.rules.append(Rule("vm.docker.pull", "denied"))
+    try:
+        with pytest.raises(Failure) as caught:
+            ran(replace(vm, run=replace(vm.run, job=job)), work("true", image="private.example.com/team/other:1"))
+    finally:
+        vm.lab.world.faults.lift("vm.docker.pull")
+    assert caught.value.exit_code == 17
+    config = Path(f"/dev/shm/{vm.run.name}/docker/config.json")
+    assert not config.exists() or "private.example.com" not in json.loads(config.read_text()).get("auths", {})
+
+
+def test_the_digest_is_pinned_once_and_used_again_by_a_retried_job(vm: Vm) -> None:
+    ran(vm, work("true"))
+    first = vm.run.record.find("container-started")
+    ask(vm.run, vm.guest.machine, "wipe", doing="wiping")
+    vm.guest.machine.run(command(vm.run, "hello"))
+    pulls = len(vm.lab.requests("registry", "pull"))
+    ran(vm, work("true"))
+    second = vm.run.record.find("container-started")
+    assert first is not None
+    assert second is not None
+    assert first.facts == second.facts
+    assert "sha256:" in first.facts["pinned"]
+    assert len(vm.lab.requests("registry", "pull")) == pulls
+
+
+def test_a_container_that_could_not_be_started_does_not_pass_for_one_that_ran(vm: Vm) -> None:
+    with pytest.raises(Failure):
+        ran(vm, work("true", gpu=True))
+    assert vm.container().state() is None
+
+
+@contextmanager
+def odd_files(vm: Vm) -> Iterator[list[str]]:
+    names = ["a b", "line\nbreak", "ünïcödé 火", "-rf", "back\\slash", "'\"$(x)", "sub dir/-x"]
+    for name in names:
+        path = vm.code / "weights" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(1000))
+    yield names
+
+
+def test_odd_names_come_home_and_sha256sum_checks_them(vm: Vm) -> None:
+    with odd_files(vm) as names:
+        (vm.code / "weights/secret-mode").write_text("x")
+        (vm.code / "weights/secret-mode").chmod(0o600)
+        os.link(vm.code / "weights/a b", vm.code / "weights/hard")
+        (vm.code / "weights/latest").symlink_to("a b")
+        (vm.code / "weights/outside").symlink_to("/etc/passwd")
+        home = vm.collect("weights")
+    assert home.files == len(names) + 2
+    outputs = vm.run.outputs
+    done = subprocess.run(
+        ["sha256sum", "-c", "--strict", "--quiet", "glgpu/SHA256SUMS"], cwd=outputs, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (outputs / "weights/hard").read_bytes() == (outputs / "weights/a b").read_bytes()
+    assert (outputs / "weights/latest").is_symlink()
+    assert not (outputs / "weights/outside").is_symlink()
+    assert "'weights/outside'" in vm.lab.said.getvalue().decode()
+
+
+def test_outputs_that_are_not_there_are_none(vm: Vm) -> None:
+    assert vm.collect("nothing", "weights") == Home(0, 0)
+
+
+def test_a_new_helper_takes_the_old_ones_place_while_that_is_read(vm: Vm) -> None:
+    before = os.stat(Path(vm.guest.home) / "helper").st_ino
+    log_in(vm.run, vm.instance, vm.way)
+    assert os.stat(Path(vm.guest.home) / "helper").st_ino != before
+
+
+@pytest.fixture
+def job_checkout(vm: Vm, tmp_path: Path) -> Run:
+    """A shallow clone under umask 077, with an executable, a link and a file that the commit has otherwise."""
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]
+    lib = tmp_path / "lib"
+    for folder, name in ((lib, "lib.py"), (origin, "train.py")):
+        subprocess.run([*git, "init", "-q", str(folder)], check=True)
+        (folder / name).write_text("one\n")
+        subprocess.run([*git, "-C", str(folder), "add", "."], check=True)
+        subprocess.run([*git, "-C", str(folder), "commit", "-qm", "1"], check=True)
+    subprocess.run([*git, "-C", str(origin), "submodule", "--quiet", "add", str(lib), "lib"], check=True)
+    (origin / "run.sh").write_text("#!/bin/sh\n")
+    (origin / "run.sh").chmod(0o755)
+    (origin / "link").symlink_to("train.py")
+    subprocess.run([*git, "-C", str(origin), "add", "."], check=True)
+    subprocess.run([*git, "-C", str(origin), "commit", "-qm", "2"], check=True)
+    words = ["clone", "-q", "--depth", "1", "--recurse-submodules", f"file://{origin}", str(clone)]
+    subprocess.run([*git, *words], check=True, umask=0o077)
+    sha = subprocess.run(["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    run = vm.lab.run(clone, CI_COMMIT_SHA=sha.stdout.strip(), GLGPU_CODE="job", GLGPU_TRAIN_IMAGE=IMAGE,
+                     GLGPU_CONFIG=str(clone / "glgpu.yml")) if (clone / "glgpu.yml").write_text("train: {}\n") else None  # fmt: skip
+    assert run is not None
+    return run
+
+
+def test_the_jobs_own_checkout_arrives_whole(vm: Vm, job_checkout: Run) -> None:
+    run = replace(job_checkout, name=vm.run.name)
+    check_out(run, vm.guest.machine, hard_end_of(vm.instance))
+    code = vm.code
+    assert (code / "lib/lib.py").read_text() == "one\n"
+    assert os.access(code / "run.sh", os.X_OK)
+    assert not os.access(code / "train.py", os.X_OK)
+    assert (code / "link").readlink() == Path("train.py")
+    assert (code / "train.py").stat().st_mode & 0o044 == 0o044
+    head = subprocess.run(
+        ["git", "-c", "safe.directory=*", "-C", str(code), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert head.stdout.strip() == run.job.sha
+    check_out(vm.run, vm.guest.machine, hard_end_of(vm.instance))
+
+
+def test_a_commit_that_the_key_cannot_see_is_17(vm: Vm) -> None:
+    run = replace(
+        vm.run,
+        job=replace(vm.run.job, sha="f" * 40),
+        settings=vm.run.settings.model_copy(update={"code": "deploy-key"}),
+    )
+    with pytest.raises(Failure) as caught:
+        check_out(run, vm.guest.machine, hard_end_of(vm.instance))
+    assert caught.value.exit_code == 17
+    check_out(vm.run, vm.guest.machine, hard_end_of(vm.instance))
+
+
+def test_a_wrong_known_host_is_refused(vm: Vm) -> None:
+    wrong = f"[{vm.run.job.ssh_host}]:{vm.run.job.ssh_port} ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAfuCHKVTjquxvt6CM6tdG4SLp1Btn/nOeHHE5UOzRdf"
+    run = replace(
+        vm.run,
+        job=replace(vm.run.job, gitlab_host_keys=wrong),
+        settings=vm.run.settings.model_copy(update={"code": "deploy-key"}),
+    )
+    with pytest.raises(Failure) as caught:
+        check_out(run, vm.guest.machine, hard_end_of(vm.instance))
+    assert caught.value.exit_code == 17
+    assert "Host key verification failed" in caught.value.evidence
+    check_out(vm.run, vm.guest.machine, hard_end_of(vm.instance))

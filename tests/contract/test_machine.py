@@ -1,0 +1,198 @@
+"""What a step may expect of the VM: one suite over the fake and over OpenSSH, the helper and a stand-in VM."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fakes import FakeMachine
+from lab import SETTINGS, Lab, lab, vm_of
+
+from glgpu.clients.remote_machine import RemoteMachine
+from glgpu.errors import Failure
+from glgpu.interfaces import Instance, Machine
+from glgpu.steps.context import Run
+from glgpu.steps.door import Guest, Way, log_in, open_door
+from glgpu.steps.guest import command
+
+
+@dataclass
+class Real:
+    """A stand-in VM that lets us in.
+
+    Attributes:
+        lab: The world.
+        run: Whose VM it is.
+        vm: The VM.
+        guest: The way in.
+    """
+
+    lab: Lab
+    run: Run
+    vm: Instance
+    guest: Guest
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    folder = tmp_path_factory.mktemp("lab")
+    with lab(folder) as world:
+        checkout = folder / "check out"
+        checkout.mkdir()
+        (checkout / "glgpu.yml").write_text(SETTINGS)
+        run = world.run(checkout)
+        vm = vm_of(run)
+        with open_door(run, vm) as way:
+            guest = log_in(run, vm, way)
+        yield Real(world, run, vm, guest)
+
+
+@pytest.fixture(autouse=True)
+def _open(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The door is open for as long as a test lasts."""
+    made: Real = request.getfixturevalue("real")
+    with open_door(made.run, made.vm):
+        yield
+
+
+@dataclass
+class Bench:
+    """A VM and what the helper is called with."""
+
+    machine: Machine
+    run: str
+
+    def __call__(self, verb: str, *words: str, stdin: bytes = b"") -> tuple[int, bytes]:
+        done = self.machine.run(shlex.join(["sh", "glgpu/helper", verb, self.run, *words]), stdin=stdin)
+        return done.code, done.stdout
+
+
+@pytest.fixture(params=["fake", "real"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    if request.param == "fake":
+        return Bench(FakeMachine(), "glgpu-000000-1-1-train")
+    made: Real = request.getfixturevalue("real")
+    return Bench(made.guest.machine, str(made.run.name))
+
+
+def test_hello_names_glgpus_folder(bench: Bench) -> None:
+    code, said = bench("hello")
+    assert code == 0
+    assert said.decode().rstrip().endswith("/glgpu")
+
+
+def test_what_is_home_is_remembered(bench: Bench) -> None:
+    assert bench("is-home") == (0, b"no\n")
+    bench("set-home")
+    assert bench("is-home") == (0, b"yes\n")
+
+
+def test_without_container_there_is_no_state_and_no_image(bench: Bench) -> None:
+    assert bench("state") == (0, b"")
+    assert bench("image", "registry.example.com/never:pulled") == (0, b"")
+
+
+def test_a_deploy_key_is_made_and_stays_the_same(bench: Bench) -> None:
+    first, second = bench("keygen"), bench("keygen")
+    assert first == second
+    assert first[1].startswith(b"ssh-ed25519 ")
+
+
+def test_a_port_that_nobody_answers_at_is_no_success(bench: Bench) -> None:
+    code, said = bench("reach", "127.0.0.1", "9", "2")
+    assert code != 0
+    assert said == b""
+
+
+def test_wiping_may_be_done_twice(bench: Bench) -> None:
+    assert [bench("wipe")[0], bench("wipe")[0]] == [0, 0]
+
+
+# What only the real way in can show.
+
+
+def test_both_streams_and_the_exit_code_come_back(real: Real) -> None:
+    done = real.guest.machine.run("cat; echo err >&2; exit 5", stdin=b"in\0put")
+    assert (done.code, done.stdout, done.complaint) == (5, b"in\0put", "err")
+
+
+def test_a_command_without_end_is_a_lost_connection(real: Real) -> None:
+    begun = time.monotonic()
+    done = real.guest.machine.run("sleep 60", timeout=0.7)
+    assert done.code == 255
+    assert time.monotonic() - begun < 10
+
+
+def test_a_stream_ends_in_time(real: Real) -> None:
+    with real.guest.machine.stream("while :; do echo tick; sleep 0.1; done", timeout=1.0) as stream:
+        said = b"".join(stream.chunks())
+        assert stream.wait(10) == 255
+    assert b"tick" in said
+
+
+def test_a_stream_that_ends_by_itself_has_its_own_code(real: Real) -> None:
+    with real.guest.machine.stream("cat; exit 3", timeout=60) as stream:
+        stream.stdin.write(b"x" * 200_000)
+        stream.stdin.close()
+        assert sum(len(data) for data in stream.chunks()) == 200_000
+        assert stream.wait(10) == 3
+
+
+def test_a_wrong_host_key_is_refused(real: Real, tmp_path: Path) -> None:
+    (tmp_path / "login").write_bytes((real.run.job.scratch / "login").read_bytes())
+    (tmp_path / "login").chmod(0o600)
+    port = int(real.run.cloud.find(real.vm.name)[0].metadata["glgpu-ssh-port"])
+    other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAfuCHKVTjquxvt6CM6tdG4SLp1Btn/nOeHHE5UOzRdf"
+    done = RemoteMachine(real.vm.address, port, tmp_path, other).run("true", timeout=20)
+    assert done.code == 255
+    assert "Host key verification failed" in done.complaint
+
+
+def test_a_guest_attribute_that_is_changed_later_is_ignored(real: Real) -> None:
+    instance = next(iter(real.lab.world.machines._machines.values()))
+    call = real.lab.world.call
+
+    async def overwrite() -> None:
+        instance.hypervisor.publish("hostkeys", "ssh-ed25519", "AAAAC3NzaC1lZDI1NTE5AAAAI" + "B" * 43)
+
+    call(overwrite())
+    way = Way(real.run, real.vm)
+    way.open()
+    assert log_in(real.run, real.vm, way).home == real.guest.home
+    assert real.run.cloud.guest_attributes(real.vm.name, real.vm.zone, "hostkeys")["ssh-ed25519"].endswith("BBBB")
+
+
+def test_a_caller_whom_the_rule_does_not_name_hears_nothing(real: Real) -> None:
+    before = real.lab.world.network.caller_address
+    assert real.guest.machine.run("true").code == 0
+    real.lab.world.network.change(caller_address="203.0.113.250")
+    try:
+        assert real.guest.machine.run("true", timeout=3).code == 255
+    finally:
+        real.lab.world.network.change(caller_address=before)
+
+
+def test_the_scratch_folder_is_for_our_eyes_only(real: Real) -> None:
+    scratch = real.run.job.scratch
+    assert scratch.stat().st_mode & 0o777 == 0o700
+    assert (scratch / "login").stat().st_mode & 0o777 == 0o600
+    assert (scratch / ".gitignore").read_text() == "*\n"
+
+
+def test_nothing_of_a_secret_is_on_a_command_line(real: Real) -> None:
+    secret = hashlib.sha256(b"secret").hexdigest()
+    real.guest.machine.run(command(real.run, "secrets"), stdin=secret.encode())
+    assert secret not in "\n".join(real.lab.requests("vm"))
+    assert "secrets" in "\n".join(real.lab.requests("vm", "exec"))
+
+
+def test_an_ssh_that_is_missing_is_40(real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Failure) as caught:
+        RemoteMachine(real.vm.address, 22, tmp_path, "ssh-ed25519 A")
+    assert caught.value.exit_code == 40

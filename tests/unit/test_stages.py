@@ -1,0 +1,325 @@
+"""The stages: provision, authorize, train, destroy, each retried at any time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import SHA, ZONE, Entry, FakeStack, Stage, done, refusal
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.run_names import RunName
+from glgpu.stages.authorize import authorize
+from glgpu.stages.destroy import destroy, destroy_branch, destroy_cloud_only
+from glgpu.stages.provision import provision
+from glgpu.stages.train import train
+from glgpu.steps.context import Run
+
+
+def code_of(work: Any, *words: Any) -> int:
+    with pytest.raises(Failure) as caught:
+        work(*words)
+    return caught.value.exit_code
+
+
+def things(stage: Stage) -> list[object]:
+    return [*stage.cloud.vms, *stage.cloud.boot_disks, *stage.cloud.rules, *stage.forge.keys, *stage.forge.states]
+
+
+@pytest.fixture
+def provisioned(stage: Stage) -> Stage:
+    provision(stage.run)
+    return stage
+
+
+# provision
+
+
+def test_provision_leaves_a_vm_and_says_where_it_is(provisioned: Stage, tmp_path: Path) -> None:
+    assert (tmp_path / "glgpu.env").read_text() == (
+        f"GLGPU_INSTANCE={provisioned.name}\nGLGPU_ZONE={ZONE}\nGLGPU_GOOGLE_PROJECT=my-dl\n"
+    )
+
+
+def test_a_retried_provision_takes_over_its_own_vm_and_sees_that_it_is_ready(provisioned: Stage) -> None:
+    provisioned.machine.calls.clear()
+    provision(provisioned.run)
+    assert len(provisioned.stacks) == 1
+    assert provisioned.machine.verbs() == ["hello", "gpu", "ends"]
+
+
+def test_a_retried_provision_removes_a_vm_that_has_powered_itself_off(provisioned: Stage) -> None:
+    provisioned.cloud.change(provisioned.name, ZONE, status="TERMINATED")
+    provision(provisioned.run)
+    assert len(provisioned.stacks) == 2
+
+
+def test_a_provision_after_the_pipelines_end_buys_nothing(stage: Stage) -> None:
+    stage.forge.over = True
+    assert code_of(provision, stage.run) == 2
+    assert stage.stacks == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"train": {"image": None}}, {"train": {"secrets": ["MISSING"]}}, {"machine": {"max_hours": 24}}],
+)
+def test_what_cannot_work_is_refused_while_it_costs_nothing(stage: Stage, settings: dict[str, Any]) -> None:
+    stage.set(**settings)
+    assert code_of(provision, stage.run) == 2
+    assert stage.cloud.calls == []
+
+
+def test_a_full_disk_at_the_end_of_provision_is_this_machines(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "glgpu.env").mkdir()
+    assert code_of(provision, stage.run) == 40
+
+
+# authorize
+
+
+def test_authorize_brings_the_code(provisioned: Stage) -> None:
+    authorize(provisioned.run)
+    assert "overlay" in provisioned.machine.stdin
+
+
+def test_authorize_needs_a_vm(stage: Stage) -> None:
+    assert code_of(authorize, stage.run) == 11
+
+
+# train
+
+
+def test_train_brings_weights_home_and_gives_the_vm_back(provisioned: Stage) -> None:
+    train(provisioned.run)
+    assert (provisioned.run.outputs / "weights/w.bin").exists()
+    assert (provisioned.run.outputs / "glgpu/train.log").read_bytes() == b"epoch 1\n"
+    assert provisioned.cloud.vms == {}
+    assert provisioned.events()[-2:] == ["outputs-home", "gpu-released"]
+
+
+def test_the_claim_comes_before_the_container(provisioned: Stage) -> None:
+    train(provisioned.run)
+    events = provisioned.events()
+    assert events.index("vm-claimed") < events.index("container-started")
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "out_of_memory", "files", "expected"),
+    [
+        (3, False, {"weights/w.bin": Entry(b"w")}, 20),
+        (137, True, {"weights/w.bin": Entry(b"w")}, 20),
+        (0, False, {}, 21),
+        (0, False, {"weights": Entry(folder=True)}, 21),
+    ],
+)
+def test_a_training_that_fails_brings_home_what_there_is(
+    provisioned: Stage, exit_code: int, out_of_memory: bool, files: dict[str, Entry], expected: int
+) -> None:
+    machine = provisioned.machine
+    machine.exit_code, machine.out_of_memory, machine.files = exit_code, out_of_memory, files
+    assert code_of(train, provisioned.run) == expected
+    assert (provisioned.run.outputs / "weights/w.bin").exists() == ("weights/w.bin" in files)
+    assert (provisioned.run.outputs / "glgpu/SHA256SUMS").exists()
+    assert provisioned.cloud.vms == {}
+
+
+def test_a_retried_train_attaches_to_the_training_that_runs(provisioned: Stage) -> None:
+    provisioned.machine.refuse["logs"] = refusal(ErrorClass.SSH)
+    assert code_of(train, provisioned.run) == 13
+    provisioned.machine.refuse.clear()
+    train(provisioned.run)
+    assert provisioned.machine.verbs().count("start") == 1
+    assert "attaching to it" in provisioned.log
+
+
+def test_weights_that_do_not_come_home_keep_the_vm(provisioned: Stage) -> None:
+    provisioned.machine.sums_wrong = 99
+    assert code_of(train, provisioned.run) == 13
+    assert provisioned.cloud.vms != {}
+    assert "wipe" not in provisioned.machine.verbs()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_train_retried_after_the_end_brings_up_a_vm_and_sees_to_its_end(stage: Stage, fails: bool) -> None:
+    stage.machine.exit_code = 3 if fails else 0
+    if fails:
+        assert code_of(train, stage.run) == 20
+    else:
+        train(stage.run)
+    assert len(stage.stacks) == 1
+    assert things(stage) == []
+    assert stage.run.record.find("proof") is not None
+
+
+@pytest.mark.parametrize("verb", ["hello", "gpu", "unpack", "start", "sums"])
+def test_it_sees_to_the_end_wherever_it_fails(stage: Stage, verb: str) -> None:
+    stage.machine.said[verb] = done("", 1, "it went wrong")
+    code_of(train, stage.run)
+    assert things(stage) == []
+
+
+def test_it_sees_to_the_end_also_after_a_mistake_of_our_own(stage: Stage) -> None:
+    def mistake() -> None:
+        raise RuntimeError("a mistake")
+
+    stage.machine.before["start"] = mistake
+    with pytest.raises(RuntimeError):
+        train(stage.run)
+    assert things(stage) == []
+
+
+def test_what_went_wrong_first_counts_before_what_the_teardown_says(stage: Stage) -> None:
+    stage.machine.exit_code = 3
+    stage.forge.refuse["delete_state"] = refusal(ErrorClass.NETWORK)
+    assert code_of(train, stage.run) == 20
+
+
+def test_a_vm_that_lives_on_counts_before_a_failed_training(stage: Stage) -> None:
+    stage.machine.exit_code = 3
+    stage.cloud.stubborn = True
+    assert code_of(train, stage.run) == 30
+
+
+def test_a_jobs_signal_leaves_the_end_to_after_script(stage: Stage) -> None:
+    stage.machine.refuse["logs"] = refusal(ErrorClass.INTERRUPTED)
+    assert code_of(train, stage.run) == 19
+    assert stage.cloud.vms != {}
+
+
+def test_on_a_laptop_a_signal_ends_the_vm_too(stage: Stage) -> None:
+    stage.job(job_id="")
+    stage.machine.refuse["logs"] = refusal(ErrorClass.INTERRUPTED)
+    assert code_of(train, stage.run) == 19
+    assert stage.cloud.vms == {}
+
+
+def test_a_log_that_cannot_be_kept_does_not_end_the_training(provisioned: Stage) -> None:
+    kept = provisioned.run.outputs / "glgpu/train.log"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.symlink_to("/dev/full")
+    train(provisioned.run)
+    assert "cannot be written: No space left on device" in provisioned.log
+    assert "epoch 1" in provisioned.log
+
+
+# destroy
+
+
+def test_destroy_saves_and_removes_and_takes_over_the_train_jobs_record(provisioned: Stage) -> None:
+    provisioned.machine.container = {"Running": False, "ExitCode": 0, "OOMKilled": False}
+    event = {"at": 1.0, "job": "6", "what": "container-started", "facts": {}}
+    provisioned.forge.artifacts["1001", "train", "outputs/glgpu/run.json"] = json.dumps(
+        {"schema_version": 1, "run": provisioned.name, "events": [event]}
+    )
+    destroy(provisioned.run)
+    assert provisioned.events()[0] == "container-started"
+    assert provisioned.events()[-1] == "proof"
+    assert (provisioned.run.outputs / "weights/w.bin").exists()
+    assert things(provisioned) == []
+
+
+def test_destroy_without_gitlab_clears_the_cloud_and_ends_with_18(provisioned: Stage) -> None:
+    for verb in ("artifact", "state", "remove_deploy_keys", "delete_state"):
+        provisioned.forge.refuse[verb] = refusal(ErrorClass.NETWORK)
+    assert code_of(destroy, provisioned.run) == 18
+    assert not provisioned.cloud.vms
+    assert not provisioned.cloud.rules
+    provisioned.forge.refuse.clear()
+    destroy(provisioned.run)
+    assert things(provisioned) == []
+
+
+def test_destroy_before_provision_and_twice_is_fine(stage: Stage) -> None:
+    destroy(stage.run)
+    destroy(stage.run)
+    assert things(stage) == []
+
+
+def test_destroy_while_provision_waits_for_its_vm(stage: Stage) -> None:
+    """The apply is under way; destroy comes first, then the VM: the next destroy finds it."""
+
+    def slowly(stack: FakeStack) -> None:
+        stack.is_over = False
+        stage.clock.at(1, lambda: destroy(stage.run))
+        stage.clock.at(2, lambda: stage.insert(stack))
+        stage.clock.at(3, lambda: setattr(stack, "is_over", True))
+
+    stage.applies = slowly
+    provision(stage.run)
+    destroy(stage.run)
+    assert things(stage) == []
+
+
+def test_destroy_while_provision_makes_its_vm_ready(stage: Stage) -> None:
+    """The VM goes under provision's hands: that is a vanished VM, and nothing is left."""
+    stage.machine.before["hello"] = lambda: setattr(stage.machine, "reachable", False)
+    stage.clock.at(0.5, lambda: destroy(stage.run))
+    stage.machine.said["hello"] = done("", 255, "Connection reset by peer")
+    assert code_of(provision, stage.run) == 23
+    destroy(stage.run)
+    assert things(stage) == []
+
+
+def test_a_signal_during_the_rescue_does_not_end_the_teardown(provisioned: Stage) -> None:
+    provisioned.machine.container = {"Running": False, "ExitCode": 0, "OOMKilled": False}
+    provisioned.machine.refuse["sums"] = refusal(ErrorClass.INTERRUPTED)
+    assert code_of(destroy, provisioned.run) == 19
+    assert provisioned.cloud.vms == {}
+
+
+def test_cloud_only_asks_gitlab_nothing(provisioned: Stage) -> None:
+    provisioned.forge.calls.clear()
+    destroy_cloud_only(provisioned.run)
+    assert provisioned.forge.calls == []
+    assert provisioned.cloud.vms == {}
+
+
+def others(stage: Stage, number: str, **facts: Any) -> None:
+    """Another run of the project."""
+    ref, kind = facts.get("ref", "main"), facts.get("kind", "train")
+    name = RunName(stage.run.job.server_url, facts.get("project", 42), number, kind)
+    other = replace(stage, run=replace(stage.run, name=name, job=replace(stage.run.job, ref=ref)))
+    stage.cloud.insert(other.vm())
+
+
+def test_the_stop_job_ends_every_run_of_the_branch_and_no_other(stage: Stage) -> None:
+    stage.job(ref="feature/x")
+    others(stage, "1001", ref="feature/x")
+    others(stage, "1002", ref="feature/x")
+    others(stage, "1003", ref="main")
+    others(stage, "1004", ref="feature-x")
+    others(stage, "1005", ref="feature/x", kind="notebook")
+    others(stage, "1006", ref="feature/x", project=43)
+    ended = []
+
+    def named(name: RunName) -> Run:
+        ended.append(name.run)
+        return replace(stage.run, name=name, job=replace(stage.run.job, run=name.run))
+
+    destroy_branch(stage.run, named)
+    assert ended == ["1001", "1002"]
+    assert sorted(name.split("-")[3] for name, _ in stage.cloud.vms) == ["1003", "1004", "1005", "1006"]
+
+
+def test_one_run_of_the_branch_that_lives_on_does_not_save_the_others(stage: Stage) -> None:
+    for number in ("1001", "1002"):
+        others(stage, number)
+    stage.cloud.refuse["delete_instance"] = refusal(ErrorClass.PERMISSION)
+    stage.cloud.before["delete_instance"] = lambda: stage.cloud.before.update(delete_instance=stage.cloud.refuse.clear)
+
+    def named(name: RunName) -> Run:
+        return replace(stage.run, name=name, job=replace(stage.run.job, run=name.run))
+
+    assert code_of(destroy_branch, stage.run, named) == 30
+    assert len(stage.cloud.vms) == 1
+
+
+def test_the_commit_in_the_record_is_the_pipelines(provisioned: Stage) -> None:
+    train(provisioned.run)
+    event = provisioned.run.record.find("code-checked-out")
+    assert event is not None
+    assert event.facts["commit"] == SHA

@@ -1,0 +1,312 @@
+"""The end of a run: saved, removed, proved; every step tried."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import ZONE, Entry, Stage, done, refusal
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import FirewallRule
+from glgpu.steps.tear_down import cut_short, rescue, tear_down
+
+RAN = {"Running": False, "ExitCode": 0, "OOMKilled": False}
+RUNS = {"Running": True, "ExitCode": 0, "OOMKilled": False}
+
+
+@pytest.fixture
+def whole(stage: Stage) -> Stage:
+    """A run with everything that a run can have."""
+    stage.cloud.insert(stage.vm())
+    for name in (stage.name, f"{stage.name}-closed"):
+        stage.cloud.rules[name] = FirewallRule(name, "deny", ("0.0.0.0/0",), name, 900, "default")
+    stage.forge.keys = [(stage.name, "ssh-ed25519 K", 0.0), ("somebody else's", "ssh-ed25519 L", 0.0)]
+    stage.forge.states[stage.name] = "held"
+    stage.machine.container = dict(RAN)
+    return stage
+
+
+def left(stage: Stage) -> dict[str, object]:
+    everything = {
+        "vms": list(stage.cloud.vms), "disks": stage.cloud.boot_disks, "rules": list(stage.cloud.rules),
+        "keys": [key for key in stage.forge.keys if key[0] == stage.name], "states": list(stage.forge.states),
+    }  # fmt: skip
+    return {kind: found for kind, found in everything.items() if found}
+
+
+def failure_of(stage: Stage) -> Failure:
+    with pytest.raises(Failure) as caught:
+        tear_down(stage.run)
+    return caught.value
+
+
+def test_nothing_of_the_run_is_left_and_that_is_written_down(whole: Stage) -> None:
+    tear_down(whole.run)
+    assert left(whole) == {}
+    assert [key[0] for key in whole.forge.keys] == ["somebody else's"]
+    proof = whole.run.record.find("proof")
+    assert proof is not None
+    assert proof.facts["left"] == []
+    assert proof.facts["found"] == [f"{whole.name} in {ZONE} (RUNNING)"]
+
+
+def test_destroying_twice_is_as_good_as_once(whole: Stage) -> None:
+    tear_down(whole.run)
+    tear_down(whole.run)
+    assert left(whole) == {}
+
+
+def test_with_neither_state_nor_record_the_vm_goes(stage: Stage) -> None:
+    stage.cloud.insert(stage.vm())
+    tear_down(stage.run)
+    assert left(stage) == {}
+    assert stage.stacks == []
+
+
+def test_before_provision_there_is_nothing_to_do(stage: Stage) -> None:
+    tear_down(stage.run)
+    assert "found: no VM" in stage.log
+
+
+def test_a_vm_without_labels_is_found_by_its_name(stage: Stage) -> None:
+    stage.cloud.insert(stage.vm(labels={}))
+    tear_down(stage.run)
+    assert stage.cloud.vms == {}
+
+
+def test_a_vm_with_another_name_is_found_by_its_labels(stage: Stage) -> None:
+    stage.cloud.insert(stage.vm(name="renamed"))
+    tear_down(stage.run)
+    assert stage.cloud.vms == {}
+
+
+def test_a_vm_of_another_run_stays(stage: Stage) -> None:
+    other = stage.name.replace("1001", "1002")
+    stage.cloud.insert(stage.vm(name=other, labels={**stage.run.name.own_labels, "glgpu-run": "1002"}))
+    tear_down(stage.run)
+    assert [name for name, _ in stage.cloud.vms] == [other]
+
+
+def test_a_disk_that_was_left_alone_goes_too(stage: Stage) -> None:
+    stage.cloud.boot_disks.add((stage.name, ZONE))
+    tear_down(stage.run)
+    assert stage.cloud.boot_disks == set()
+
+
+@pytest.mark.parametrize("verb", ["find", "labelled", "delete_instance", "disks", "delete_rule"])
+def test_every_other_step_is_tried_when_one_of_the_clouds_fails(whole: Stage, verb: str) -> None:
+    whole.cloud.refuse[verb] = refusal(ErrorClass.TRANSIENT)
+    failure_of(whole)
+    tried = set(whole.cloud.verbs())
+    assert {"disks", "delete_rule"} <= tried
+    assert "remove_deploy_keys" in whole.forge.verbs()
+    if verb in ("disks", "delete_rule"):
+        assert whole.cloud.vms == {}
+
+
+@pytest.mark.parametrize("verb", ["state", "remove_deploy_keys", "delete_state"])
+def test_without_gitlab_the_cloud_is_cleared_all_the_same(whole: Stage, verb: str) -> None:
+    whole.forge.refuse[verb] = refusal(ErrorClass.NETWORK, "GitLab cannot be reached")
+    assert failure_of(whole).exit_code == 18
+    assert not whole.cloud.vms
+    assert not whole.cloud.rules
+
+
+def test_a_terraform_that_fails_is_done_without(whole: Stage) -> None:
+    whole.refuses["destroy"] = refusal(ErrorClass.STATE_LOCK)
+    tear_down(whole.run)
+    assert left(whole) == {}
+    assert "going on without it" in whole.log
+
+
+def test_terraforms_word_is_not_taken_for_it(whole: Stage) -> None:
+    tear_down(whole.run)
+    assert whole.stacks[0].verbs() == ["prepare", "destroy"]
+    assert "delete_instance" in whole.cloud.verbs()
+
+
+def test_a_vm_that_lives_on_is_said_with_a_link_and_a_command(whole: Stage) -> None:
+    whole.cloud.stubborn = True
+    failure = failure_of(whole)
+    assert failure.exit_code == 30
+    assert f"zones/{ZONE}/instances/{whole.name}?project=my-dl" in failure.cause
+    assert failure.remedy == f"gcloud compute instances delete {whole.name} --zone {ZONE} --project my-dl"
+    assert whole.forge.states == {whole.name: "held"}
+
+
+def test_still_alive_counts_before_what_failed_first(whole: Stage) -> None:
+    whole.cloud.stubborn = True
+    whole.forge.refuse["state"] = refusal(ErrorClass.NETWORK)
+    assert failure_of(whole).exit_code == 30
+
+
+def test_a_delete_that_is_refused_leaves_the_vm_alive(whole: Stage) -> None:
+    whole.cloud.refuse["delete_instance"] = refusal(ErrorClass.PERMISSION)
+    assert failure_of(whole).exit_code == 30
+
+
+def test_one_vm_that_is_refused_does_not_save_the_other(whole: Stage) -> None:
+    whole.cloud.insert(whole.vm(zone="europe-west1-b"))
+    refused = whole.cloud.refuse
+
+    def once() -> None:
+        refused["delete_instance"] = refusal(ErrorClass.PERMISSION)
+        whole.cloud.before["delete_instance"] = refused.clear
+
+    whole.cloud.before["delete_instance"] = once
+    failure_of(whole)
+    assert len(whole.cloud.vms) == 1
+
+
+def test_a_disk_that_stays_is_alive(stage: Stage) -> None:
+    stage.cloud.boot_disks.add((stage.name, ZONE))
+    stage.cloud.stubborn = True
+    failure = failure_of(stage)
+    assert failure.exit_code == 30
+    assert "gcloud compute disks delete" in failure.remedy
+
+
+def test_a_cloud_that_cannot_be_asked_proves_nothing(whole: Stage) -> None:
+    whole.cloud.refuse["find"] = refusal(ErrorClass.API_DISABLED)
+    assert failure_of(whole).exit_code == 15
+    proof = whole.run.record.find("proof")
+    assert proof is not None
+    assert proof.facts["left"] == "unknown"
+
+
+def test_a_signal_does_not_end_the_teardown(whole: Stage) -> None:
+    whole.cloud.refuse["delete_rule"] = refusal(ErrorClass.INTERRUPTED)
+    assert failure_of(whole).exit_code == 19
+    assert whole.cloud.vms == {}
+
+
+def test_on_a_laptop_without_gitlab_there_is_no_state_to_look_for(whole: Stage) -> None:
+    whole.job(server_url="")
+    whole.forge.may_administer = False
+    tear_down(whole.run)
+    assert whole.forge.verbs() == []
+
+
+# Saving what is not home.
+
+
+def saved(stage: Stage) -> list[str]:
+    return sorted(str(p.relative_to(stage.run.outputs)) for p in stage.run.outputs.rglob("*.bin"))
+
+
+def test_what_is_not_home_comes_home_checkpoints_too(whole: Stage) -> None:
+    whole.machine.files["checkpoints/1.bin"] = Entry(b"c")
+    rescue(whole.run)
+    assert saved(whole) == ["checkpoints/1.bin", "weights/w.bin"]
+
+
+def test_what_is_home_is_not_fetched_again(whole: Stage) -> None:
+    whole.machine.home = True
+    rescue(whole.run)
+    assert "send" not in whole.machine.verbs()
+
+
+def test_a_vm_that_trained_nothing_has_nothing_to_save(whole: Stage) -> None:
+    whole.machine.container = None
+    rescue(whole.run)
+    assert "no training was started" in whole.log
+
+
+def test_a_training_that_still_runs_is_ended_first(whole: Stage) -> None:
+    whole.machine.container = dict(RUNS)
+    rescue(whole.run)
+    assert whole.machine.verbs().index("stop") < whole.machine.verbs().index("send")
+
+
+def test_a_training_that_cannot_be_ended_is_saved_as_it_is(whole: Stage) -> None:
+    whole.machine.container = dict(RUNS)
+    whole.machine.said["stop"] = done("", 1, "Error response from daemon: tried to kill container")
+    rescue(whole.run)
+    assert saved(whole) == ["weights/w.bin"]
+
+
+def test_a_vm_that_lets_nobody_in_holds_up_the_teardown_for_half_a_minute_at_most(whole: Stage) -> None:
+    whole.machine.reachable = False
+    rescue(whole.run)
+    assert sum(whole.clock.slept) <= 31
+    assert "does not let us in" in whole.log
+
+
+def test_saving_is_bounded_by_settings(whole: Stage) -> None:
+    whole.machine.sums_wrong = 99
+    whole.machine.before["send"] = lambda: whole.clock.sleep(601)
+    rescue(whole.run)
+    assert "did not come home in time" in whole.log
+    assert whole.machine.verbs().count("send") == 1
+    assert all(seconds is not None and seconds <= 600 for seconds in whole.machine.allowed)
+
+
+def test_saving_is_bounded_by_the_hard_end(whole: Stage) -> None:
+    whole.clock.time += 3500
+    rescue(whole.run)
+    assert whole.machine.allowed[0] is not None
+    assert whole.machine.allowed[0] <= 100
+
+
+def test_settings_come_from_the_vm_and_not_from_the_job(stage: Stage) -> None:
+    stage.set(train={"outputs": ["models/"]}, limits={"rescue_minutes": 3})
+    stage.cloud.insert(stage.vm())
+    stage.set(train={"outputs": ["weights/"]}, limits={"rescue_minutes": 99})
+    stage.machine.container = dict(RAN)
+    stage.machine.files = {"models/m.bin": Entry(b"m"), "weights/w.bin": Entry(b"w")}
+    rescue(stage.run)
+    assert saved(stage) == ["models/m.bin"]
+    assert stage.machine.allowed == [180]
+
+
+def test_no_minutes_means_no_rescue(whole: Stage) -> None:
+    rescue(whole.run, most=0)
+    assert whole.machine.calls == []
+
+
+def test_a_signal_during_a_rescue_is_not_passed_over(whole: Stage) -> None:
+    whole.machine.refuse["sums"] = refusal(ErrorClass.INTERRUPTED)
+    with pytest.raises(Failure) as caught:
+        rescue(whole.run)
+    assert caught.value.klass is ErrorClass.INTERRUPTED
+
+
+# The cancelled job's way.
+
+
+def test_a_cancelled_job_saves_and_asks_for_the_delete_without_gitlab_and_without_waiting(whole: Stage) -> None:
+    cut_short(whole.run)
+    assert saved(whole) == ["weights/w.bin"]
+    assert ("delete_instance", whole.name, ZONE, False) in whole.cloud.calls
+    assert whole.forge.verbs() == []
+    assert all(seconds is not None and seconds <= 60 for seconds in whole.machine.allowed)
+
+
+def test_a_cancelled_job_that_drops_saves_nothing(stage: Stage) -> None:
+    stage.set(train={"on_cancel": "drop"})
+    stage.cloud.insert(stage.vm())
+    stage.set(train={"on_cancel": "save"})
+    cut_short(stage.run)
+    assert stage.machine.calls == []
+    assert stage.cloud.vms == {}
+
+
+def test_a_cancelled_job_without_vm_has_nothing_to_do(stage: Stage) -> None:
+    cut_short(stage.run)
+    assert "no VM of this run is alive" in stage.log
+
+
+def test_a_cancelled_job_asks_for_every_vm_and_says_which_was_refused(whole: Stage) -> None:
+    whole.cloud.insert(whole.vm(zone="europe-west1-b"))
+    whole.cloud.refuse["delete_instance"] = refusal(ErrorClass.PERMISSION)
+    with pytest.raises(Failure) as caught:
+        cut_short(whole.run)
+    assert caught.value.exit_code == 30
+    assert whole.cloud.verbs().count("delete_instance") == 2
+
+
+def test_a_signal_during_the_save_does_not_keep_the_vm(whole: Stage) -> None:
+    whole.machine.refuse["sums"] = refusal(ErrorClass.INTERRUPTED)
+    with pytest.raises(Failure) as caught:
+        cut_short(whole.run)
+    assert caught.value.exit_code == 19
+    assert whole.cloud.vms == {}
