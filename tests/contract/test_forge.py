@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from fakes import FakeForge
-from lab import SETTINGS, Lab, lab
 
+from fakes import FakeForge
 from glgpu.clients.gitlab_project import GitlabProject
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Forge
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.gitlab_model import Job, Role
+from lab import SETTINGS, Lab, lab
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + base64.b64encode(bytes(range(31))).decode()[:43]
 LOCK = {

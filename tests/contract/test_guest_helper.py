@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lab import FILES, IMAGE, Lab, lab, vm_of
 
 from glgpu.errors import Failure
 from glgpu.interfaces import Instance
@@ -26,7 +26,9 @@ from glgpu.steps.container import Container, Ended, Workload
 from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.door import Guest, Way, log_in, open_door
 from glgpu.steps.guest import ask, command
+from lab import FILES, IMAGE, Lab, lab, vm_of
 
+OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAfuCHKVTjquxvt6CM6tdG4SLp1Btn/nOeHHE5UOzRdf"
 PRIVATE = "private.example.com/team/train:1"
 
 
@@ -95,9 +97,9 @@ def _clean(vm: Vm) -> Iterator[None]:
     vm.sh("rm -rf glgpu/code/weights")
 
 
-def work(*argv: str, **facts: object) -> Workload:
+def work(*argv: str, **facts: Any) -> Workload:
     plain = Workload(IMAGE, argv, {}, {}, ["weights"], "", False, None)
-    return replace(plain, **facts)  # type: ignore[arg-type]
+    return replace(plain, **facts)
 
 
 def ran(vm: Vm, workload: Workload) -> tuple[Ended, bytes]:
@@ -136,7 +138,9 @@ def test_secrets_reach_the_container_and_no_disk(vm: Vm) -> None:
     script = "import os; print(repr(os.environ['A'])); print(repr(open(os.environ['B']).read()))"
     _, said = ran(vm, work("python3", "-c", script, secrets={"A": (several, False), "B": (several, True)}))
     assert said.decode().splitlines() == [repr(several)] * 2
-    found = subprocess.run(["grep", "-rlF", "line 2 with", str(vm.lab.world.folder)], capture_output=True, text=True)
+    found = subprocess.run(
+        ["grep", "-rlF", "line 2 with", str(vm.lab.world.folder)], capture_output=True, text=True, check=False
+    )
     logs = [line for line in found.stdout.splitlines() if "/containers/" not in line]
     assert logs == []
 
@@ -283,10 +287,14 @@ def job_checkout(vm: Vm, tmp_path: Path) -> Run:
     words = ["clone", "-q", "--depth", "1", "--recurse-submodules", f"file://{origin}", str(clone)]
     subprocess.run([*git, *words], check=True, umask=0o077)
     sha = subprocess.run(["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    run = vm.lab.run(clone, CI_COMMIT_SHA=sha.stdout.strip(), GLGPU_CODE="job", GLGPU_TRAIN_IMAGE=IMAGE,
-                     GLGPU_CONFIG=str(clone / "glgpu.yml")) if (clone / "glgpu.yml").write_text("train: {}\n") else None  # fmt: skip
-    assert run is not None
-    return run
+    (clone / "glgpu.yml").write_text("train: {}\n")
+    return vm.lab.run(clone, CI_COMMIT_SHA=sha.stdout.strip(), GLGPU_CODE="job", GLGPU_TRAIN_IMAGE=IMAGE)
+
+
+def with_deploy_key(run: Run, **job: Any) -> Run:
+    """The same run, insisting on a deploy key."""
+    settings = run.settings.model_copy(update={"code": "deploy-key"})
+    return replace(run, job=replace(run.job, **job), settings=settings)
 
 
 def test_the_jobs_own_checkout_arrives_whole(vm: Vm, job_checkout: Run) -> None:
@@ -309,11 +317,7 @@ def test_the_jobs_own_checkout_arrives_whole(vm: Vm, job_checkout: Run) -> None:
 
 
 def test_a_commit_that_the_key_cannot_see_is_17(vm: Vm) -> None:
-    run = replace(
-        vm.run,
-        job=replace(vm.run.job, sha="f" * 40),
-        settings=vm.run.settings.model_copy(update={"code": "deploy-key"}),
-    )
+    run = with_deploy_key(vm.run, sha="f" * 40)
     with pytest.raises(Failure) as caught:
         check_out(run, vm.guest.machine, hard_end_of(vm.instance))
     assert caught.value.exit_code == 17
@@ -321,12 +325,8 @@ def test_a_commit_that_the_key_cannot_see_is_17(vm: Vm) -> None:
 
 
 def test_a_wrong_known_host_is_refused(vm: Vm) -> None:
-    wrong = f"[{vm.run.job.ssh_host}]:{vm.run.job.ssh_port} ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAfuCHKVTjquxvt6CM6tdG4SLp1Btn/nOeHHE5UOzRdf"
-    run = replace(
-        vm.run,
-        job=replace(vm.run.job, gitlab_host_keys=wrong),
-        settings=vm.run.settings.model_copy(update={"code": "deploy-key"}),
-    )
+    wrong = f"[{vm.run.job.ssh_host}]:{vm.run.job.ssh_port} {OTHER_KEY}"
+    run = with_deploy_key(vm.run, gitlab_host_keys=wrong)
     with pytest.raises(Failure) as caught:
         check_out(run, vm.guest.machine, hard_end_of(vm.instance))
     assert caught.value.exit_code == 17

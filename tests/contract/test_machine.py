@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fakes import FakeMachine
-from lab import SETTINGS, Lab, lab, vm_of
 
+from fakes import FakeMachine
 from glgpu.clients.remote_machine import RemoteMachine
 from glgpu.errors import Failure
 from glgpu.interfaces import Instance, Machine
 from glgpu.steps.context import Run
 from glgpu.steps.door import Guest, Way, log_in, open_door
 from glgpu.steps.guest import command
+from lab import SETTINGS, Lab, lab, vm_of
 
 
 @dataclass

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fakes import FakeStack, make_stage
-from lab import SETTINGS, Lab, lab
 
+from fakes import FakeStack, make_stage
 from glgpu.clients.terraform_stack import TerraformStack
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Cloud, Instance, Stack
@@ -21,6 +20,7 @@ from glgpu.steps.bring_up import bring_up, plan_lifetime, terraform_variables
 from glgpu.steps.context import Run
 from glgpu.steps.tear_down import tear_down
 from glgpu.wiring import clear_scratch
+from lab import SETTINGS, Lab, lab
 
 
 @dataclass

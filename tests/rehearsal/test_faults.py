@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from rehearsing import GLGPU, rehearse
 
 from glgpu.processes import run
 from glgpu.rehearsal.fault_catalogue import FAULTS, Fault
+from rehearsing import GLGPU, rehearse
 
 QUICK = {fault.exit_code: fault for fault in reversed(FAULTS)}
 """The first of each exit code; the others are played by ci/test-faults."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
-import gitlab_ci_local
 import pytest
+
+import gitlab_ci_local
 from serving import Served, stand_ins
 
 ROOT: Path = gitlab_ci_local.ROOT
@@ -24,6 +26,8 @@ OWN_TO_A_JOB = ("CI_JOB_ID", "CI_JOB_NAME", "CI_JOB_STATUS", "GITLAB_CI", "PATH"
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a `glgpu` that was installed from the wheel; the dependencies are this interpreter's."""
+    if not (shutil.which("terraform") or shutil.which("tofu")):
+        pytest.skip("terraform: neither it nor tofu is on PATH")
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     built = [*pip, "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", ROOT]

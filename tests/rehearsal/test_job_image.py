@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import gitlab_ci_local
 import pytest
 import yaml
-from serving import stand_ins
 
+import gitlab_ci_local
 from glgpu import __version__
+from serving import stand_ins
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(600)  # the first test also builds the image

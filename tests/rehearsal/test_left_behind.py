@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from rehearsing import Played, rehearse, remains, repository, started, world
 
 from glgpu.rehearsal.job_run import Executor
+from rehearsing import Played, rehearse, remains, repository, started, world
 
 LONG_TRAINING = """\
 import pathlib, time

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rehearsing import GLGPU, Played, Rehearsed, docker, rehearse, remains, repository, started, world
 
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.gitlab_model import Variable
+from rehearsing import GLGPU, Played, Rehearsed, docker, rehearse, remains, repository, started, world
 
 DEAD = "http://127.0.0.1:9"
 """Nobody listens on the discard port."""

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rehearsing import GLGPU, TINY, Played, repository, world
 
 from glgpu.errors import Failure
 from glgpu.rehearsal.job_run import Outcome
+from rehearsing import GLGPU, TINY, Played, repository, world
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU_JOBS = ("provision", "train", "destroy", "stop")

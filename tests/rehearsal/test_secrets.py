@@ -14,10 +14,10 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
-from rehearsing import Played, repository, world
 
 from glgpu.rehearsal.gitlab_model import State, Variable
 from glgpu.rehearsal.world import GOOGLE_PROJECT, World
+from rehearsing import Played, repository, world
 
 WATCH = Path(__file__).resolve().parents[1] / "process_watch.py"
 ZONE = "europe-west4-a"

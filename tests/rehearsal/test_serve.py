@@ -15,6 +15,7 @@ from google.api_core.client_options import ClientOptions
 from google.api_core.exceptions import NotFound
 from google.cloud import compute_v1
 from google.oauth2.credentials import Credentials
+
 from rehearsing import GLGPU, remains, repository, started
 
 ZONE = "europe-west4-a"

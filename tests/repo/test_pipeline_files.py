@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import gitlab_ci_local
 import pytest
 import yaml
 
+import gitlab_ci_local
 from glgpu import __version__
 from glgpu.rehearsal.ci_yaml import (
     ROOT_KEYS,

@@ -30,8 +30,8 @@ LIBRARY_ROOMS = {
 
 ENVIRONMENT_ROOMS = {"settings.py", "processes.py", "rehearsal/"}
 OTHER_WORLD = re.compile(r"rehears|\bstand-?ins?\b|\bfaults?\b", re.IGNORECASE)
-MAY_NAME_REHEARSALS = {"cli.py"}
-"""The command `rehearse` has to be named somewhere."""
+MAY_NAME_REHEARSALS = {"cli.py", "stages/init.py"}
+"""The command `rehearse` has to be named somewhere, and recommended to whoever begins."""
 
 
 def modules() -> list[Path]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fakes import FakeStack, Stage, refusal
 
+from fakes import FakeStack, Stage, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance
 from glgpu.steps.bring_up import bring_up, plan_lifetime, standing, state_for

@@ -7,8 +7,8 @@ import hashlib
 import math
 
 import pytest
-from fakes import SHA, FakeRepository, Stage, done, refusal
 
+from fakes import SHA, FakeRepository, Stage, done, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.steps.checkout import check_out
 

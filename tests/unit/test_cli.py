@@ -11,8 +11,8 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from fakes import Stage, refusal
 
+from fakes import Stage, refusal
 from glgpu import wiring
 from glgpu.cli import cli
 from glgpu.errors import EXIT_CODES, ErrorClass
@@ -169,7 +169,7 @@ def test_a_failure_is_in_the_record(play: Callable[..., Result], stage: Stage) -
 def test_cloud_only_plays_the_cancelled_jobs_teardown(
     play: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    played = []
+    played: list[object] = []
     monkeypatch.setattr("glgpu.stages.destroy.destroy_cloud_only", played.append)
     assert play("destroy", raises(AssertionError()), "--cloud-only").exit_code == 0
     assert len(played) == 1
@@ -189,7 +189,7 @@ def test_a_teardown_is_not_stopped_by_a_wrong_glgpu_yml(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     (tmp_path / "glgpu.yml").write_text(text)
-    played = []
+    played: list[object] = []
     monkeypatch.setattr("glgpu.stages.destroy.destroy_cloud_only", played.append)
     told = wired(tmp_path)
     assert told.exit_code == 0, told.output

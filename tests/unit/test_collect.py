@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fakes import Entry, Stage
 
+from fakes import Entry, Stage
 from glgpu.errors import ErrorClass, Failure
 from glgpu.steps.collect import Home, collect
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import IMAGE, ZONE, Stage, done, refusal
 
+from fakes import IMAGE, ZONE, Stage, done, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.steps.container import Container, Workload
 from glgpu.steps.door import Way

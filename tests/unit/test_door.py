@@ -6,8 +6,8 @@ import json
 from datetime import datetime
 
 import pytest
-from fakes import HOST_KEY, ZONE, Stage, refusal
 
+from fakes import HOST_KEY, ZONE, Stage, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import FirewallRule, Instance
 from glgpu.steps.door import NOBODY, Guest, Way, log_in, open_door

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fakes import Stage, refusal
 
+from fakes import Stage, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.life_cycle import whole_life
 

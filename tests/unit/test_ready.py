@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fakes import HOST_KEY, ZONE, FakeStack, Stage, done, refusal
 
+from fakes import HOST_KEY, ZONE, FakeStack, Stage, done, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.processes import Done
 from glgpu.steps.door import Guest

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import SHA, ZONE, Entry, FakeStack, Stage, done, refusal
 
+from fakes import SHA, ZONE, Entry, FakeStack, Stage, done, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.run_names import RunName
 from glgpu.stages.authorize import authorize

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fakes import ZONE, Entry, Stage, done, refusal
 
+from fakes import ZONE, Entry, Stage, done, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import FirewallRule
 from glgpu.steps.tear_down import cut_short, rescue, tear_down
