@@ -63,7 +63,7 @@ def doorman(command: Callable[..., None]) -> Callable[..., None]:
         except click.ClickException:
             raise  # click's own: wrong usage
         except click.Abort:
-            console.say("glgpu: ended at the keyboard")
+            console.say("glgpu: ended at the keyboard; without one, give the answers as options (see --help)")
             sys.exit(19)
         except Exception as error:
             import traceback
@@ -119,7 +119,7 @@ def staged(console: Console, stage: Callable[[Run], None], **options: Any) -> No
 @click.option("--folder", default=".", show_default=True, help="The repository that shall use glgpu.")
 @doorman
 def init(console: Console, interrupts: Interrupts, folder: str, ref: str, **answers: str | None) -> None:
-    """Write glgpu.yml and the include into a repository; nothing is overwritten.
+    """Make a repository use glgpu; overwrites nothing.
 
     Example: glgpu init --home group/glgpu --google-project my-dl
     """
@@ -144,7 +144,7 @@ def init(console: Console, interrupts: Interrupts, folder: str, ref: str, **answ
 @settings_options
 @doorman
 def provision(console: Console, interrupts: Interrupts, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Bring up the run's VM and leave it ready: reachable, with its GPU.
+    """Bring up the run's VM and leave it ready.
 
     Example: glgpu provision --set machine.spot=never
     """
@@ -158,7 +158,9 @@ def provision(console: Console, interrupts: Interrupts, config: str | None, over
 @settings_options
 @doorman
 def authorize(console: Console, interrupts: Interrupts, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Bring exactly this commit onto the run's VM; train does it by itself.
+    """Bring this commit onto the run's VM.
+
+    train does it by itself.
 
     Example: glgpu authorize --set code=deploy-key
     """
@@ -172,7 +174,7 @@ def authorize(console: Console, interrupts: Interrupts, config: str | None, over
 @settings_options
 @doorman
 def train(console: Console, interrupts: Interrupts, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Train on the VM with a live log and bring the weights to outputs/.
+    """Train on the VM and bring the weights home.
 
     Example: glgpu train --set "train.command=python train.py --epochs 3"
     """
@@ -195,7 +197,7 @@ def destroy(
     config: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """End the run: save what is not home, remove everything, prove it.
+    """End the run: save, remove all, prove it.
 
     Example: glgpu destroy --branch
     """
@@ -252,7 +254,7 @@ def run(console: Console, interrupts: Interrupts, config: str | None, overrides:
 @click.option("--serve", is_flag=True, help="Only run the stand-ins; prints one line of JSON.")
 @doorman
 def rehearse(console: Console, interrupts: Interrupts, **options: Any) -> None:
-    """Play a repository's whole pipeline on this machine, without cloud or GitLab.
+    """Play a whole pipeline here, without cloud.
 
     PATH is the folder of a repository with a glgpu.yml; by default the example is played.
 
@@ -267,7 +269,7 @@ def rehearse(console: Console, interrupts: Interrupts, **options: Any) -> None:
         raise Failure(
             ErrorClass.TOOL_MISSING,
             f"rehearsals need more than glgpu alone: {error}",
-            "pip install 'glgpu[rehearsal]'",
+            "in a checkout of glgpu: ./ci/rehearse, or pip install '.[rehearsal]'",
         ) from None
     sys.exit(play(console, **options))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 from collections import deque
@@ -53,16 +52,9 @@ class Console:
         on without an audience.
         """
         stream = self._stream or sys.stdout.buffer
-        try:
+        with contextlib.suppress(OSError, ValueError):
             stream.write(self.masker.mask_bytes(data))
             stream.flush()
-        except BrokenPipeError:
-            # What is buffered would be tried again at exit, and its failure would change the exit code
-            # (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
-            with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), stream.fileno())
-        except (OSError, ValueError):
-            pass
 
     @contextlib.contextmanager
     def section(self, name: str, header: str) -> Iterator[None]:

@@ -55,6 +55,9 @@ class RunRecord:
         job: This job's id.
         clock: For the events' times.
         masker: Nothing secret is written, whoever puts it in.
+
+    Attributes:
+        foreign: Whether another run's record was in its place.
     """
 
     def __init__(self, path: Path, run: str, job: str, clock: Clock, masker: Masker) -> None:
@@ -63,8 +66,9 @@ class RunRecord:
         self._clock = clock
         self._masker = masker
         self._record = Record(run=run)
+        self.foreign = False
         with contextlib.suppress(OSError):
-            self.merge(path.read_bytes())
+            self.foreign = not self.merge(path.read_bytes())
 
     @property
     def events(self) -> list[Event]:
@@ -75,14 +79,20 @@ class RunRecord:
         """The last event of a kind."""
         return next((event for event in reversed(self._record.events) if event.what == what), None)
 
-    def merge(self, text: str | bytes) -> None:
-        """Take over what another job of the same run wrote; anything else is passed over."""
+    def merge(self, text: str | bytes) -> bool:
+        """Take over what another job of the same run wrote; anything else is passed over.
+
+        Returns:
+            False where it is another run's.
+        """
         try:
             other = Record.model_validate_json(text)
         except ValidationError:
-            return
-        if other.run == self._record.run:
-            self._take(other.events)
+            return True
+        if other.run != self._record.run:
+            return False
+        self._take(other.events)
+        return True
 
     def add(self, what: str, **facts: Any) -> None:
         """Write an event; a full disk is not worth losing a run for."""

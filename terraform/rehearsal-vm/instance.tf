@@ -3,7 +3,8 @@ resource "terraform_data" "instance" {
     body = local.body
     url  = "${var.compute_endpoint == null ? "" : var.compute_endpoint}/compute/v1/projects/${var.project}/zones/${var.zone}/instances"
   }
-  triggers_replace = [var.name, var.zone]
+  # The provider makes a VM again that has vanished; this resource does so when the order is a new one.
+  triggers_replace = [var.name, var.zone, lookup(var.labels, "glgpu-expires", "")]
 
   # Both run the same few calls as the google provider. A failed insert leaves this resource tainted, and Terraform runs
   # no destroy provisioner of a tainted resource: what the insert half made stays behind, as it does with the provider.

@@ -104,10 +104,14 @@ def test_a_process_is_first_asked_to_end() -> None:
 
 
 def test_the_whole_group_is_asked_and_not_its_leader_alone() -> None:
-    with Running(["sh", "-c", f"sleep {LONG} & echo $!; trap 'wait; exit 4' TERM; wait"]) as process:
-        child = int(next(process.lines()))
-        assert process.terminate(SOON) == 4
-        gone(child)
+    child = "import signal, sys; signal.signal(15, lambda *_: sys.exit(3)); print('ready', flush=True); signal.pause()"
+    leader = (
+        "import signal, subprocess, sys\nsignal.signal(15, lambda *_: sys.exit(child.wait()))\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\nwhile True: signal.pause()"
+    )
+    with Running(python(leader)) as process:
+        next(process.lines())
+        assert process.terminate(SOON) == 3, "the leader ends with what its child ended with"
 
 
 def test_a_process_that_will_not_hear_is_killed() -> None:
@@ -167,6 +171,13 @@ def test_a_reader_in_another_thread_ends_when_the_process_is_ended() -> None:
     reader.join(SOON)
     assert not reader.is_alive()
     assert read in ([], [b"one\n"])
+
+
+def test_reading_on_after_the_end_is_no_error() -> None:
+    with Running(["sh", "-c", "echo one; echo two"]) as process:
+        lines = process.lines()
+        assert next(lines) == b"one\n"
+    assert list(lines) == []
 
 
 def test_children_are_out_of_reach_of_the_keyboard() -> None:
@@ -253,7 +264,7 @@ def test_a_dead_audience_does_not_change_the_exit_code() -> None:
     """The runner is killed, our standard output is a dead pipe: the clean-up goes on and its word counts."""
     code = (
         "import sys\nfrom glgpu.console import Console\nfrom glgpu.masking import Masker\nsys.stdin.read()\n"
-        "console = Console(Masker())\nfor _ in range(100): console.say('x' * 10_000)\nsys.exit(23)"
+        "console = Console(Masker())\nfor _ in range(3): console.say('anybody there?')\nsys.exit(23)"
     )
     process = subprocess.Popen(python(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None

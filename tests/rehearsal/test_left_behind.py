@@ -118,7 +118,7 @@ def test_a_rehearsal_that_still_runs_is_not_reaped(tmp_path: Path) -> None:
         pytest.param("docker", False, id="docker, the job"),
         pytest.param("docker", True, id="docker, the pipeline", marks=pytest.mark.every_fault),
         pytest.param("shell", False, id="shell, the job", marks=pytest.mark.every_fault),
-        pytest.param("shell", True, id="shell, the pipeline"),
+        pytest.param("shell", True, id="shell, the pipeline", marks=pytest.mark.every_fault),
     ],
 )
 def test_a_cancelled_training_saves_what_it_has_and_its_vm_goes(

@@ -119,7 +119,7 @@ FOREIGN_TRAINING = """\
 import hashlib, os, pathlib, sys
 import numpy, sayhello
 print(sayhello.WORD, sys.argv[1:], numpy.arange(3).sum())
-print("in a container:", pathlib.Path("/.dockerenv").exists())
+print("sees the files of", os.readlink("/proc/self/ns/mnt"))
 folder = pathlib.Path("out/weights")
 folder.mkdir(parents=True)
 for name in ("API_KEY", "OTHER_KEY"):
@@ -154,7 +154,8 @@ def test_a_repository_that_was_not_written_for_it_trains_with_its_own_requiremen
     # Where an engine runs, the training ran in a real container of it.
     engine = played.line("containers: ").startswith("Docker ")
     assert engine or not docker("image", "inspect", "glgpu-rehearsal-base")
-    assert f"in a container: {engine}" in played.log("train")
+    own_files = f"sees the files of {os.readlink('/proc/self/ns/mnt')}\n"
+    assert (own_files in played.log("train")) != engine
     assert "the key is [MASKED] and [MASKED]" in played.log("train")
     assert secret not in played.text
     assert {path.name for path in own.iterdir()} == before | {"outputs"}

@@ -55,6 +55,14 @@ def test_the_snippet_of_the_readme_is_a_whole_pipeline(tmp_path: Path) -> None:
     with world() as made:
         played = Played(made, made.adopt(own, keep_pipeline=True))
         assert [job.name for job in played.player.pipeline.jobs] == list(GPU_JOBS)
+        played.close()
+
+
+@pytest.mark.every_fault
+def test_the_snippet_of_the_readme_trains(tmp_path: Path) -> None:
+    own = repository(tmp_path / "repository", {".gitlab-ci.yml": whole_yaml_of_the_readme()})
+    with world() as made:
+        played = Played(made, made.adopt(own, keep_pipeline=True))
         assert_trained(played.play(), played)
         played.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 from collections.abc import Callable
 from typing import NoReturn
@@ -106,7 +105,7 @@ def test_a_failure_fits_into_the_log_beside_a_training_that_used_all_of_it() -> 
     assert len(screen.data) < (JOB_LOG - LOG_BUDGET) / 4
     screen.console.failure(Failure(ErrorClass.UNKNOWN, endless, endless, endless))
     assert b"hunter2" not in screen.data
-    assert b"hun\n" not in screen.data
+    assert not re.search(rb"xhun[^t]", screen.data), "half a secret"
 
 
 def test_an_unforeseen_exception_keeps_its_trace_as_evidence() -> None:
@@ -134,17 +133,8 @@ def raising(error: Exception) -> Callable[..., NoReturn]:
 def test_an_audience_that_is_gone_does_not_stop_the_work(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.BytesIO()
     console = Console(Masker(), stream=stream)
-    monkeypatch.setattr(console, "_stream", type("Gone", (), {"write": raising(error), "fileno": raising(OSError())})())
+    monkeypatch.setattr(console, "_stream", type("Gone", (), {"write": raising(error)})())
     console.say("anybody there?")
-
-
-def test_what_a_dead_pipe_still_holds_is_not_tried_again_at_the_end() -> None:
-    """A flush that fails at exit would turn every exit code into 120."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    stream = os.fdopen(writer, "wb")
-    Console(Masker(), stream=stream).say("anybody there?")
-    stream.close()
 
 
 # The training's output
@@ -224,14 +214,16 @@ def test_the_budget_holds_whatever_comes_and_head_and_tail_are_shown(
     log.close()
     assert len(screen.data) <= budget
     seen = screen.data.decode().split("\n")[:-1]
-    remarks = [line for line in seen if line.startswith("glgpu: ")]
-    assert seen[:1] == written[:1] or remarks
-    assert seen[-1:] == written[-1:]
-    if seen != written:
-        assert "nearly full" in remarks[0]
-        skipped = re.match(r"glgpu: (\d+) lines left out here", remarks[-1])
-        left_out = int(skipped[1]) if skipped else 0
-        assert len(seen) - len(remarks) + left_out == len(written)
+    if seen == written:
+        return
+    (full,) = [number for number, line in enumerate(seen) if line.startswith("glgpu: the job log is nearly full")]
+    head, tail = seen[:full], seen[full + 1 :]
+    skipped = re.match(r"glgpu: (\d+) lines left out here", tail[0])
+    left_out = int(skipped[1]) if skipped else 0
+    tail = tail[1:] if skipped else tail
+    assert tail
+    assert head == written[: len(head)]
+    assert tail == written[len(head) + left_out :]
 
 
 def test_a_training_that_prints_far_too_much_stays_below_3_mb() -> None:

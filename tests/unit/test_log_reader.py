@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from glgpu.steps.log_reader import PIECE, LogReader
+from glgpu.steps.log_reader import LogReader
 
+PIECE = 16_384
+"""Bytes that Docker keeps together (moby: daemon/logger/copier.go, `defaultBufSize`)."""
 STAMP = "2026-11-23T20:00:{:02d}.{:09d}Z"
 
 

@@ -191,6 +191,15 @@ def test_a_folder_in_the_records_place_costs_the_record_and_nothing_else(tmp_pat
     record(tmp_path / "file/run.json").add("vm-ready")
 
 
+def test_who_reads_a_file_while_it_is_written_anew_reads_the_old_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deeper/run.json"
+    write_atomically(path, b"old and whole")
+    with path.open("rb") as reader:
+        write_atomically(path, b"new")
+        assert reader.read() == b"old and whole"
+    assert path.read_bytes() == b"new"
+
+
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.json"
     write_atomically(path, b"old")

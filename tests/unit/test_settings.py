@@ -215,6 +215,12 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_key(tmp_path: Path, dotte
         assert len(failure.cause) < 500
 
 
+def test_a_key_with_alternatives_is_named_without_them(tmp_path: Path) -> None:
+    assert "train.follow = 'perhaps': " in refused(tmp_path, "train: {follow: perhaps}").cause
+    assert "network.allow.1 = 'here': " in refused(tmp_path, "network: {allow: [1.2.3.4, here]}").cause
+    assert "train.command.1: " in refused(tmp_path, "train: {command: [x, {a: b}]}").cause
+
+
 @pytest.mark.parametrize("section", [name for name in models() if name])
 def test_a_section_whose_keys_are_all_commented_out_has_its_defaults(tmp_path: Path, section: str) -> None:
     assert load(tmp_path, f"{section}:\n  # nothing\n") == Settings()

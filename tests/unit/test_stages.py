@@ -12,6 +12,7 @@ import pytest
 from fakes import SHA, ZONE, Entry, FakeStack, Stage, done, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.run_names import RunName
+from glgpu.run_record import RunRecord
 from glgpu.stages.authorize import authorize
 from glgpu.stages.destroy import destroy, destroy_branch, destroy_cloud_only
 from glgpu.stages.provision import provision
@@ -323,3 +324,21 @@ def test_the_commit_in_the_record_is_the_pipelines(provisioned: Stage) -> None:
     event = provisioned.run.record.find("code-checked-out")
     assert event is not None
     assert event.facts["commit"] == SHA
+
+
+def test_destroy_clears_what_another_run_left_in_the_build_folder(stage: Stage) -> None:
+    record = stage.run.outputs / "glgpu" / "run.json"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text('{"schema_version": 1, "run": "glgpu-ffffff-1-1-train", "events": []}')
+    (stage.run.outputs / "weights").write_bytes(b"another run's")
+    job = stage.run.job.job_id
+    stage.use(record=RunRecord(record, str(stage.run.name), job, stage.clock, stage.run.console.masker))
+    destroy(stage.run)
+    assert not (stage.run.outputs / "weights").exists()
+
+
+def test_destroy_keeps_what_this_run_has_brought_home(stage: Stage) -> None:
+    stage.run.record.add("outputs-home", files=1)
+    (stage.run.outputs / "weights").write_bytes(b"ours")
+    destroy(stage.run)
+    assert (stage.run.outputs / "weights").read_bytes() == b"ours"

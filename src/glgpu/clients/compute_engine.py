@@ -448,6 +448,7 @@ def _refused(error: Any, doing: str) -> Failure:
     fallback = by_status.get(status, ErrorClass.TRANSIENT if status >= 500 else ErrorClass.UNKNOWN)
     reasons = " ".join(str(detail.get("reason", "")) for detail in error.errors or [] if isinstance(detail, dict))
     failure = explain(f"{error}\n{reasons}".strip(), unknown=fallback, doing=doing)
-    if status in (409, 412):
+    if status in (409, 412) and failure.klass is not ErrorClass.ORG_POLICY:
+        # Whatever else the text reminds of; but a policy is refused as a broken condition, too.
         failure.klass = ErrorClass.CONFLICT
     return failure

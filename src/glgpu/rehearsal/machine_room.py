@@ -325,8 +325,10 @@ class Machine:
     def _poll_metadata(self) -> None:
         """What Google's guest agent does: accounts and keys by the metadata."""
         self.keys = login_keys(self.hypervisor.metadata(), self.room.clock.now())
-        for user in self.keys:
-            self.home(user).mkdir(exist_ok=True)
+        # Its disk may go while the guest still boots.
+        with suppress(FileNotFoundError):
+            for user in self.keys:
+                self.home(user).mkdir(exist_ok=True)
 
     # --- network
 

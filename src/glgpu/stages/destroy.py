@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 
@@ -21,6 +22,7 @@ def destroy(run: Run) -> None:
         Failure: STILL_ALIVE, or the first thing that failed.
     """
     attempts = Attempts(run)
+    _clear_foreign_outputs(run)
     attempts.get(partial(_take_over_record, run))
     with run.console.section("rescue", "What is not home yet"):
         attempts.get(partial(rescue, run))
@@ -66,6 +68,13 @@ def destroy_branch(run: Run, named: Callable[[RunName], Run]) -> None:
 
 def _destroy_named(named: Callable[[RunName], Run], name: RunName) -> None:
     destroy(named(name))
+
+
+def _clear_foreign_outputs(run: Run) -> None:
+    """A build folder outlives jobs where nothing is fetched: another run's outputs are not this job's artifacts."""
+    if run.job.in_ci and run.record.foreign:
+        run.console.say("outputs/ holds what another run left in this build folder: cleared")
+        shutil.rmtree(run.outputs, ignore_errors=True)
 
 
 def _take_over_record(run: Run) -> None:

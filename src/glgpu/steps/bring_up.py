@@ -104,10 +104,6 @@ def state_for(run: Run) -> Mapping[str, str] | None:
     wanted = run.settings.state
     if wanted == "local" or (wanted == "auto" and not run.job.server_url):
         return None
-    if wanted == "gcs":
-        raise Failure(
-            ErrorClass.CONFIG, "`state: gcs` needs a bucket's own set-up, which glgpu has not yet", "use auto"
-        )
     if run.forge.state_writable(str(run.name)):
         return run.forge.state_environment(str(run.name))
     if wanted == "gitlab":

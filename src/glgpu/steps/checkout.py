@@ -108,7 +108,7 @@ def _by_job(run: Run, machine: Machine) -> None:
             if stream.wait(900) != 0:
                 raise Failure(
                     ErrorClass.CODE,
-                    f"the code could not be brought to the VM: {stream.complaint[-300:]}",
+                    f"the code could not be brought to the VM: {stream.complaint}",
                     "retry the job",
                     stream.complaint,
                 )

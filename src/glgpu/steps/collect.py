@@ -126,9 +126,7 @@ def _receive(run: Run, machine: Machine, base: str, paths: list[str], seconds: f
         else:
             reason = stream.complaint
         if code != 0:
-            raise Failure(
-                ErrorClass.SSH, f"the outputs did not come through whole: {reason[-200:]}", "retry the job", reason
-            )
+            raise Failure(ErrorClass.SSH, f"the outputs did not come through whole: {reason}", "retry the job", reason)
     return got
 
 
@@ -188,7 +186,7 @@ def _link(run: Run, name: str, points_to: str, target: Path) -> None:
 
 
 def _make_room(outputs: Path, target: Path) -> None:
-    """Make the folder of an entry, through no link, and clear away a link that an earlier collection left there."""
+    """Make the folder of an entry, through no link: one that an earlier collection left on the way is cleared away."""
     folder = outputs
     for part in target.relative_to(outputs).parts[:-1]:
         folder /= part
@@ -196,8 +194,6 @@ def _make_room(outputs: Path, target: Path) -> None:
             folder.unlink()
         folder.mkdir(parents=True, exist_ok=True)
     outputs.mkdir(parents=True, exist_ok=True)
-    if target.is_symlink():
-        target.unlink()
 
 
 def _may_come(name: str) -> bool:

@@ -186,14 +186,14 @@ class Container:
         now = run.clock.now()
         if since is None:
             run.console.say("glgpu: the connection to the VM was lost; the training goes on, connecting again")
-            run.record.add("connection-lost", said=said[-200:])
+            run.record.add("connection-lost", said=said)
         gone = vanished(run, self._instance)
         if gone is not None:
             raise gone
         if since is not None and now - since > RECONNECT_SECONDS:
             raise Failure(
                 ErrorClass.SSH,
-                f"the VM runs but cannot be reached since {RECONNECT_SECONDS / 60:.0f} minutes: {said[-200:]}",
+                f"the VM runs but cannot be reached since {RECONNECT_SECONDS / 60:.0f} minutes: {said}",
                 "retry the job: it attaches to the training, which goes on",
             )
         self._way.again()

@@ -46,7 +46,7 @@ def ask(
         return done
     said = "\n".join(part for part in (done.complaint, done.text.strip()) if part)
     if done.code == 255:
-        raise Failure(ErrorClass.SSH, f"{doing}: the connection to the VM broke: {said[-200:]}", "retry the job", said)
+        raise Failure(ErrorClass.SSH, f"{doing}: the connection to the VM broke: {said}", "retry the job", said)
     failure = explain(said, unknown=klass, doing=doing)
     if failure.klass is ErrorClass.DISK_FULL:
         # The same words mean this machine's disk elsewhere; here it is the VM's.

@@ -22,7 +22,7 @@ TERRAFORM_SECONDS = 300.0
 LOGIN_SECONDS = 30.0
 RESCUE_GRACE_SECONDS = 5
 CANCEL_SAVE_SECONDS = 60.0
-"""after_script has five minutes in all, and the VM costs money meanwhile."""
+"""after_script of a cancelled job has little time, and the VM costs money meanwhile."""
 
 
 def instances_of(run: Run) -> list[Instance]:
