@@ -342,3 +342,24 @@ def test_destroy_keeps_what_this_run_has_brought_home(stage: Stage) -> None:
     (stage.run.outputs / "weights").write_bytes(b"ours")
     destroy(stage.run)
     assert (stage.run.outputs / "weights").read_bytes() == b"ours"
+
+
+@pytest.mark.parametrize(
+    "without_effect",
+    [
+        {"train": {"follow": False}},
+        {"network": {"access": "iap"}},
+        {"machine": {"max_price": 1.5}},
+        {"storage": {"bucket": "weights"}},
+        {"state": "gcs"},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_a_setting_without_effect_is_refused_before_anything_is_bought(
+    stage: Stage, without_effect: dict[str, Any]
+) -> None:
+    stage.set(**without_effect)
+    with pytest.raises(Failure) as caught:
+        provision(stage.run)
+    assert caught.value.exit_code == 2
+    assert stage.applies == []
