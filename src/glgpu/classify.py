@@ -77,13 +77,13 @@ RULES: tuple[Rule, ...] = (
         r"(?P<a>[A-Z][\w\x20()-]{0,80} API) has not been used in project \S+ before or it is disabled"
         r".{0,200}?/apis/api/(?P<b>[\w.]+)/overview",
         "the {a} is not enabled in the cloud project",
-        "enable it: gcloud services enable {b}",
+        "enable it: gcloud services enable {b} --project PROJECT",
     ),
     _rule(
         ErrorClass.API_DISABLED,
         r"accessNotConfigured|SERVICE_DISABLED|API has not been used in project \S+ before or it is disabled",
         "an API is not enabled in the cloud project",
-        "enable the one that is named above; Compute Engine's: gcloud services enable compute.googleapis.com",
+        "enable the one named above, if none: gcloud services enable compute.googleapis.com --project PROJECT",
     ),
     _rule(
         ErrorClass.BILLING,
@@ -279,7 +279,8 @@ def explain(text: str, *, unknown: ErrorClass = ErrorClass.UNKNOWN, doing: str =
             cause = rule.cause.format(**words) if rule.cause else _lines_of(plain, match)
             return Failure(rule.klass, _begin(doing, cause), rule.remedy.format(**words), text)
     first = next((line.strip() for line in plain.splitlines() if line.strip()), "no reason given")
-    return Failure(unknown, _begin(doing, first), "read what the other side said, above", text)
+    remedy = "read what the other side said, above" if plain.strip() else "retry the job"
+    return Failure(unknown, _begin(doing, first), remedy, text)
 
 
 def _begin(doing: str, cause: str) -> str:

@@ -329,8 +329,10 @@ def test_the_cause_says_what_it_is_about(text: str, said: str) -> None:
 
 
 def test_the_remedy_names_the_api_to_enable() -> None:
-    assert explain(API_DISABLED[0]).remedy == "enable it: gcloud services enable compute.googleapis.com"
-    assert explain(API_DISABLED[2]).remedy == "enable it: gcloud services enable iam.googleapis.com"
+    assert (
+        explain(API_DISABLED[0]).remedy == "enable it: gcloud services enable compute.googleapis.com --project PROJECT"
+    )
+    assert explain(API_DISABLED[2]).remedy == "enable it: gcloud services enable iam.googleapis.com --project PROJECT"
 
 
 def test_what_was_being_done_begins_the_cause() -> None:

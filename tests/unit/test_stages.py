@@ -362,4 +362,4 @@ def test_a_setting_without_effect_is_refused_before_anything_is_bought(
     with pytest.raises(Failure) as caught:
         provision(stage.run)
     assert caught.value.exit_code == 2
-    assert stage.applies == []
+    assert stage.stacks == []

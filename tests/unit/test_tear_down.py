@@ -310,3 +310,11 @@ def test_a_signal_during_the_save_does_not_keep_the_vm(whole: Stage) -> None:
         cut_short(whole.run)
     assert caught.value.exit_code == 19
     assert whole.cloud.vms == {}
+
+
+def test_a_refused_delete_is_named_and_its_disk_in_use_is_let_be(whole: Stage) -> None:
+    whole.cloud.refuse["delete_instance"] = refusal(ErrorClass.ORG_POLICY)
+    failure = failure_of(whole)
+    assert failure.klass is ErrorClass.STILL_ALIVE
+    assert whole.cloud.refuse["delete_instance"].cause in failure.cause
+    assert "delete_disk" not in whole.cloud.verbs()

@@ -348,8 +348,9 @@ class ComputeEngine:
         except (google.auth.exceptions.TransportError, requests.exceptions.RequestException) as error:
             raise Failure(
                 ErrorClass.NETWORK,
-                f"{doing}: Google cannot be reached: {error}",
+                f"{doing}: Google cannot be reached",
                 "check the network, then retry the job",
+                str(error),
             ) from None
         except google.auth.exceptions.GoogleAuthError as error:
             raise Failure(

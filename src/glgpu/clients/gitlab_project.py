@@ -247,6 +247,7 @@ class GitlabProject:
     def _unreachable(self, error: Exception, doing: str) -> Failure:
         return Failure(
             ErrorClass.NETWORK,
-            f"{doing}: GitLab at {self._job.server_url} cannot be reached: {error}",
+            f"{doing}: GitLab at {self._job.server_url} cannot be reached",
             "check the network between runner and GitLab, then retry the job",
+            str(error),
         )

@@ -133,7 +133,7 @@ class _Tee:
 
 def _bring_home(run: Run, guest: Guest, work: Workload) -> Home:
     home = collect(run, guest.machine, guest.home, work.collect)
-    run.console.say(f"{home.files} files, {home.size} bytes, checked against the VM's checksums, in {run.outputs}")
+    run.console.say(f"{home.files} files, {home.size} bytes, checked against the VM's checksums, are in outputs/")
     return home
 
 

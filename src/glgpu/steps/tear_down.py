@@ -72,20 +72,19 @@ def tear_down(run: Run) -> None:
         Failure: STILL_ALIVE when something is; else the first thing that failed.
     """
     attempts = Attempts(run)
-    found = [f"{one.name} in {one.zone} ({one.status})" for one in attempts.get(partial(instances_of, run)) or []]
-    run.console.say(f"found: {', '.join(found) or 'no VM'}")
+    seen = attempts.get(partial(instances_of, run))
+    found = [f"{one.name} in {one.zone} ({one.status})" for one in seen or []]
+    run.console.say(f"found: {', '.join(found) or ('no VM' if seen is not None else 'nobody knows')}")
     has_state = attempts.get(partial(_terraform_destroy, run))
-    for instance in attempts.get(partial(instances_of, run)) or []:
-        run.console.say(f"deleting {instance.name} in {instance.zone}")
-        attempts.get(partial(run.cloud.delete_instance, instance.name, instance.zone))
-    for name, zone in attempts.get(partial(run.cloud.disks, str(run.name))) or []:
-        run.console.say(f"deleting the disk {name} in {zone}")
-        attempts.get(partial(run.cloud.delete_disk, name, zone))
+    refused = _delete_instances(run, attempts)
+    if refused is None:
+        # With its VM alive a disk is in use.
+        _delete_disks(run, attempts)
     for rule in (str(run.name), run.name.closed_rule):
         attempts.get(partial(run.cloud.delete_rule, rule))
     if run.forge.may_administer:
         attempts.get(partial(_revoke, run))
-    left = _proof(run, found)
+    left = _proof(run, found, refused)
     if left is None and has_state:
         # The state goes last, and only after the proof: until then it is one more way to find the VM.
         attempts.get(partial(run.forge.delete_state, str(run.name)))
@@ -219,7 +218,23 @@ def _revoke(run: Run) -> None:
         run.record.add("deploy-key-removed", count=count)
 
 
-def _proof(run: Run, found: list[str]) -> Failure | None:
+def _delete_instances(run: Run, attempts: Attempts) -> Failure | None:
+    """Delete every VM of the run; why one was not deleted, if so."""
+    instances = attempts.get(partial(instances_of, run)) or []
+    before = len(attempts.failures)
+    for instance in instances:
+        run.console.say(f"deleting {instance.name} in {instance.zone}")
+        attempts.get(partial(run.cloud.delete_instance, instance.name, instance.zone))
+    return next(iter(attempts.failures[before:]), None)
+
+
+def _delete_disks(run: Run, attempts: Attempts) -> None:
+    for name, zone in attempts.get(partial(run.cloud.disks, str(run.name))) or []:
+        run.console.say(f"deleting the disk {name} in {zone}")
+        attempts.get(partial(run.cloud.delete_disk, name, zone))
+
+
+def _proof(run: Run, found: list[str], refused: Failure | None) -> Failure | None:
     """Ask once more, and write down what was found, what is left, and when that was asked."""
     try:
         alive = instances_of(run)
@@ -229,7 +244,7 @@ def _proof(run: Run, found: list[str]) -> Failure | None:
         return failure
     run.record.add("proof", found=found, left=[*(one.name for one in alive), *(name for name, _ in disks)])
     if alive:
-        return still_alive(run, alive, "deleted, and yet there")
+        return still_alive(run, alive, refused.cause if refused else "deleted, and yet there")
     if disks:
         name, zone = disks[0]
         return Failure(

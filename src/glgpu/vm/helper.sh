@@ -77,7 +77,7 @@ engine)
     ;;
 ends)
     # ends MINUTES: power off then, if nobody says otherwise.
-    sudo -n shutdown -P "+$1" >/dev/null 2>&1
+    sudo -n shutdown -P "+$1" >/dev/null
     ;;
 wall)
     wall iptables 169.254.169.254/32
