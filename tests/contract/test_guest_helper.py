@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from glgpu.errors import Failure
 from glgpu.interfaces import Instance
 from glgpu.rehearsal.faults import Rule
+from glgpu.rehearsal.gitlab_model import Role
 from glgpu.steps.checkout import check_out
 from glgpu.steps.collect import Home, collect
 from glgpu.steps.container import Container, Ended, Workload
@@ -331,4 +333,38 @@ def test_a_wrong_known_host_is_refused(vm: Vm) -> None:
         check_out(run, vm.guest.machine, hard_end_of(vm.instance))
     assert caught.value.exit_code == 17
     assert "Host key verification failed" in caught.value.evidence
+    check_out(vm.run, vm.guest.machine, hard_end_of(vm.instance))
+
+
+@pytest.mark.skipif(shutil.which("git-lfs") is None, reason="git-lfs: not on PATH, so large files are NOT cloned")
+def test_a_deploy_key_brings_large_files_too(vm: Vm, tmp_path: Path) -> None:
+    origin = tmp_path / "origin"
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@b", "-C", str(origin)]
+    subprocess.run(["git", "init", "-q", str(origin)], check=True)
+    (origin / ".gitattributes").write_text("*.bin filter=lfs diff=lfs merge=lfs -text\n")
+    large = os.urandom(100_000)
+    (origin / "large.bin").write_bytes(large)
+    for words in (["lfs", "install", "--local"], ["add", "."], ["commit", "-qm", "large"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    pointer = subprocess.run([*git, "show", "HEAD:large.bin"], check=True, capture_output=True).stdout
+    assert pointer.startswith(b"version https://git-lfs")
+    sha = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    gitlab = vm.lab.world.gitlab
+    project = gitlab.create_project("team/large", origin, owner=vm.lab.adopted.user)
+    token = gitlab.create_project_token(project, "glgpu", ["api"], Role.MAINTAINER)
+    (tmp_path / "glgpu.yml").write_text("train: {}\n")
+    own = vm.lab.run(
+        tmp_path,
+        CI_COMMIT_SHA=sha,
+        CI_PROJECT_ID=str(project.id),
+        CI_PROJECT_PATH=project.path,
+        GLGPU_GITLAB_TOKEN=token.value,
+        GLGPU_TRAIN_IMAGE=IMAGE,
+    )
+    run = replace(with_deploy_key(own), name=vm.run.name)
+    another_key = "rm -f glgpu/deploy-key glgpu/deploy-key.pub"
+    vm.sh(another_key)
+    check_out(run, vm.guest.machine, hard_end_of(vm.instance))
+    assert (vm.code / "large.bin").read_bytes() == large
+    vm.sh(another_key)
     check_out(vm.run, vm.guest.machine, hard_end_of(vm.instance))

@@ -33,6 +33,9 @@ def provision(run: Run) -> None:
         else:
             run.console.say(f"the VM of this run is there, in {instance.zone}: taking it over")
             make_ready(run, instance)
+    if not run.job.in_ci:
+        run.console.say(f"for the next command of this run: export GLGPU_RUN={run.job.run}")
+        return
     lines = {"GLGPU_INSTANCE": instance.name, "GLGPU_ZONE": instance.zone, "GLGPU_GOOGLE_PROJECT": run.cloud.project}
     text = "".join(f"{name}={value}\n" for name, value in lines.items())
     path = run.job.project_dir / DOTENV
