@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,7 +144,8 @@ def wheel(folder: Path) -> str:
 
 def test_a_repository_that_was_not_written_for_it_trains_with_its_own_requirements_and_secrets(tmp_path: Path) -> None:
     own = repository(tmp_path / "work", {"glgpu.yml": FOREIGN, "train.py": FOREIGN_TRAINING})
-    (own / "requirements.txt").write_text(f"./{wheel(own)}\n", encoding="utf-8")
+    # A text of its own: a layer is kept by it, in the engine too.
+    (own / "requirements.txt").write_text(f"# {uuid.uuid4()}\n./{wheel(own)}\n", encoding="utf-8")
     before = {path.name for path in own.iterdir()}
     secret = "correct-horse battery"
     played = rehearse(tmp_path, ".", environment={"API_KEY": secret})

@@ -397,9 +397,7 @@ def test_the_variables_refuse_what_can_never_work(module: Module) -> None:
 def test_the_instance_is_planned_as_asked_for_with_the_google_provider(tmp_path: Path) -> None:
     mirror = os.environ.get("GLGPU_PROVIDER_MIRROR") or Path.home() / ".terraform.d" / "plugins"
     if not Path(mirror, "registry.terraform.io", "hashicorp", "google").is_dir():
-        pytest.skip(
-            f"provider: no hashicorp/google in GLGPU_PROVIDER_MIRROR or {mirror}: terraform/gpu-vm is NOT planned"
-        )
+        pytest.skip("provider: no hashicorp/google in GLGPU_PROVIDER_MIRROR or the plugin folder, gpu-vm not planned")
     module = Module(tmp_path, "gpu-vm", "http://127.0.0.1:9")
     (module.folder / "run.auto.tfvars.json").unlink()
     module.run("init", "-no-color", f"-plugin-dir={mirror}")
