@@ -451,7 +451,8 @@ def test_a_guest_that_powers_itself_off_is_terminated(cloud: Cloud) -> None:
     cloud.insert(order())
     [(_, hypervisor)] = cloud.machines.running.values()
     cloud.loop.call_soon_threadsafe(hypervisor.powered_off)
-    _await(lambda: cloud.instance()["status"] == "TERMINATED")
+    _await(lambda: cloud.instance()["status"] != "RUNNING")
+    assert cloud.instance()["status"] == "TERMINATED"
 
 
 def test_an_instance_ends_at_its_hard_end(cloud: Cloud) -> None:

@@ -462,6 +462,7 @@ def test_shutdown_now(tmp_path: Path) -> None:
         async with world(tmp_path) as vm:
             await vm.ssh("sudo shutdown -P now")
             await asyncio.wait_for(vm.powered_off.wait(), 10)
+            assert vm.powered_off.is_set()
 
     play(story)
 

@@ -54,3 +54,5 @@ def test_the_example_is_what_the_published_schema_describes() -> None:
     schema = json.loads((ROOT / "docs/reference/settings.schema.json").read_text(encoding="utf-8"))
     example = yaml.safe_load((ROOT / "examples/text-generation/glgpu.yml").read_text(encoding="utf-8"))
     jsonschema.validate(example, schema, jsonschema.Draft202012Validator)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**example, "machines": {}}, schema, jsonschema.Draft202012Validator)

@@ -218,8 +218,12 @@ def test_a_checkpoint_of_another_training_is_refused() -> None:
 
 
 def test_more_epochs_may_be_asked_of_a_training_that_has_ended() -> None:
-    small_training().save_checkpoint()
-    small_training(epochs=9).resume()
+    done = small_training()
+    done.step()
+    done.save_checkpoint()
+    longer = small_training(epochs=9)
+    longer.resume()
+    assert all(np.array_equal(longer.model.parameters[name], one) for name, one in done.model.parameters.items())
 
 
 def test_a_file_that_could_not_be_written_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,8 @@ def test_a_driver_that_is_still_loading_is_waited_for(stage: Stage) -> None:
     stage.machine.said["gpu"] = done("", 9, "NVIDIA-SMI has failed")
     stage.clock.at(10, stage.machine.said.clear)
     new_vm(stage.run)
+    assert sum(stage.clock.slept) >= 10
+    assert stage.events()[-1] == "vm-ready"
 
 
 @pytest.mark.parametrize(

@@ -186,9 +186,12 @@ def test_a_full_disk_costs_the_record_and_nothing_else(tmp_path: Path, monkeypat
 
 def test_a_folder_in_the_records_place_costs_the_record_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "run.json").mkdir()
-    record(tmp_path / "run.json").add("vm-ready")
     (tmp_path / "file").write_text("")
-    record(tmp_path / "file/run.json").add("vm-ready")
+    for path in (tmp_path / "run.json", tmp_path / "file/run.json"):
+        one = record(path)
+        one.add("vm-ready")
+        assert [event.what for event in one.events] == ["vm-ready"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "run.json"]
 
 
 def test_who_reads_a_file_while_it_is_written_anew_reads_the_old_one_whole(tmp_path: Path) -> None:
