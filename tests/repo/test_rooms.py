@@ -12,10 +12,10 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "glgpu"
 
 LIBRARY_ROOMS = {
-    "google": {"clients/compute_engine.py", "clients/google_login.py"},
+    "google": {"clients/compute_engine.py", "clients/google_calls.py", "clients/google_login.py"},
     "gitlab": {"clients/gitlab_project.py"},
     "python_terraform": {"clients/terraform_stack.py"},
-    "requests": {"clients/compute_engine.py", "clients/gitlab_project.py", "clients/address_echo.py"},
+    "requests": {"clients/google_calls.py", "clients/gitlab_project.py", "clients/address_echo.py"},
     "click": {"cli.py"},
     "yaml": {"settings.py", "stages/init.py", "rehearsal/"},
     "pydantic": {"settings.py", "run_record.py"},

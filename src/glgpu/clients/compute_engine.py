@@ -6,25 +6,19 @@ objects that the library offers otherwise forget the endpoint that they were mad
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 from glgpu.classify import explain
-from glgpu.clients.google_login import credentials
+from glgpu.clients.google_calls import CALL_SECONDS, PATIENCE_SECONDS, GoogleCalls
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import FirewallRule, Instance
 from glgpu.job import Job
 
-CALL_SECONDS = 30.0
-"""How long one call may take before it counts as unanswered."""
 OPERATION_SECONDS = 300.0
 NOT_READY = "resourceNotReady"
-PATIENCE_SECONDS = 60.0
-"""For how long a read is repeated while Google says that it is unavailable; the library's own default is ten minutes,
-which a cancelled job does not have."""
 
 
 class ComputeEngine:
@@ -37,7 +31,7 @@ class ComputeEngine:
 
     def __init__(self, job: Job, project: str) -> None:
         self.project = project
-        self._job = job
+        self._google = GoogleCalls(job)
 
     def find(self, name: str) -> list[Instance]:
         """Every instance of that name, in whatever zone and status."""
@@ -49,9 +43,9 @@ class ComputeEngine:
 
     def get(self, name: str, zone: str) -> Instance | None:
         """One instance, or None."""
-        found = self._call(
+        found = self._google.call(
             f"looking at the VM {name}",
-            lambda: self._instances.get(project=self.project, zone=zone, instance=name, **self._reading),
+            lambda: self._instances.get(project=self.project, zone=zone, instance=name, **self._google.reading),
             missing_is_none=True,
         )
         return _instance(found) if found is not None else None
@@ -77,9 +71,9 @@ class ComputeEngine:
             "filter": f'(operationType = "insert") (targetLink eq ".*/instances/{name}")',
         }
         return list(
-            self._call(
+            self._google.call(
                 f"looking at the insert of {name}",
-                lambda: list(self._zone_operations.list(request=request, **self._reading)),
+                lambda: list(self._zone_operations.list(request=request, **self._google.reading)),
             )
         )
 
@@ -89,7 +83,7 @@ class ComputeEngine:
         end = time.monotonic() + (OPERATION_SECONDS if wait else PATIENCE_SECONDS)
         while True:
             try:
-                operation = self._call(
+                operation = self._google.call(
                     doing,
                     lambda: self._instances.delete_unary(
                         project=self.project, zone=zone, instance=name, timeout=CALL_SECONDS
@@ -146,9 +140,9 @@ class ComputeEngine:
     def guest_attributes(self, name: str, zone: str, namespace: str) -> dict[str, str]:
         """What the guest published under a namespace; empty while there is nothing."""
         request = {"project": self.project, "zone": zone, "instance": name, "query_path": f"{namespace}/"}
-        found = self._call(
+        found = self._google.call(
             f"reading the guest attributes of {name}",
-            lambda: self._instances.get_guest_attributes(request=request, **self._reading),
+            lambda: self._instances.get_guest_attributes(request=request, **self._google.reading),
             missing_is_none=True,
         )
         return {item.key: item.value for item in found.query_value.items} if found is not None else {}
@@ -157,9 +151,9 @@ class ComputeEngine:
         """The end of the serial console, empty where it cannot be had."""
         request = {"project": self.project, "zone": zone, "instance": name, "start": -4096}
         try:
-            found = self._call(
+            found = self._google.call(
                 f"reading the serial console of {name}",
-                lambda: self._instances.get_serial_port_output(request=request, **self._reading),
+                lambda: self._instances.get_serial_port_output(request=request, **self._google.reading),
                 missing_is_none=True,
             )
         except Failure:
@@ -168,9 +162,9 @@ class ComputeEngine:
 
     def rule(self, name: str) -> FirewallRule | None:
         """A firewall rule, or None."""
-        found = self._call(
+        found = self._google.call(
             f"looking at the firewall rule {name}",
-            lambda: self._firewalls.get(project=self.project, firewall=name, **self._reading),
+            lambda: self._firewalls.get(project=self.project, firewall=name, **self._google.reading),
             missing_is_none=True,
         )
         if found is None:
@@ -207,7 +201,7 @@ class ComputeEngine:
             body.denied = [compute_v1.Denied(I_p_protocol="tcp", ports=list(rule.ports))]
         doing = f"creating the firewall rule {rule.name}"
         try:
-            operation = self._call(
+            operation = self._google.call(
                 doing,
                 lambda: self._firewalls.insert_unary(
                     project=self.project, firewall_resource=body, timeout=CALL_SECONDS
@@ -224,7 +218,7 @@ class ComputeEngine:
 
         doing = f"changing the firewall rule {name}"
         body = compute_v1.Firewall(name=name, source_ranges=list(sources), disabled=disabled)
-        operation = self._call(
+        operation = self._google.call(
             doing,
             lambda: self._firewalls.patch_unary(
                 project=self.project, firewall=name, firewall_resource=body, timeout=CALL_SECONDS
@@ -235,7 +229,7 @@ class ComputeEngine:
     def delete_rule(self, name: str) -> None:
         """Delete a rule; not found is success."""
         doing = f"deleting the firewall rule {name}"
-        operation = self._call(
+        operation = self._google.call(
             doing,
             lambda: self._firewalls.delete_unary(project=self.project, firewall=name, timeout=CALL_SECONDS),
             missing_is_none=True,
@@ -246,16 +240,16 @@ class ComputeEngine:
     def disks(self, name: str) -> list[tuple[str, str]]:
         """Disks of that name as (name, zone)."""
         request = {"project": self.project, "filter": f"name={name}"}
-        scopes = self._call(
+        scopes = self._google.call(
             f"looking for disks named {name}",
-            lambda: list(self._disks.aggregated_list(request=request, **self._reading)),
+            lambda: list(self._disks.aggregated_list(request=request, **self._google.reading)),
         )
         return [(disk.name, _last(disk.zone)) for _, scope in scopes or [] for disk in scope.disks]
 
     def delete_disk(self, name: str, zone: str) -> None:
         """Delete a disk; not found is success."""
         doing = f"deleting the disk {name} in {zone}"
-        operation = self._call(
+        operation = self._google.call(
             doing,
             lambda: self._disks.delete_unary(project=self.project, zone=zone, disk=name, timeout=CALL_SECONDS),
             missing_is_none=True,
@@ -265,29 +259,29 @@ class ComputeEngine:
 
     def zones(self, region: str) -> list[str]:
         """The zones of a region that are up."""
-        found = self._call(
+        found = self._google.call(
             f"listing the zones of {region}",
-            lambda: list(self._zones.list(project=self.project, **self._reading)),
+            lambda: list(self._zones.list(project=self.project, **self._google.reading)),
         )
         return sorted(zone.name for zone in found or [] if _last(zone.region) == region and zone.status == "UP")
 
     def _list(self, expression: str) -> list[Instance]:
         request = {"project": self.project, "filter": expression}
-        scopes = self._call(
+        scopes = self._google.call(
             "listing the VMs",
-            lambda: list(self._instances.aggregated_list(request=request, **self._reading)),
+            lambda: list(self._instances.aggregated_list(request=request, **self._google.reading)),
         )
         return [_instance(one) for _, scope in scopes or [] for one in scope.instances]
 
     def _edit(self, doing: str, name: str, zone: str, change: Callable[[Any], Any]) -> None:
         """Read, change, write; a fingerprint that is no longer current (412 conditionNotMet) means once more."""
         for last in (False, False, False, False, True):
-            current = self._call(
+            current = self._google.call(
                 doing,
-                lambda: self._instances.get(project=self.project, zone=zone, instance=name, **self._reading),
+                lambda: self._instances.get(project=self.project, zone=zone, instance=name, **self._google.reading),
             )
             try:
-                operation = self._call(doing, partial(change, current))
+                operation = self._google.call(doing, partial(change, current))
                 if operation is not None:
                     self._finish_zone(operation.name, zone, doing)
                 return
@@ -315,7 +309,7 @@ class ComputeEngine:
 
         end = time.monotonic() + OPERATION_SECONDS
         while True:
-            operation = self._call(doing, wait, missing_is_none=True)
+            operation = self._google.call(doing, wait, missing_is_none=True)
             if operation is None:
                 return  # operations of a vanished target are forgotten
             if operation.status == compute_v1.Operation.Status.DONE:
@@ -330,79 +324,29 @@ class ComputeEngine:
                     "retry the job",
                 )
 
-    def _call(self, doing: str, call: Callable[[], Any], *, missing_is_none: bool = False) -> Any:
-        import google.api_core.exceptions
-        import google.auth.exceptions
-        import requests.exceptions
-
-        try:
-            return call()
-        except google.api_core.exceptions.NotFound as error:
-            if missing_is_none and not _project_missing(str(error)):
-                return None
-            raise explain(str(error), unknown=ErrorClass.NOT_FOUND, doing=doing) from None
-        except google.api_core.exceptions.RetryError as error:
-            raise explain(str(error), unknown=ErrorClass.NETWORK, doing=doing) from None
-        except google.api_core.exceptions.GoogleAPICallError as error:
-            raise _refused(error, doing) from None
-        except (google.auth.exceptions.TransportError, requests.exceptions.RequestException) as error:
-            raise Failure(
-                ErrorClass.NETWORK,
-                f"{doing}: Google cannot be reached",
-                "check the network, then retry the job",
-                str(error),
-            ) from None
-        except google.auth.exceptions.GoogleAuthError as error:
-            raise Failure(
-                ErrorClass.AUTH,
-                f"{doing}: Google does not accept the credentials: {error}",
-                "check GLGPU_WIF_PROVIDER and GLGPU_WIF_SERVICE_ACCOUNT, or GOOGLE_CREDENTIALS",
-            ) from None
-
-    def _client(self, kind: str) -> Any:
-        # Importing the library takes over a second: only commands that talk to the cloud pay for it.
-        from google.api_core.client_options import ClientOptions
-        from google.cloud import compute_v1
-
-        options = ClientOptions(api_endpoint=self._job.compute_endpoint) if self._job.compute_endpoint else None
-        return getattr(compute_v1, kind)(credentials=self._credentials, client_options=options)
-
-    @cached_property
-    def _reading(self) -> dict[str, Any]:
-        """How long a call that changes nothing may take, and for how long it is repeated."""
-        from google.api_core import exceptions
-        from google.api_core.retry import Retry, if_exception_type
-
-        passing = if_exception_type(exceptions.ServiceUnavailable, exceptions.DeadlineExceeded)
-        return {"timeout": CALL_SECONDS, "retry": Retry(predicate=passing, maximum=5.0, timeout=PATIENCE_SECONDS)}
-
-    @cached_property
-    def _credentials(self) -> Any:
-        return credentials(self._job)
-
     @cached_property
     def _instances(self) -> Any:
-        return self._client("InstancesClient")
+        return self._google.client("InstancesClient")
 
     @cached_property
     def _firewalls(self) -> Any:
-        return self._client("FirewallsClient")
+        return self._google.client("FirewallsClient")
 
     @cached_property
     def _disks(self) -> Any:
-        return self._client("DisksClient")
+        return self._google.client("DisksClient")
 
     @cached_property
     def _zones(self) -> Any:
-        return self._client("ZonesClient")
+        return self._google.client("ZonesClient")
 
     @cached_property
     def _zone_operations(self) -> Any:
-        return self._client("ZoneOperationsClient")
+        return self._google.client("ZoneOperationsClient")
 
     @cached_property
     def _global_operations(self) -> Any:
-        return self._client("GlobalOperationsClient")
+        return self._google.client("GlobalOperationsClient")
 
 
 def _instance(found: Any) -> Instance:
@@ -424,32 +368,8 @@ def _last(link: str) -> str:
     return link.rsplit("/", 1)[-1]
 
 
-def _project_missing(text: str) -> bool:
-    return re.search(r"The resource 'projects/[^/']+' was not found|project \S+ was not found", text) is not None
-
-
 def _operation_failure(operation: Any, doing: str) -> Failure | None:
     errors = list(operation.error.errors)
     if not errors:
         return None
     return explain("\n".join(f"{error.code}: {error.message}" for error in errors), doing=doing)
-
-
-def _refused(error: Any, doing: str) -> Failure:
-    """A refusal at the HTTP level: the reason is in the text, else the status decides."""
-    by_status = {
-        401: ErrorClass.AUTH,
-        403: ErrorClass.PERMISSION,
-        404: ErrorClass.NOT_FOUND,
-        409: ErrorClass.CONFLICT,
-        412: ErrorClass.CONFLICT,
-        429: ErrorClass.RATE_LIMIT,
-    }
-    status = int(error.code or 0)
-    fallback = by_status.get(status, ErrorClass.TRANSIENT if status >= 500 else ErrorClass.UNKNOWN)
-    reasons = " ".join(str(detail.get("reason", "")) for detail in error.errors or [] if isinstance(detail, dict))
-    failure = explain(f"{error}\n{reasons}".strip(), unknown=fallback, doing=doing)
-    if status in (409, 412) and failure.klass is not ErrorClass.ORG_POLICY:
-        # Whatever else the text reminds of; but a policy is refused as a broken condition, too.
-        failure.klass = ErrorClass.CONFLICT
-    return failure

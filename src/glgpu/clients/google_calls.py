@@ -1,0 +1,116 @@
+"""What every Google client shares: credentials, how long a call may take, and refusals turned into failures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from glgpu.classify import explain
+from glgpu.clients.google_login import credentials
+from glgpu.errors import ErrorClass, Failure
+from glgpu.job import Job
+
+CALL_SECONDS = 30.0
+"""How long one call may take before it counts as unanswered."""
+PATIENCE_SECONDS = 60.0
+"""For how long a read is repeated while Google says that it is unavailable; the library's own default is ten minutes,
+which a cancelled job does not have."""
+
+
+class GoogleCalls:
+    """Calls of one job.
+
+    Args:
+        job: Credentials and endpoint.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def call(self, doing: str, call: Callable[[], Any], *, missing_is_none: bool = False) -> Any:
+        """Make a call and turn a refusal into a failure.
+
+        Args:
+            doing: What is being attempted, to begin the cause with.
+            call: Makes it.
+            missing_is_none: Whether something that is not there is no failure.
+
+        Raises:
+            Failure: what Google says, or NETWORK, or AUTH.
+        """
+        import google.api_core.exceptions
+        import google.auth.exceptions
+        import requests.exceptions
+
+        try:
+            return call()
+        except google.api_core.exceptions.NotFound as error:
+            if missing_is_none and not _project_missing(str(error)):
+                return None
+            raise explain(str(error), unknown=ErrorClass.NOT_FOUND, doing=doing) from None
+        except google.api_core.exceptions.RetryError as error:
+            raise explain(str(error), unknown=ErrorClass.NETWORK, doing=doing) from None
+        except google.api_core.exceptions.GoogleAPICallError as error:
+            raise _refused(error, doing) from None
+        except (google.auth.exceptions.TransportError, requests.exceptions.RequestException) as error:
+            raise Failure(
+                ErrorClass.NETWORK,
+                f"{doing}: Google cannot be reached",
+                "check the network, then retry the job",
+                str(error),
+            ) from None
+        except google.auth.exceptions.GoogleAuthError as error:
+            raise Failure(
+                ErrorClass.AUTH,
+                f"{doing}: Google does not accept the credentials: {error}",
+                "check GLGPU_WIF_PROVIDER and GLGPU_WIF_SERVICE_ACCOUNT, or GOOGLE_CREDENTIALS",
+            ) from None
+
+    def client(self, kind: str) -> Any:
+        """One of google-cloud-compute's clients."""
+        # Importing the library takes over a second: only commands that talk to the cloud pay for it.
+        from google.api_core.client_options import ClientOptions
+        from google.cloud import compute_v1
+
+        options = ClientOptions(api_endpoint=self._job.compute_endpoint) if self._job.compute_endpoint else None
+        return getattr(compute_v1, kind)(credentials=self.credentials, client_options=options)
+
+    @cached_property
+    def reading(self) -> dict[str, Any]:
+        """How long a call that changes nothing may take, and for how long it is repeated."""
+        from google.api_core import exceptions
+        from google.api_core.retry import Retry, if_exception_type
+
+        passing = if_exception_type(exceptions.ServiceUnavailable, exceptions.DeadlineExceeded)
+        return {"timeout": CALL_SECONDS, "retry": Retry(predicate=passing, maximum=5.0, timeout=PATIENCE_SECONDS)}
+
+    @cached_property
+    def credentials(self) -> Any:
+        """The job's credentials."""
+        return credentials(self._job)
+
+
+def _project_missing(text: str) -> bool:
+    return re.search(r"The resource 'projects/[^/']+' was not found|project \S+ was not found", text) is not None
+
+
+def _refused(error: Any, doing: str) -> Failure:
+    """A refusal at the HTTP level: the reason is in the text, else the status decides."""
+    by_status = {
+        401: ErrorClass.AUTH,
+        403: ErrorClass.PERMISSION,
+        404: ErrorClass.NOT_FOUND,
+        409: ErrorClass.CONFLICT,
+        412: ErrorClass.CONFLICT,
+        429: ErrorClass.RATE_LIMIT,
+    }
+    status = int(error.code or 0)
+    fallback = by_status.get(status, ErrorClass.TRANSIENT if status >= 500 else ErrorClass.UNKNOWN)
+    reasons = " ".join(str(detail.get("reason", "")) for detail in error.errors or [] if isinstance(detail, dict))
+    failure = explain(f"{error}\n{reasons}".strip(), unknown=fallback, doing=doing)
+    if status in (409, 412) and failure.klass is not ErrorClass.ORG_POLICY:
+        # Whatever else the text reminds of; but a policy is refused as a broken condition, too.
+        failure.klass = ErrorClass.CONFLICT
+    return failure
