@@ -15,8 +15,26 @@ from typing import IO, Any, Literal
 
 from glgpu.console import Console
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import FirewallRule, Instance
+from glgpu.gpu_offers import Rates
+from glgpu.interfaces import (
+    AcceleratorType,
+    Backend,
+    BootImage,
+    CloudProject,
+    FirewallRule,
+    Insert,
+    Instance,
+    MachineType,
+    Nat,
+    Network,
+    NetworkRule,
+    Quota,
+    Region,
+    Subnetwork,
+    Zone,
+)
 from glgpu.job import read_job
+from glgpu.machines import DEFAULT_IMAGE
 from glgpu.masking import Masker
 from glgpu.processes import Done
 from glgpu.run_record import RunRecord
@@ -26,6 +44,7 @@ from glgpu.steps.context import Run
 HOST_KEY = "A" * 68
 IMAGE = "registry.example.com/team/train:latest"
 ZONE = "europe-west4-a"
+INSIDE = "| NVIDIA-SMI 580.95.05      Driver Version: 580.95.05      CUDA Version: 13.0 |\n"
 
 
 class FakeClock:
@@ -87,8 +106,13 @@ class FakeCloud(Refusing):
         self.vms: dict[tuple[str, str], Instance] = {}
         self.rules: dict[str, FirewallRule] = {}
         self.boot_disks: set[tuple[str, str]] = set()
-        self.insert_operations: dict[str, tuple[str, str, Failure | None]] = {}
+        self.insert_operations: dict[str, tuple[Instance, Failure | None]] = {}
+        self.under_way: set[str] = set()
+        """Inserts that are not over."""
         self.guest: dict[str, str] = {"ssh-ed25519": HOST_KEY}
+        self.start_up: dict[str, str] = {}
+        """What the start-up script publishes."""
+        self.console = "last line of the serial console"
         self.stubborn = False
         """Whether a delete is answered with success and changes nothing."""
         self.overwrites: list[tuple[str, ...]] = []
@@ -98,10 +122,23 @@ class FakeCloud(Refusing):
 
     def insert(self, instance: Instance, failure: Failure | None = None) -> None:
         """What Terraform does."""
-        self.insert_operations[f"operation-{len(self.insert_operations)}"] = (instance.name, instance.zone, failure)
+        self.insert_operations[f"operation-{len(self.insert_operations)}"] = (instance, failure)
         if failure is None:
             self.vms[instance.name, instance.zone] = instance
             self.boot_disks.add((instance.name, instance.zone))
+
+    def insert_late(self, instance: Instance, seconds: float) -> None:
+        """An insert that is under way for so long, and of which nothing is seen before."""
+        operation = f"operation-{len(self.insert_operations)}"
+        self.insert_operations[operation] = (instance, None)
+        self.under_way.add(operation)
+
+        def come_up() -> None:
+            self.under_way.discard(operation)
+            self.vms[instance.name, instance.zone] = instance
+            self.boot_disks.add((instance.name, instance.zone))
+
+        self.clock.at(seconds, come_up)
 
     def change(self, name: str, zone: str, **facts: Any) -> None:
         """What happens to a VM by itself."""
@@ -123,14 +160,13 @@ class FakeCloud(Refusing):
         self.visit("zones", region)
         return [f"{region}-{letter}" for letter in "abc"]
 
-    def inserts(self, name: str, zone: str) -> set[str]:
+    def inserts(self, name: str, zone: str) -> list[Insert]:
         self.visit("inserts", name, zone)
-        return {key for key, (one, where, _) in self.insert_operations.items() if (one, where) == (name, zone)}
-
-    def insert_failure(self, name: str, zone: str, before: Collection[str]) -> Failure | None:
-        self.visit("insert_failure", name, zone)
-        new = [key for key in self.inserts(name, zone) if key not in before]
-        return next((self.insert_operations[key][2] for key in new if self.insert_operations[key][2]), None)
+        return [
+            Insert(key, one.id, key not in self.under_way, failure)
+            for key, (one, failure) in self.insert_operations.items()
+            if (one.name, one.zone) == (name, zone)
+        ]
 
     def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
         self.visit("delete_instance", name, zone, wait)
@@ -161,11 +197,12 @@ class FakeCloud(Refusing):
 
     def guest_attributes(self, name: str, zone: str, namespace: str) -> dict[str, str]:
         self.visit("guest_attributes", name, zone, namespace)
-        return dict(self.guest) if (name, zone) in self.vms and namespace == "hostkeys" else {}
+        attributes = {"hostkeys": self.guest, "glgpu": self.start_up}
+        return dict(attributes.get(namespace, {})) if (name, zone) in self.vms else {}
 
-    def serial_output(self, name: str, zone: str) -> str:
+    def serial_output(self, name: str, zone: str, *, last: int = 4096) -> str:
         self.visit("serial_output", name, zone)
-        return "last line of the serial console"
+        return self.console[-last:]
 
     def rule(self, name: str) -> FirewallRule | None:
         self.visit("rule", name)
@@ -195,15 +232,196 @@ class FakeCloud(Refusing):
             self.boot_disks.discard((name, zone))
 
 
-class FakeForge(Refusing):
-    """GitLab."""
+class FakeCatalogue(Refusing):
+    """What Compute Engine offers; begins with two zones of one region, two GPUs, one image and the default network.
+
+    Whatever it answers stands in attributes that a test may change.
+    """
+
+    def __init__(self, project: str = "my-dl") -> None:
+        super().__init__()
+        self.project = project
+        region = ZONE.rpartition("-")[0]
+        zones = [f"{region}-{letter}" for letter in "ab"]
+        network, subnetwork = self.path("global/networks/default"), f"regions/{region}/subnetworks/default"
+        self.project_quotas = {"GPUS_ALL_REGIONS": Quota("GPUS_ALL_REGIONS", 4.0, 0.0)}
+        self.common_metadata: dict[str, str] = {}
+        self.region_list = [
+            Region(
+                region,
+                "UP",
+                tuple(zones),
+                {
+                    metric: Quota(metric, limit, usage, region)
+                    for metric, limit, usage in (
+                        ("NVIDIA_L4_GPUS", 4.0, 1.0),
+                        ("PREEMPTIBLE_NVIDIA_L4_GPUS", 4.0, 0.0),
+                        ("NVIDIA_T4_GPUS", 4.0, 0.0),
+                        ("PREEMPTIBLE_NVIDIA_T4_GPUS", 4.0, 0.0),
+                        ("CPUS", 72.0, 0.0),
+                        ("SSD_TOTAL_GB", 500.0, 0.0),
+                        ("DISKS_TOTAL_GB", 4096.0, 0.0),
+                        ("IN_USE_ADDRESSES", 8.0, 0.0),
+                    )
+                },
+            )
+        ]
+        self.zone_list = [Zone(zone, region, "UP") for zone in zones]
+        self.accelerator_list = [
+            AcceleratorType(gpu, zone, most)
+            for gpu, most in (("nvidia-l4", 8), ("nvidia-tesla-t4", 4))
+            for zone in zones
+        ]
+        self.machine_list = [
+            one
+            for zone in zones
+            for one in (
+                MachineType("g2-standard-4", zone, 4, 16.0, "nvidia-l4", 1),
+                MachineType("n1-standard-4", zone, 4, 15.0),
+                MachineType("e2-small", zone, 2, 2.0),
+            )
+        ]
+        self.disk_type_names = {"pd-standard", "pd-balanced", "pd-ssd", "hyperdisk-balanced"}
+        self.image_list = [
+            BootImage(
+                f"{DEFAULT_IMAGE.rpartition('/family/')[0]}/{DEFAULT_IMAGE.rpartition('/')[2]}-v20261104",
+                DEFAULT_IMAGE.rpartition("/")[2],
+                "READY",
+                50,
+                "",
+                "",
+                "X86_64",
+            )
+        ]
+        self.network_list = [Network(network, automatic=True)]
+        self.subnetwork_list = [Subnetwork(self.path(subnetwork), network, "10.164.0.0/20", google_access=False)]
+        self.rule_list: list[tuple[str, NetworkRule]] = []
+        """With the path of the network that each is for."""
+        self.nat_list: list[tuple[str, str, Nat]] = []
+        """With region and path of the network that each is for."""
+
+    def path(self, rest: str, kind: str = "") -> str:
+        """``projects/P/...`` of a name or a path."""
+        start = rest.find("projects/")
+        return rest[start:] if start >= 0 else f"projects/{self.project}/{kind}{rest}"
+
+    def cloud_project(self) -> CloudProject:
+        self.visit("cloud_project")
+        account = "1-compute@developer.gserviceaccount.com"
+        return CloudProject(self.project, self.project_quotas, self.common_metadata, account)
+
+    def regions(self) -> dict[str, Region]:
+        self.visit("regions")
+        return {region.name: region for region in self.region_list}
+
+    def zones(self) -> dict[str, Zone]:
+        self.visit("zones")
+        return {zone.name: zone for zone in self.zone_list}
+
+    def accelerator_types(self) -> list[AcceleratorType]:
+        self.visit("accelerator_types")
+        return list(self.accelerator_list)
+
+    def machine_types(self, names: Collection[str]) -> list[MachineType]:
+        self.visit("machine_types", *sorted(names))
+        return [one for one in self.machine_list if one.name in names]
+
+    def machine_type(self, name: str, zone: str) -> MachineType | None:
+        self.visit("machine_type", name, zone)
+        return next((one for one in self.machine_list if (one.name, one.zone) == (name, zone)), None)
+
+    def disk_types(self, zone: str) -> set[str]:
+        self.visit("disk_types", zone)
+        return set(self.disk_type_names)
+
+    def image(self, path: str) -> BootImage | None:
+        self.visit("image", path)
+        if "global/images/" not in path:
+            raise refusal(ErrorClass.CONFIG)
+        owner, _, name = self.path(path).partition("/global/images/")
+        own = [one for one in self.image_list if one.path.startswith(f"{owner}/")]
+        if name.startswith("family/"):
+            return next((one for one in own if one.family == name.removeprefix("family/")), None)
+        return next((one for one in own if one.path.endswith(f"/{name}")), None)
+
+    def network(self, network: str) -> Network | None:
+        self.visit("network", network)
+        path = self.path(network, "global/networks/")
+        return next((one for one in self.network_list if one.path == path), None)
+
+    def subnetworks(self, region: str, network: str) -> list[Subnetwork]:
+        self.visit("subnetworks", region, network)
+        path = self.path(network, "global/networks/")
+        return [one for one in self.subnetwork_list if one.network == path and f"/regions/{region}/" in one.path]
+
+    def subnetwork(self, subnetwork: str, region: str) -> Subnetwork | None:
+        self.visit("subnetwork", subnetwork, region)
+        path = self.path(subnetwork, f"regions/{region}/subnetworks/")
+        return next((one for one in self.subnetwork_list if one.path == path), None)
+
+    def rules(self, network: str) -> list[NetworkRule]:
+        self.visit("rules", network)
+        path = self.path(network, "global/networks/")
+        return [rule for where, rule in self.rule_list if where == path]
+
+    def nats(self, region: str, network: str) -> list[Nat]:
+        self.visit("nats", region, network)
+        path = self.path(network, "global/networks/")
+        return [nat for place, where, nat in self.nat_list if (place, where) == (region, path)]
+
+
+class FakePrices(Refusing):
+    """Google's price list; begins with that of an L4 and its machine, the same everywhere."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.may_administer = True
+        self.known = Rates(
+            core={("g2", False): 0.03, ("g2", True): 0.01},
+            ram={("g2", False): 0.003, ("g2", True): 0.001},
+            gpu={("nvidia-l4", False): 0.6, ("nvidia-l4", True): 0.25},
+            disk={"pd-balanced": 0.1 / 730},
+        )
+
+    def rates(self, region: str) -> Rates:
+        self.visit("rates", region)
+        return self.known
+
+
+class FakeStates(Refusing):
+    """A place for Terraform's states."""
+
+    def __init__(self, where: str, kind: str) -> None:
+        super().__init__()
+        self.where = where
+        self.kind = kind
         self.writable = True
-        self.keys: list[tuple[str, str, float]] = []
         self.states: dict[str, Literal["empty", "held"]] = {}
+
+    def state_writable(self, name: str) -> bool:
+        self.visit("state_writable", name)
+        if self.writable:
+            self.states.setdefault(name, "empty")
+        return self.writable
+
+    def state_backend(self, name: str) -> Backend:
+        return Backend(self.kind, {}, {"TF_HTTP_ADDRESS": f"https://gitlab.example.com/state/{name}"})
+
+    def state(self, name: str) -> Literal["absent", "empty", "held"]:
+        self.visit("state", name)
+        return self.states.get(name, "absent")
+
+    def delete_state(self, name: str) -> None:
+        self.visit("delete_state", name)
+        self.states.pop(name, None)
+
+
+class FakeForge(FakeStates):
+    """GitLab."""
+
+    def __init__(self) -> None:
+        super().__init__("GitLab", "http")
+        self.may_administer = True
+        self.keys: list[tuple[str, str, float]] = []
         self.over = False
         self.artifacts: dict[tuple[str, str, str], str] = {}
         self.fingerprints: set[str] = set()
@@ -217,23 +435,6 @@ class FakeForge(Refusing):
         kept = [key for key in self.keys if key[0] != title]
         count, self.keys = len(self.keys) - len(kept), kept
         return count
-
-    def state_writable(self, name: str) -> bool:
-        self.visit("state_writable", name)
-        if self.writable:
-            self.states.setdefault(name, "empty")
-        return self.writable
-
-    def state_environment(self, name: str) -> dict[str, str]:
-        return {"TF_HTTP_ADDRESS": f"https://gitlab.example.com/state/{name}"}
-
-    def state(self, name: str) -> Literal["absent", "empty", "held"]:
-        self.visit("state", name)
-        return self.states.get(name, "absent")
-
-    def delete_state(self, name: str) -> None:
-        self.visit("delete_state", name)
-        self.states.pop(name, None)
 
     def destroy_is_over(self, pipeline: str) -> bool:
         self.visit("destroy_is_over", pipeline)
@@ -290,6 +491,8 @@ class FakeMachine(Refusing):
         self.pulled: set[str] = set()
         self.said: dict[str, Done] = {}
         """Answers by verb, instead of our own."""
+        self.start_up = ["ready boot done\n"]
+        """What the start-up script says, one line a question; the last one stays."""
         self.stdin: dict[str, bytes] = {}
         self.answering = ""
         self.started: list[str] = []
@@ -311,8 +514,12 @@ class FakeMachine(Refusing):
     def _answer(self, verb: str, words: list[str]) -> Done:
         if verb == "hello":
             return done("/home/glgpu/glgpu\n")
+        if verb == "startup":
+            return done(self.start_up.pop(0) if len(self.start_up) > 1 else self.start_up[0])
         if verb == "gpu":
             return done(self.gpus)
+        if verb == "gpu-inside":
+            return done(INSIDE)
         if verb == "state":
             return done(json.dumps(self.container) + "\n" if self.container else "")
         if verb == "image":
@@ -456,7 +663,7 @@ def tar_of(entries: Mapping[str, Entry]) -> bytes:
 class FakeStack(Refusing):
     """Terraform: `during` is what happens when apply begins, for example that the cloud gets a VM."""
 
-    def __init__(self, variables: Mapping[str, Any], state: Mapping[str, str] | None) -> None:
+    def __init__(self, variables: Mapping[str, Any], state: Backend | None) -> None:
         super().__init__()
         self.variables = variables
         self.state = state
@@ -465,6 +672,13 @@ class FakeStack(Refusing):
         self.failure: Failure | None = None
         self.address = ""
         self.stopped = False
+        self.must_be_killed = False
+        self.tried: list[str] = []
+        """The zones that it was applied for."""
+
+    def change(self, variables: Mapping[str, Any]) -> None:
+        self.visit("change")
+        self.variables = variables
 
     def prepare(self) -> None:
         self.visit("prepare")
@@ -472,6 +686,8 @@ class FakeStack(Refusing):
     @contextmanager
     def start_apply(self) -> Iterator[FakeStack]:
         self.visit("start_apply")
+        self.tried.append(self.variables["zone"])
+        self.is_over, self.failure, self.stopped = True, None, False
         self.during(self)
         try:
             yield self
@@ -482,9 +698,10 @@ class FakeStack(Refusing):
     def ended(self) -> bool:
         return self.is_over
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
         self.visit("stop")
         self.stopped = self.is_over = True
+        return not self.must_be_killed
 
     def result(self) -> None:
         self.visit("result")
@@ -539,6 +756,7 @@ class Stage:
     applies: Callable[[FakeStack], None] = lambda _: None
     refuses: dict[str, Failure] = field(default_factory=dict)
     connected: list[tuple[str, int, str]] = field(default_factory=list)
+    buckets: dict[str, FakeStates] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -625,7 +843,7 @@ def make_stage(folder: Path, **variables: str) -> Stage:
         stage.connected.append((address, port, host_key))
         return machine
 
-    def stack_for(given: Mapping[str, object], state: Mapping[str, str] | None) -> FakeStack:
+    def stack_for(given: Mapping[str, object], state: Backend | None) -> FakeStack:
         stack = FakeStack(given, state)
         stack.during, stack.refuse = stage.applies, stage.refuses
         stage.stacks.append(stack)
@@ -633,7 +851,9 @@ def make_stage(folder: Path, **variables: str) -> Stage:
 
     run = Run(
         name=name, job=job, settings=load_settings(None, environment), base="", cloud=cloud, forge=forge,
-        connect=connect, stack_for=stack_for, make_login_key=lambda _folder, _comment: "ssh-ed25519 LOGINKEY",
+        catalogue=FakeCatalogue(), connect=connect,
+        bucket_for=lambda name: stage.buckets.setdefault(name, FakeStates(f"the bucket {name}", "gcs")),
+        stack_for=stack_for, make_login_key=lambda _folder, _comment: "ssh-ed25519 LOGINKEY",
         repository=FakeRepository(SHA), outputs=folder / "outputs", console=console, clock=clock,
         caller_address=lambda _settings, _job: stage.address,
         record=RunRecord(folder / "outputs/glgpu/run.json", str(name), job.job_id, clock, console.masker),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -141,6 +141,73 @@ def init(console: Console, interrupts: Interrupts, folder: str, ref: str, **answ
 
 
 @cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Everything found, good ones too, as JSON.")
+@click.option("--list-checks", is_flag=True, help="Every check: what it asks and what it needs.")
+@settings_options
+@doorman
+def doctor(
+    console: Console,
+    interrupts: Interrupts,
+    as_json: bool,
+    list_checks: bool,
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Find now what would go wrong later.
+
+    Changes nothing. Works in a job and on a laptop.
+
+    Example: glgpu doctor --set machine.spot=never
+    """
+    from glgpu.settings import process_environment
+    from glgpu.stages import doctor as stage
+    from glgpu.wiring import make_sources
+
+    del interrupts
+    if list_checks:
+        stage.list_checks(console, as_json=as_json)
+        return
+    sources = make_sources(console, process_environment(), Path.cwd(), config=config, overrides=overrides)
+    found = stage.doctor(sources)
+    (stage.show_json if as_json else stage.show)(console, found)
+    sys.exit(stage.exit_code(found))
+
+
+@cli.command()
+@click.option("--gpu", "names", multiple=True, metavar="NAME", help="Only this GPU; may be repeated.")
+@click.option("--region", "regions", multiple=True, metavar="REGION", help="Only this region; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
+@settings_options
+@doorman
+def gpus(
+    console: Console,
+    interrupts: Interrupts,
+    names: tuple[str, ...],
+    regions: tuple[str, ...],
+    as_json: bool,
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Which GPUs there are, what they cost, and where the project may have them.
+
+    Without Google credentials the prices are estimates, and zones and limits are left out. Regions are those of
+    glgpu.yml, if there is one, unless --region names others.
+
+    Example: glgpu gpus --gpu nvidia-l4 --region europe-west4
+    """
+    from glgpu.settings import process_environment
+    from glgpu.stages.gpus import gpus as stage
+    from glgpu.stages.gpus import show, show_json
+    from glgpu.wiring import make_console, offer_sources
+
+    del interrupts
+    talk = make_console(process_environment(), errors=True) if as_json else console
+    with offer_sources(talk, process_environment(), Path.cwd(), config=config, overrides=overrides) as sources:
+        market = stage(*sources, names=names, regions=regions)
+    (show_json if as_json else show)(console, market)
+
+
+@cli.command()
 @settings_options
 @doorman
 def provision(console: Console, interrupts: Interrupts, config: str | None, overrides: tuple[str, ...]) -> None:
@@ -244,9 +311,30 @@ def run(console: Console, interrupts: Interrupts, config: str | None, overrides:
 
 
 @cli.command()
+@click.argument("file", default="-", type=click.File("rb"))
+@click.option("--json", "as_json", is_flag=True, help="class, cause, remedy, exit_code and retry as JSON.")
+@doorman
+def explain(console: Console, interrupts: Interrupts, file: BinaryIO, as_json: bool) -> None:
+    """Say what an error text means and what to do.
+
+    FILE holds what Terraform, gcloud, Docker, SSH, git or NVIDIA said, with whatever stands around it; by default
+    standard input. Secrets in it are masked.
+
+    Example: terraform apply 2>&1 | glgpu explain
+    """
+    from glgpu.settings import process_environment
+    from glgpu.stages.explain import explain as stage
+
+    del interrupts
+    stage(console, file, process_environment(), as_json=as_json)
+
+
+@cli.command()
 @click.argument("path", required=False, type=click.Path(exists=True, file_okay=False))
 @click.option("--fault", "faults", multiple=True, metavar="NAME", help="Let this go wrong; may be repeated.")
 @click.option("--list-faults", is_flag=True, help="Every fault with the exit code that it has to end with.")
+@click.option("--defect", "defects", multiple=True, metavar="NAME", help="With --serve: something for doctor to find.")
+@click.option("--list-defects", is_flag=True, help="Every defect with the checks of doctor that find it.")
 @click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
 @click.option("--image", help="Container image to train in, instead of what PATH asks for.")
 @click.option("--keep", is_flag=True, help="Keep the rehearsal's folder, to look at.")

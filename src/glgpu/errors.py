@@ -118,6 +118,21 @@ EXIT_MEANINGS: dict[int, str] = {
     40: "this machine: disk full, tool missing or too old",
 }
 
+WORTH_A_RETRY: frozenset[ErrorClass] = frozenset(
+    {
+        ErrorClass.STOCKOUT,
+        ErrorClass.STATE_LOCK,
+        ErrorClass.SSH,
+        ErrorClass.LIVE_VMS,
+        ErrorClass.NETWORK,
+        ErrorClass.RATE_LIMIT,
+        ErrorClass.TRANSIENT,
+        ErrorClass.INTERRUPTED,
+        ErrorClass.PREEMPTED,
+    }
+)
+"""What may go well the next time although nobody changed anything; the rest waits for a person."""
+
 
 @dataclass(eq=False)
 class Failure(Exception):
@@ -147,6 +162,11 @@ class Failure(Exception):
     def exit_code(self) -> int:
         """The process's exit code for this failure."""
         return EXIT_CODES[self.klass]
+
+    @property
+    def retry(self) -> bool:
+        """Whether doing the same again can help."""
+        return self.klass in WORTH_A_RETRY
 
 
 def one_line(text: str) -> str:

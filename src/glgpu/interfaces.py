@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Literal, Protocol
 
 from glgpu.errors import Failure
+from glgpu.gpu_offers import Rates
 from glgpu.processes import Done
 
 
@@ -25,6 +26,8 @@ class Instance:
         labels: Its labels.
         metadata: Its metadata items.
         created: RFC 3339 time.
+        id: Google's number for it; another VM of the same name has another.
+        os_login: Whether OS Login is in force there, whatever its metadata says.
     """
 
     name: str
@@ -35,6 +38,25 @@ class Instance:
     labels: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
+    id: str = ""
+    os_login: bool = False
+
+
+@dataclass(frozen=True)
+class Insert:
+    """An operation that is to create a VM.
+
+    Attributes:
+        operation: Its name.
+        instance_id: Id of the VM.
+        done: Whether it is over, one way or the other.
+        failure: Why it failed; None while it has not.
+    """
+
+    operation: str
+    instance_id: str
+    done: bool
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +101,8 @@ class Cloud(Protocol):
     def zones(self, region: str) -> list[str]:
         """The zones of a region that are up."""
 
-    def inserts(self, name: str, zone: str) -> set[str]:
-        """The operations, finished or not, that were to create that instance."""
-
-    def insert_failure(self, name: str, zone: str, before: Collection[str]) -> Failure | None:
-        """Why the insert of that instance failed; None while it has not. Those ``before`` do not count."""
+    def inserts(self, name: str, zone: str) -> list[Insert]:
+        """The operations, finished or not, that were to create an instance of that name in that zone."""
 
     def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
         """Delete an instance; not found is success. Waits for the operation unless told not to."""
@@ -97,8 +116,8 @@ class Cloud(Protocol):
     def guest_attributes(self, name: str, zone: str, namespace: str) -> dict[str, str]:
         """What the guest published under a namespace; empty while there is nothing."""
 
-    def serial_output(self, name: str, zone: str) -> str:
-        """The end of the serial console, empty where it cannot be had."""
+    def serial_output(self, name: str, zone: str, *, last: int = 4096) -> str:
+        """The last bytes of the serial console, empty where it cannot be had."""
 
     def rule(self, name: str) -> FirewallRule | None:
         """A firewall rule, or None."""
@@ -119,7 +138,309 @@ class Cloud(Protocol):
         """Delete a disk; not found is success."""
 
 
-class Forge(Protocol):
+@dataclass(frozen=True)
+class Quota:
+    """A limit of the project, and how much of it is used.
+
+    Attributes:
+        metric: Google's name for it, ``NVIDIA_L4_GPUS`` for example.
+        limit: How much there may be.
+        usage: How much there is.
+        region: Where; None: in the whole project.
+    """
+
+    metric: str
+    limit: float
+    usage: float
+    region: str | None = None
+
+    @property
+    def left(self) -> float:
+        """How much more there may be."""
+        return max(0.0, self.limit - self.usage)
+
+
+@dataclass(frozen=True)
+class CloudProject:
+    """The cloud project as Compute Engine describes it.
+
+    Attributes:
+        name: Project id.
+        quotas: The limits that hold over all regions, by metric.
+        metadata: Metadata items of every VM, ``enable-oslogin`` for example.
+        service_account: Address of the default service account; empty where it was deleted.
+    """
+
+    name: str
+    quotas: Mapping[str, Quota]
+    metadata: Mapping[str, str]
+    service_account: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region.
+
+    Attributes:
+        name: Its name.
+        status: UP or DOWN.
+        zones: Names of its zones.
+        quotas: Its limits, by metric; empty where Google could not tell them.
+    """
+
+    name: str
+    status: str
+    zones: tuple[str, ...]
+    quotas: Mapping[str, Quota]
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A zone.
+
+    Attributes:
+        name: Its name.
+        region: Its region's name.
+        status: UP or DOWN.
+    """
+
+    name: str
+    region: str
+    status: str
+
+
+@dataclass(frozen=True)
+class AcceleratorType:
+    """A GPU model in one zone.
+
+    Attributes:
+        name: ``nvidia-l4`` for example.
+        zone: Where.
+        most_per_vm: The largest number in one VM.
+    """
+
+    name: str
+    zone: str
+    most_per_vm: int
+
+
+@dataclass(frozen=True)
+class MachineType:
+    """A machine type in one zone.
+
+    Attributes:
+        name: ``g2-standard-4`` for example.
+        zone: Where.
+        vcpus: Number of vCPUs.
+        memory_gb: Memory in GiB.
+        gpu: Accelerator type that comes with it, or None.
+        gpus: How many of them.
+    """
+
+    name: str
+    zone: str
+    vcpus: int
+    memory_gb: float
+    gpu: str | None = None
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class BootImage:
+    """A boot image.
+
+    Attributes:
+        path: ``projects/P/global/images/NAME``.
+        family: What it is the newest of, or empty.
+        status: READY, PENDING, FAILED or DELETING.
+        disk_gb: The smallest boot disk that holds it.
+        deprecation: DEPRECATED, OBSOLETE, DELETED, or empty while it is none of these.
+        replacement: Path of the image that Google suggests instead, or empty.
+        architecture: X86_64, ARM64, or empty where nobody said.
+    """
+
+    path: str
+    family: str
+    status: str
+    disk_gb: int
+    deprecation: str
+    replacement: str
+    architecture: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """A VPC network.
+
+    Attributes:
+        path: ``projects/P/global/networks/NAME``.
+        automatic: Whether it has a subnetwork in every region by itself.
+    """
+
+    path: str
+    automatic: bool
+
+
+@dataclass(frozen=True)
+class Subnetwork:
+    """A subnetwork.
+
+    Attributes:
+        path: ``projects/P/regions/R/subnetworks/NAME``.
+        network: Path of its network.
+        cidr: Its IPv4 range.
+        google_access: Whether VMs without an external address reach Google's own services from it.
+    """
+
+    path: str
+    network: str
+    cidr: str
+    google_access: bool
+
+
+@dataclass(frozen=True)
+class NetworkRule:
+    """A firewall rule of a network, whoever made it.
+
+    Attributes:
+        name: Its name.
+        direction: INGRESS or EGRESS.
+        action: Whether it lets through or keeps out.
+        priority: Lower wins; a denial wins among equals.
+        sources: IPv4 and IPv6 ranges. Empty together with ``source_tags`` and ``source_accounts``: everybody.
+        source_tags: Network tags of VMs in the same network.
+        source_accounts: Service accounts of such VMs.
+        target_tags: Tags of the VMs that it is for. Empty together with ``target_accounts``: all of them.
+        target_accounts: Service accounts of the VMs that it is for.
+        protocols: Protocol (``tcp``, ``all``, ...) -> ports and ranges of ports, none meaning all.
+        disabled: Whether it does not count.
+    """
+
+    name: str
+    direction: Literal["INGRESS", "EGRESS"]
+    action: Literal["allow", "deny"]
+    priority: int
+    sources: tuple[str, ...]
+    source_tags: tuple[str, ...]
+    source_accounts: tuple[str, ...]
+    target_tags: tuple[str, ...]
+    target_accounts: tuple[str, ...]
+    protocols: Mapping[str, tuple[str, ...]]
+    disabled: bool
+
+
+@dataclass(frozen=True)
+class Nat:
+    """A Cloud NAT.
+
+    Attributes:
+        name: Its name.
+        router: Its router's name.
+        subnetworks: Paths of the subnetworks that it serves; None: every one of the network in the region.
+    """
+
+    name: str
+    router: str
+    subnetworks: tuple[str, ...] | None
+
+
+class Catalogue(Protocol):
+    """What Compute Engine offers and what the project may have of it; nothing here changes anything.
+
+    Every method raises Failure when Google refuses or cannot be reached, and may be called from several threads at
+    once.
+    """
+
+    project: str
+
+    def cloud_project(self) -> CloudProject:
+        """The project, with its limits over all regions."""
+
+    def regions(self) -> dict[str, Region]:
+        """Every region by name, with the project's limits in it."""
+
+    def zones(self) -> dict[str, Zone]:
+        """Every zone by name."""
+
+    def accelerator_types(self) -> list[AcceleratorType]:
+        """Which GPU is in which zone."""
+
+    def machine_types(self, names: Collection[str]) -> list[MachineType]:
+        """In which zones these machine types are; custom ones are in no list, see ``machine_type``."""
+
+    def machine_type(self, name: str, zone: str) -> MachineType | None:
+        """A machine type in a zone, custom ones included, or None."""
+
+    def disk_types(self, zone: str) -> set[str]:
+        """Names of a zone's disk types."""
+
+    def image(self, path: str) -> BootImage | None:
+        """An image, or the newest one of a family, or None: ``projects/P/global/images/{NAME,family/FAMILY}``.
+
+        Whether the caller may use a private image is not asked here.
+        """
+
+    def network(self, network: str) -> Network | None:
+        """A network by name or, where another project shares it, by path; or None."""
+
+    def subnetworks(self, region: str, network: str) -> list[Subnetwork]:
+        """The subnetworks of a network (name or path) in a region."""
+
+    def subnetwork(self, subnetwork: str, region: str) -> Subnetwork | None:
+        """A subnetwork by name or path, or None."""
+
+    def rules(self, network: str) -> list[NetworkRule]:
+        """The firewall rules of a network (name or path); policies of folders and organisations are not among them."""
+
+    def nats(self, region: str, network: str) -> list[Nat]:
+        """The NATs of a network (name or path) in a region."""
+
+
+class Prices(Protocol):
+    """Google's price list."""
+
+    def rates(self, region: str) -> Rates:
+        """What the parts of a VM cost in a region today, without discounts of one's own.
+
+        Raises:
+            Failure: Google refuses or cannot be reached.
+        """
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where Terraform keeps the state of one run.
+
+    Attributes:
+        kind: Terraform's name of the backend: ``http`` or ``gcs``.
+        settings: What is written into its block; nothing secret.
+        environment: Variables by which Terraform gets in.
+    """
+
+    kind: str
+    settings: Mapping[str, str]
+    environment: Mapping[str, str]
+
+
+class StateStore(Protocol):
+    """A place for Terraform's states. Every method raises Failure when the place refuses or cannot be reached."""
+
+    where: str
+
+    def state_writable(self, name: str) -> bool:
+        """Whether we may lock and write a Terraform state there; a lock that a dead job left on it is broken."""
+
+    def state_backend(self, name: str) -> Backend:
+        """How Terraform finds its state there and may write it."""
+
+    def state(self, name: str) -> Literal["absent", "empty", "held"]:
+        """What is held under a state's name."""
+
+    def delete_state(self, name: str) -> None:
+        """Delete a state and whatever lock is on it; not found is success."""
+
+
+class Forge(StateStore, Protocol):
     """GitLab. Every method raises Failure when GitLab refuses or cannot be reached."""
 
     @property
@@ -132,18 +453,6 @@ class Forge(Protocol):
     def remove_deploy_keys(self, title: str) -> int:
         """Remove every key of that title; how many there were."""
 
-    def state_writable(self, name: str) -> bool:
-        """Whether our token may lock and write a Terraform state; a lock that a dead job left on it is broken."""
-
-    def state_environment(self, name: str) -> dict[str, str]:
-        """The variables by which Terraform finds its state and may write it."""
-
-    def state(self, name: str) -> Literal["absent", "empty", "held"]:
-        """What GitLab holds under a state's name."""
-
-    def delete_state(self, name: str) -> None:
-        """Delete a state and whatever lock is on it; not found is success."""
-
     def destroy_is_over(self, pipeline: str) -> bool:
         """Whether the pipeline's destroy job has already succeeded; False where it cannot be known."""
 
@@ -152,6 +461,217 @@ class Forge(Protocol):
 
     def host_key_fingerprints(self) -> set[str]:
         """GitLab's own SSH host keys as ``SHA256:...``; empty where it does not publish them."""
+
+
+@dataclass(frozen=True)
+class ForgeProject:
+    """The GitLab project as the token sees it.
+
+    Attributes:
+        default_branch: Its default branch.
+        role: The token's access level here by GitLab's numbers (40: Maintainer); 0: none.
+    """
+
+    default_branch: str
+    role: int
+
+
+@dataclass(frozen=True)
+class ForgeToken:
+    """An access token.
+
+    Attributes:
+        name: What its maker called it.
+        scopes: What it may be used for.
+        expires: Unix time from which it is dead, or None.
+    """
+
+    name: str
+    scopes: tuple[str, ...]
+    expires: float | None
+
+
+@dataclass(frozen=True)
+class ForgeVariable:
+    """A CI variable of the project, without its value.
+
+    Attributes:
+        name: Its name.
+        protected: Whether jobs of unprotected branches go without it.
+        masked: Whether GitLab hides its value in job logs.
+    """
+
+    name: str
+    protected: bool
+    masked: bool
+
+
+@dataclass(frozen=True)
+class ForgeSchedule:
+    """A pipeline schedule.
+
+    Attributes:
+        description: What its owner called it.
+        ref: The branch that it runs on.
+        active: Whether it runs.
+        owner: Login of whose rights it has.
+        owner_state: ``active``, or why the owner is none any more: ``blocked``, ``deactivated``, ...
+        variables: Its variables; None where GitLab does not show them to this token.
+        last_status: Status of its last pipeline; empty: there was none.
+        last_time: When that was made, in Unix time; None: never.
+    """
+
+    description: str
+    ref: str
+    active: bool
+    owner: str
+    owner_state: str
+    variables: Mapping[str, str] | None
+    last_status: str
+    last_time: float | None
+
+
+@dataclass(frozen=True)
+class ForgePipeline:
+    """What GitLab makes of a .gitlab-ci.yml.
+
+    Attributes:
+        errors: Why there would be no pipeline; empty when all is well.
+        includes: Paths of the files that it includes.
+    """
+
+    errors: tuple[str, ...]
+    includes: tuple[str, ...]
+
+
+class ForgeFacts(Protocol):
+    """GitLab, to be asked and not changed. Methods raise Failure, and may be called from several threads at once."""
+
+    def server_time(self) -> float:
+        """GitLab's own clock in Unix time, in whole seconds; needs no token."""
+
+    def version(self) -> str:
+        """GitLab's version, ``17.5.0`` for example."""
+
+    def token(self) -> ForgeToken:
+        """The token itself."""
+
+    def project(self) -> ForgeProject:
+        """The project, and the token's role in it."""
+
+    def variables(self) -> list[ForgeVariable]:
+        """The project's own CI variables, without those of its groups."""
+
+    def protected_branches(self) -> list[str]:
+        """Patterns of the protected branches."""
+
+    def schedules(self) -> list[ForgeSchedule]:
+        """The project's pipeline schedules."""
+
+    def pipeline(self, ref: str) -> ForgePipeline:
+        """What GitLab makes of the .gitlab-ci.yml on a branch or tag; empty: on the default branch."""
+
+    def host_key_fingerprints(self) -> set[str]:
+        """GitLab's own SSH host keys as ``SHA256:...``; empty where it does not publish them."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """An organisation policy in force.
+
+    Attributes:
+        enforced: For one that is on or off: whether it is on.
+        deny_all: For one with values: whether none is allowed.
+        allowed: The only values allowed; empty: no such list.
+        denied: The values not allowed.
+    """
+
+    enforced: bool = False
+    deny_all: bool = False
+    allowed: tuple[str, ...] = ()
+    denied: tuple[str, ...] = ()
+
+
+class CloudRights(Protocol):
+    """What Google lets us do in the project. Methods raise Failure, and may be called from several threads at once."""
+
+    project: str
+
+    def server_time(self) -> float:
+        """Google's clock in Unix time, in whole seconds; needs no credentials."""
+
+    def log_in(self) -> None:
+        """Get an access token."""
+
+    def state(self) -> str:
+        """The project's state: ``ACTIVE``, ``DELETE_REQUESTED``, ..."""
+
+    def disabled_services(self, names: Sequence[str]) -> list[str]:
+        """Which of these APIs are not enabled."""
+
+    def missing_permissions(self, names: Sequence[str]) -> list[str]:
+        """Which of these permissions we do not have in the project."""
+
+    def missing_on_account(self, account: str, names: Sequence[str]) -> list[str]:
+        """The same for a service account."""
+
+    def missing_on_bucket(self, bucket: str, names: Sequence[str]) -> list[str] | None:
+        """The same for a bucket; None: there is no such bucket."""
+
+    def billing_enabled(self) -> bool:
+        """Whether the project has a billing account that is open."""
+
+    def policy(self, constraint: str) -> Policy:
+        """The policy in force for a constraint, ``compute.vmExternalIpAccess`` for example."""
+
+
+@dataclass(frozen=True)
+class ImageManifest:
+    """A container image in its registry.
+
+    Attributes:
+        platforms: ``linux/amd64`` and so on; empty where the registry does not say.
+        packed_gb: What its layers weigh, packed; 0 where the registry does not say.
+    """
+
+    platforms: tuple[str, ...]
+    packed_gb: float
+
+
+class Registry(Protocol):
+    """Container registries. Methods raise Failure."""
+
+    def manifest(self, image: str) -> ImageManifest:
+        """What an image is, with the job's own logins."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program of this machine.
+
+    Attributes:
+        path: Where it is.
+        version: Its version's numbers, or empty where it does not say.
+    """
+
+    path: str
+    version: tuple[int, ...]
+
+
+class LocalTools(Protocol):
+    """This machine's programs and packages."""
+
+    def tool(self, name: str) -> Tool | None:
+        """A program and its version; None: it is not there."""
+
+    def terraform(self) -> Tool:
+        """The Terraform or OpenTofu that will be used; raises Failure where there is none, or too old a one."""
+
+    def mirrored_providers(self) -> dict[str, list[tuple[int, ...]]]:
+        """Folder -> versions of hashicorp/google in it, for every folder that Terraform installs from here."""
+
+    def outdated_packages(self) -> list[str]:
+        """Python packages that are older than glgpu needs, as ``name 1.2 (needs 3.4)``."""
 
 
 class Repository(Protocol):
@@ -176,8 +696,8 @@ class Apply(Protocol):
     def ended(self) -> bool:
         """Whether it is over."""
 
-    def stop(self) -> None:
-        """End it: SIGTERM to its group, then SIGKILL."""
+    def stop(self) -> bool:
+        """End it: SIGTERM to its group, then SIGKILL; whether the first was enough, so that no lock is left."""
 
     def result(self) -> None:
         """Wait for its end.
@@ -192,6 +712,9 @@ class Stack(Protocol):
 
     def prepare(self) -> None:
         """Lay out the work folder and run ``terraform init``."""
+
+    def change(self, variables: Mapping[str, object]) -> None:
+        """Apply with these variables from now on; what is prepared stays so."""
 
     def start_apply(self) -> AbstractContextManager[Apply]:
         """Begin to apply; leaving the context ends it."""
@@ -237,5 +760,7 @@ class Machine(Protocol):
 
 Connect = Callable[[str, int, Path, str], Machine]
 """address, port, folder with the login key, pinned host key -> the VM."""
-StackFor = Callable[[Mapping[str, object], Mapping[str, str] | None], Stack]
-"""variables, state environment (None: local, thrown away) -> Terraform."""
+StackFor = Callable[[Mapping[str, object], Backend | None], Stack]
+"""variables, where its state is (None: nowhere, thrown away) -> Terraform."""
+BucketFor = Callable[[str], StateStore]
+"""name -> the bucket."""

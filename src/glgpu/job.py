@@ -49,6 +49,7 @@ class Job:
         google_project: ``GLGPU_PROJECT``, which wins over glgpu.yml as every variable does.
         compute_endpoint: ``http://host:port`` of another Compute Engine; empty: Google's.
         google_endpoint: The same for all other Google APIs.
+        registry_endpoint: The same for the container registries, all of them.
         google_token: A ready access token; empty: application default credentials.
         google_credentials: ``GOOGLE_CREDENTIALS``: a key's JSON text or its path.
         federation: Workload Identity Federation: provider, service account, identity token; None where not used.
@@ -81,6 +82,7 @@ class Job:
     google_project: str
     compute_endpoint: str
     google_endpoint: str
+    registry_endpoint: str
     google_token: str = field(repr=False)
     google_credentials: str = field(repr=False)
     federation: Federation | None = field(repr=False)
@@ -157,13 +159,16 @@ def read_job(environment: Mapping[str, str], folder: Path, now: float) -> Job:
         ssh_port=_number("CI_SERVER_SHELL_SSH_PORT", get("CI_SERVER_SHELL_SSH_PORT", "22") or "22"),
         gitlab_host_keys=get("GLGPU_GITLAB_HOST_KEYS"),
         ca_file=get("CI_SERVER_TLS_CA_FILE"),
-        job_timeout=_duration(get("GLGPU_JOB_TIMEOUT") or get("CI_JOB_TIMEOUT")),
-        script_timeout=_duration(get("GLGPU_SCRIPT_TIMEOUT") or get("RUNNER_SCRIPT_TIMEOUT")),
+        job_timeout=_duration("GLGPU_JOB_TIMEOUT", get("GLGPU_JOB_TIMEOUT"))
+        or _duration("CI_JOB_TIMEOUT", get("CI_JOB_TIMEOUT")),
+        script_timeout=_duration("GLGPU_SCRIPT_TIMEOUT", get("GLGPU_SCRIPT_TIMEOUT"))
+        or _duration("RUNNER_SCRIPT_TIMEOUT", get("RUNNER_SCRIPT_TIMEOUT")),
         status=get("CI_JOB_STATUS"),
         registry_logins=_registry_logins(environment),
         google_project=get("GLGPU_PROJECT"),
         compute_endpoint=_endpoint("GLGPU_COMPUTE_ENDPOINT", get("GLGPU_COMPUTE_ENDPOINT")),
         google_endpoint=_endpoint("GLGPU_GOOGLE_ENDPOINT", get("GLGPU_GOOGLE_ENDPOINT")),
+        registry_endpoint=_endpoint("GLGPU_REGISTRY_ENDPOINT", get("GLGPU_REGISTRY_ENDPOINT")),
         google_token=get("GOOGLE_OAUTH_ACCESS_TOKEN"),
         google_credentials=get("GOOGLE_CREDENTIALS"),
         federation=Federation(provider, get("GLGPU_WIF_SERVICE_ACCOUNT"), token) if provider and token else None,
@@ -217,8 +222,11 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-def _duration(text: str) -> float | None:
-    return parse_duration(text) if text else None
+def _duration(name: str, text: str) -> float | None:
+    try:
+        return parse_duration(text) if text else None
+    except Failure as failure:
+        raise Failure(failure.klass, f"{name}: {failure.cause}", failure.remedy) from None
 
 
 def _server(text: str) -> str:

@@ -107,6 +107,26 @@ class StreamMasker:
         return b"".join(out)
 
 
+_TOKENS = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]{1,10000}?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"|\bgl(?:pat|dt|rt|rtr|cbt|ptt|agent|ft|imt|soat|ffct|oas)-[\w.-]{8,}|\bGR1348941[\w-]{10,}"
+    r"|\b(?:ya29\.|1//0|AIza|GOCSPX-)[\w-]{10,}|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}|\bhf_\w{20,}"
+    r"|\bsk-[\w-]{20,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bdckr_(?:pat|oat)_[\w-]{20,}|\bxox[abprs]-[\w-]{10,}"
+    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"
+    r"|(?<=://)[^\s/:@'\"]*:[^\s/@'\"]{4,}(?=@)"
+    r"|(?i:(?<=bearer )|(?<=basic )|(?<=private-token: )|(?<=job-token: )|(?<=password=)|(?<=passwd=)|(?<=token=)"
+    r"|(?<=secret=)|(?<=api_key=)|(?<=apikey=))[^\s'\"&,;]{8,}"
+    r"|(?i:(?<=\"password\": \")|(?<=\"private_key\": \")|(?<=\"refresh_token\": \")|(?<=\"access_token\": \")"
+    r"|(?<=\"client_secret\": \")|(?<=\"auth\": \"))[^\"]{4,}",
+)
+"""What is a secret by its looks: keys, passwords in addresses, tokens of GitLab, Google, GitHub, Docker and others."""
+
+
+def tokens_in(text: str) -> list[str]:
+    """Secrets that nobody told us of: what people paste may hold some."""
+    return [match[0] for match in _TOKENS.finditer(text)]
+
+
 def to_bytes(text: str) -> bytes:
     """Text as UTF-8; what came from other bytes becomes those bytes again, any other lone surrogate a question mark."""
     try:

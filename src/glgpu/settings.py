@@ -113,7 +113,7 @@ Command = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": SCALAR}, "minItems": 1}]}),
 ]
 Ranges = Annotated[list[Annotated[str, AfterValidator(_cidr)]], Field(min_length=1)]
-GpuName = Annotated[str, StringConstraints(pattern=r"^(none|nvidia-[a-z0-9-]+)$")]
+GpuName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
 Zone = Annotated[str, StringConstraints(pattern=r"^[a-z]+-[a-z]+[0-9]+-[a-z]$")]
 Region = Annotated[str, StringConstraints(pattern=r"^[a-z]+-[a-z]+[0-9]+$")]
 
@@ -126,13 +126,17 @@ class Machine(_Section):
     """The VM."""
 
     gpu: list[GpuName] = Field(
-        ["nvidia-l4", "nvidia-tesla-t4"], min_length=1, description="In order of preference; `none` needs `type`."
+        ["nvidia-l4", "nvidia-tesla-t4"],
+        min_length=1,
+        description="Accelerator types in order of preference (`glgpu gpus`); `none` needs `type`.",
     )
     count: int = Field(1, ge=1, le=16, description="GPUs per VM.")
     type: Name | None = Field(None, description="Machine type; null: the smallest that fits the GPU.")
     zones: list[Zone] = Field(default_factory=list, description="Zones in order of preference; or `regions`.")
     regions: list[Region] = Field(default_factory=list, description="Regions in order of preference; or `zones`.")
-    spot: Literal["only", "prefer", "never"] = Field("prefer", description="Whether spot VMs are wanted.")
+    spot: Literal["only", "prefer", "never"] = Field(
+        "prefer", description="Whether spot VMs are wanted; `prefer`: a standard one where no zone has one to spare."
+    )
     disk_gb: int = Field(100, ge=10, le=65536, description="Boot disk in GB; it also holds the container image.")
     disk_type: Name | None = Field(None, description="Boot disk type; null: the one that fits the machine type.")
     image: str | None = Field(
@@ -148,7 +152,9 @@ class Machine(_Section):
     max_hours: float | None = Field(
         None, gt=0, le=LONGEST_MAX_HOURS, description="The VM's hard end in hours; null: what the jobs' times can hold."
     )
-    max_price: float | None = Field(None, gt=0, description="Most that an hour may cost, in USD.")
+    max_price: float | None = Field(
+        None, gt=0, description="Most that an hour of machine, GPUs and disk may cost, in USD; held against estimates."
+    )
     tags: list[Name] = Field(default_factory=list, description="Network tags beside the run's own.")
 
     @model_validator(mode="after")
@@ -212,6 +218,9 @@ class Limits(_Section):
 
     live_vms: int = Field(2, ge=1, description="VMs that one GitLab project may have alive at once.")
     claim_minutes: int = Field(20, ge=1, le=1440, description="Minutes for which a VM waits for the job that uses it.")
+    create_minutes: float = Field(
+        5, gt=0, le=20, description="Minutes that Google may take to create a VM before the next candidate is tried."
+    )
     boot_minutes: float = Field(5, gt=0, le=60, description="Minutes that a running VM may take to let us in.")
     rescue_minutes: int = Field(10, ge=0, le=120, description="Minutes that a teardown may spend on outputs.")
 
@@ -219,7 +228,11 @@ class Limits(_Section):
 class Storage(_Section):
     """Where big outputs go."""
 
-    bucket: str | None = Field(None, description="A Cloud Storage bucket.")
+    bucket: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$",
+        description="A Cloud Storage bucket, for Terraform's states.",
+    )
     artifact_mb: int | None = Field(None, ge=1, description="What GitLab takes as artifacts; null: by instance.")
 
 
@@ -234,13 +247,19 @@ class Settings(_Section):
     limits: Annotated[Limits, BeforeValidator(_mapping)] = Limits()
     storage: Annotated[Storage, BeforeValidator(_mapping)] = Storage()
     code: Literal["auto", "deploy-key", "job"] = Field("auto", description="How the code reaches the VM.")
-    state: Literal["auto", "gitlab", "gcs", "local"] = Field("auto", description="Where Terraform's state lives.")
+    state: Literal["auto", "gitlab", "gcs", "local"] = Field(
+        "auto",
+        description="Where Terraform's state lives; auto: storage.bucket if it is set, else GitLab if it lets us, else "
+        "nowhere after the job.",
+    )
     labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, max_length=50, description="Labels of the VM beside glgpu's own."
     )
 
     @model_validator(mode="after")
-    def _own_labels(self) -> Settings:
+    def _fits(self) -> Settings:
+        if self.state == "gcs" and self.storage.bucket is None:
+            raise ValueError("`state: gcs` needs storage.bucket")
         taken = [key for key in self.labels if key.startswith("glgpu")]
         if taken:
             raise ValueError(f"label {taken[0]!r} is glgpu's own")

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from glgpu.clients.address_echo import caller_address
+from glgpu.clients.billing_catalogue import BillingCatalogue
+from glgpu.clients.cloud_storage import CloudStorage
+from glgpu.clients.compute_catalogue import ComputeCatalogue
 from glgpu.clients.compute_engine import ComputeEngine
+from glgpu.clients.container_registry import ContainerRegistry
 from glgpu.clients.gitlab_project import GitlabProject
 from glgpu.clients.google_login import terraform_environment
+from glgpu.clients.google_project import GoogleProject
 from glgpu.clients.local_repository import LocalRepository
+from glgpu.clients.local_tools import LocalTools
 from glgpu.clients.remote_machine import RemoteMachine, make_login_key
 from glgpu.clients.terraform_stack import TerraformStack
 from glgpu.clock import Clock, SystemClock
 from glgpu.console import Console
 from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import Stack
+from glgpu.interfaces import Backend, Stack
 from glgpu.job import Job, hide_tokens, read_job
 from glgpu.masking import Masker
 from glgpu.run_names import Kind, RunName
 from glgpu.run_record import RunRecord
-from glgpu.settings import Settings, load_settings, read_secret
+from glgpu.settings import Machine, Settings, load_settings, read_secret
+from glgpu.steps.checks.facts import Sources
 from glgpu.steps.context import Run
 
 DEFAULT_CONFIG = "glgpu.yml"
 
 
-def make_console(environment: Mapping[str, str]) -> Console:
-    """Where messages go, in GitLab's sections where GitLab runs us."""
-    return Console(Masker(), sections=environment.get("GITLAB_CI") == "true")
+def make_console(environment: Mapping[str, str], *, errors: bool = False) -> Console:
+    """Where messages go, in GitLab's sections where GitLab runs us; ``errors``: standard error instead."""
+    return Console(
+        Masker(), stream=sys.stderr.buffer if errors else None, sections=environment.get("GITLAB_CI") == "true"
+    )
 
 
 def make_run(
@@ -77,6 +89,94 @@ def make_run(
     return _wire(console, job, settings, job.name(kind), base, clock, job.project_dir / "outputs")
 
 
+def make_sources(
+    console: Console,
+    environment: Mapping[str, str],
+    folder: Path,
+    *,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Sources:
+    """Whom `glgpu doctor` asks; what is wrong with variables and settings is an answer, and no failure."""
+    clock = SystemClock()
+    job, wrong = _readable_job(environment, folder, clock.now())
+    hide_tokens(job, console.masker)
+    path = _config_path(job, config or environment.get("GLGPU_CONFIG") or DEFAULT_CONFIG)
+    settings: Settings | Failure
+    project = job.google_project
+    try:
+        settings = load_settings(path, environment, overrides)
+        _base(job, path)
+        project = settings.project or ""
+    except Failure as failure:
+        settings = failure
+    else:
+        for name in settings.train.secrets:
+            console.masker.add(read_secret(name, environment)[0])
+    return Sources(
+        job=job,
+        wrong_variables=wrong,
+        settings=settings,
+        now=clock.now,
+        forge=GitlabProject(job),
+        rights=GoogleProject(job, project),
+        catalogue=ComputeCatalogue(job, project),
+        registry=ContainerRegistry(job),
+        tools=LocalTools(job.terraform),
+        caller_address=caller_address,
+    )
+
+
+def _readable_job(environment: Mapping[str, str], folder: Path, now: float) -> tuple[Job, tuple[Failure, ...]]:
+    """The job without the variables that cannot be understood, and what is wrong with each."""
+    left, wrong = dict(environment), list[Failure]()
+    while True:
+        try:
+            return read_job(left, folder, now), tuple(wrong)
+        except Failure as failure:
+            named = [name for name in left if re.search(rf"\b{re.escape(name)}\b", failure.cause)]
+            if not named:
+                raise
+            wrong.append(failure)
+            for name in named:
+                del left[name]
+
+
+@contextmanager
+def offer_sources(
+    console: Console,
+    environment: Mapping[str, str],
+    folder: Path,
+    *,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Iterator[tuple[Machine, ComputeCatalogue | None, BillingCatalogue | None]]:
+    """The settings of the machine, and whom to ask about offers; nobody where no project is set.
+
+    Args:
+        console: Where messages go; its masker learns the tokens.
+        environment: The process's variables.
+        folder: The working directory.
+        config: Path of glgpu.yml from the command line.
+        overrides: ``section.key=value`` from the command line.
+
+    Raises:
+        Failure: CONFIG or USAGE.
+    """
+    job = read_job(environment, folder, SystemClock().now())
+    hide_tokens(job, console.masker)
+    path = _config_path(job, config or environment.get("GLGPU_CONFIG") or DEFAULT_CONFIG)
+    settings = _settings(console, path, environment, overrides, needed=config is not None)
+    if not settings.project:
+        yield settings.machine, None, None
+        return
+    _make_scratch(job.scratch)
+    try:
+        yield settings.machine, ComputeCatalogue(job, settings.project), BillingCatalogue(job)
+    finally:
+        shutil.rmtree(job.scratch, ignore_errors=True)
+
+
 def under_name(run: Run, name: RunName) -> Run:
     """The same wiring for a run of the same project; another one's outputs have a folder of their own."""
     if name == run.name:
@@ -100,7 +200,7 @@ def _settings(
 
 
 def _wire(console: Console, job: Job, settings: Settings, name: RunName, base: str, clock: Clock, outputs: Path) -> Run:
-    def stack_for(variables: Mapping[str, object], state: Mapping[str, str] | None) -> Stack:
+    def stack_for(variables: Mapping[str, object], state: Backend | None) -> Stack:
         return TerraformStack(
             job.terraform_module,
             job.scratch,
@@ -118,8 +218,10 @@ def _wire(console: Console, job: Job, settings: Settings, name: RunName, base: s
         job=job,
         settings=settings,
         base=base,
-        cloud=ComputeEngine(job, settings.project or ""),
+        cloud=ComputeEngine(job, settings.project or "", console.say),
+        catalogue=ComputeCatalogue(job, settings.project or ""),
         forge=GitlabProject(job),
+        bucket_for=lambda name: CloudStorage(job, name),
         connect=RemoteMachine,
         stack_for=stack_for,
         make_login_key=make_login_key,

@@ -18,5 +18,5 @@ locals {
     enable-guest-attributes = "TRUE"
     # OS Login would ignore the login keys that jobs write into the metadata.
     enable-oslogin = "FALSE"
-  })
+  }, var.startup_script == null ? {} : { startup-script = var.startup_script })
 }

@@ -2,12 +2,14 @@
 
 Started by Terraform's local-exec as ``python3 compute_instance.py insert|delete``. Everything comes by environment:
 ``INSTANCES_URL`` (the zone's collection of instances), ``INSTANCE_NAME``, ``INSTANCE_BODY`` (JSON, insert only) and
-``GOOGLE_OAUTH_ACCESS_TOKEN``. Nothing is printed before the request is out: where Terraform has been killed, the pipe
-behind standard output is dead, a print would end this process, and the late insert would never be seen.
+``GOOGLE_OAUTH_ACCESS_TOKEN``, or ``GOOGLE_CREDENTIALS`` with the path of a file about Workload Identity Federation.
+Nothing is printed before the request is out: where Terraform has been killed, the pipe behind standard output is dead,
+a print would end this process, and the late insert would never be seen.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -17,6 +19,7 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 POLL_SECONDS = 0.2
 WAIT_SECONDS = 20 * 60
 """The timeouts of the instance in ``gpu-vm``."""
@@ -130,7 +133,7 @@ def call(method: str, url: str, body: bytes | None = None) -> dict[str, Any]:
     pause = 0.5
     while True:
         request = urllib.request.Request(url, data=body, method=method)
-        request.add_header("Authorization", "Bearer " + os.environ.get("GOOGLE_OAUTH_ACCESS_TOKEN", ""))
+        request.add_header("Authorization", "Bearer " + access_token(f'{method.capitalize()} "{url}"'))
         if body is not None:
             request.add_header("Content-Type", "application/json")
         try:
@@ -148,6 +151,44 @@ def call(method: str, url: str, body: bytes | None = None) -> dict[str, Any]:
             raise refused
         time.sleep(pause)
         pause = min(2 * pause, 10)
+
+
+@functools.cache
+def access_token(doing: str) -> str:
+    """The token at hand, else one for the identity token that a file of Workload Identity Federation names.
+
+    Raises:
+        ApiError: It was refused.
+    """
+    path = os.environ.get("GOOGLE_CREDENTIALS", "")
+    if "GOOGLE_OAUTH_ACCESS_TOKEN" in os.environ or not path:
+        return os.environ.get("GOOGLE_OAUTH_ACCESS_TOKEN", "")
+    with open(path, encoding="utf-8") as file:
+        federation = json.load(file)
+    with open(federation["credential_source"]["file"], encoding="utf-8") as file:
+        identity = file.read()
+    form = {
+        "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+        "audience": federation["audience"],
+        "scope": SCOPE,
+        "requested_token_type": "urn:ietf:params:oauth:token-type:access_token",
+        "subject_token_type": federation["subject_token_type"],
+        "subject_token": identity,
+    }
+    try:
+        exchange = urllib.request.Request(federation["token_url"], urllib.parse.urlencode(form).encode())
+        with OPENER.open(exchange) as answer:
+            token = str(json.loads(answer.read())["access_token"])
+        if "service_account_impersonation_url" not in federation:
+            return token
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        wanted = json.dumps({"scope": [SCOPE]}).encode()
+        impersonation = urllib.request.Request(federation["service_account_impersonation_url"], wanted, headers)
+        with OPENER.open(impersonation) as answer:
+            return str(json.loads(answer.read())["accessToken"])
+    except urllib.error.HTTPError as error:
+        text = error.read().decode(errors="replace")
+        raise ApiError(f"{doing}: credentials: status code {error.code}: {text}", error.code) from None
 
 
 def operation_error(error: dict[str, Any]) -> str:
@@ -179,7 +220,7 @@ def refusal(status: int, body: str) -> ApiError:
         return ApiError(f"googleapi: got HTTP response code {status} with body: {body}", status, for_now=status == 503)
     text = f"googleapi: Error {status}: {message}"
     if error.get("details"):
-        text += "\nDetails:\n" + json.dumps(error["details"], indent=2)
+        text += "\nDetails:\n" + json.dumps(error["details"], indent=2, sort_keys=True)
     if len(reasons) == 1 and reasons[0].get("message") == message:
         text += f", {reasons[0].get('reason')}"
     elif reasons:

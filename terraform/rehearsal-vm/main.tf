@@ -62,7 +62,7 @@ locals {
     block-project-ssh-keys  = "TRUE"
     enable-guest-attributes = "TRUE"
     enable-oslogin          = "FALSE"
-  })
+  }, var.startup_script == null ? {} : { startup-script = var.startup_script })
 
   body = { for field, value in local._body : field => value if value != null }
 

@@ -111,7 +111,7 @@ variable "metadata" {
   nullable    = false
 
   # The first three are this module's own and would be overridden in silence. Login keys come from each job, with an
-  # end to them. A startup script would run as root with nobody there to see its exit code or its log.
+  # end to them. A startup script has a variable of its own: two would be one too many.
   validation {
     condition = length(setintersection(keys(var.metadata), [
       "block-project-ssh-keys", "enable-guest-attributes", "enable-oslogin", "ssh-keys", "sshKeys", "startup-script", "startup-script-url",
@@ -177,6 +177,17 @@ variable "project" {
   validation {
     condition     = can(regex("^[a-z][a-z0-9:.-]{1,61}[a-z0-9]$", var.project))
     error_message = "project must be a project's id (3 to 63 of a-z, 0-9, -, . and :), not its number or its display name."
+  }
+}
+
+variable "startup_script" {
+  description = "What the VM runs as root at each boot, or null. Readable by every process on the VM: no secret here."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.startup_script == null || try(startswith(var.startup_script, "#!") && length(var.startup_script) <= 65536, false)
+    error_message = "startup_script must be null, or a script of at most 65536 characters that begins with #!."
   }
 }
 

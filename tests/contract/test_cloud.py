@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from fakes import FakeClock, FakeCloud
+from glgpu.classify import zones_with_capacity
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Cloud, FirewallRule, Instance
 from glgpu.rehearsal.faults import Rule
+from glgpu.settings import Machine
 from lab import SETTINGS, Lab, lab, vm_of
 
 ZONE = "europe-west4-a"
@@ -25,12 +28,12 @@ class Bench:
     Attributes:
         cloud: The cloud.
         vm: Its VM.
-        again: Brings a VM of that name up again; it fails if asked to.
+        again: Asks for a VM of that name again, and has it fail.
     """
 
     cloud: Cloud
     vm: Instance
-    again: Callable[[bool], None]
+    again: Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +55,12 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 def fake_bench() -> Bench:
     cloud = FakeCloud(FakeClock())
     name = "glgpu-000000-1-77-train"
-    vm = Instance(name, ZONE, "RUNNING", "198.51.100.7", "10.0.0.7", LABELS, {"a": "1"})
+    vm = Instance(name, ZONE, "RUNNING", "198.51.100.7", "10.0.0.7", LABELS, {"a": "1"}, id="1001")
     cloud.insert(vm)
 
-    def again(fails: bool) -> None:
-        failure = Failure(ErrorClass.STOCKOUT, "no capacity", "wait") if fails else None
-        cloud.insert(vm, failure)
+    def again(how: str) -> None:
+        klass = ErrorClass.PREEMPTED if how == "preempted" else ErrorClass.STOCKOUT
+        cloud.insert(vm, Failure(klass, "refused", "wait", "zonesAvailable: europe-west4-b,europe-west4-c"))
 
     return Bench(cloud, vm, again)
 
@@ -67,13 +70,14 @@ def real_bench(world: Lab, folder: Path) -> Bench:
     run = world.run(folder_with_settings(folder), GLGPU_STATE="local")
     vm = vm_of(run)
 
-    def again(fails: bool) -> None:
-        if fails:
-            world.world.faults.rules.append(Rule("compute.instances.insert", "stockout"))
+    def again(how: str) -> None:
+        action, _, form = how.partition(" ")
+        gpu = {"gpu": ["nvidia-l4"], "type": None, "spot": "only"}
+        asked = replace(run, settings=run.settings.model_copy(update={"machine": Machine(zones=[ZONE], **gpu)}))
+        world.world.faults.rules.append(Rule("compute.instances.insert", action, argument=form))
         try:
-            vm_of(run)
-        except Failure:
-            assert fails
+            with pytest.raises(Failure):
+                vm_of(asked)
         finally:
             world.world.faults.lift("compute.instances.insert")
 
@@ -132,6 +136,35 @@ def test_metadata_is_set_and_what_others_set_meanwhile_stays(bench: Bench) -> No
     assert (got.metadata["theirs"], got.metadata["ours"]) == ("kept", "new")
 
 
+def test_os_login_is_off_where_the_metadata_turn_it_off(bench: Bench) -> None:
+    got = bench.cloud.get(bench.vm.name, ZONE)
+    assert got is not None
+    assert not got.os_login
+
+
+def test_os_login_is_seen_by_what_is_in_force(world: Lab, tmp_path: Path) -> None:
+    world.world.faults.rules.append(Rule("compute.os-login-forced", "on"))
+    run = world.run(folder_with_settings(tmp_path), GLGPU_STATE="local")
+    try:
+        vm = vm_of(run)
+        assert vm.metadata["enable-oslogin"] == "FALSE"
+        assert vm.os_login
+    finally:
+        world.world.faults.lift("compute.os-login-forced")
+        run.cloud.delete_instance(str(run.name), ZONE)
+
+
+def test_of_the_serial_console_as_much_is_read_as_was_asked_for(world: Lab, tmp_path: Path) -> None:
+    bench = real_bench(world, tmp_path)
+    try:
+        whole = bench.cloud.serial_output(bench.vm.name, ZONE, last=1 << 20)
+        assert whole.startswith("SeaBIOS")
+        assert bench.cloud.serial_output(bench.vm.name, ZONE, last=7) in whole
+        assert len(bench.cloud.serial_output(bench.vm.name, ZONE, last=7)) == 7
+    finally:
+        bench.cloud.delete_instance(bench.vm.name, ZONE)
+
+
 def test_editing_what_is_not_there_is_not_found(bench: Bench) -> None:
     with pytest.raises(Failure) as caught:
         bench.cloud.edit_metadata("nothing", ZONE, lambda items: {**items, "a": "b"})
@@ -141,19 +174,39 @@ def test_editing_what_is_not_there_is_not_found(bench: Bench) -> None:
     assert caught.value.klass is ErrorClass.NOT_FOUND
 
 
-def test_an_insert_that_succeeds_has_no_failure(bench: Bench) -> None:
-    assert len(bench.cloud.inserts(bench.vm.name, ZONE)) == 1
-    assert bench.cloud.insert_failure(bench.vm.name, ZONE, set()) is None
+def test_an_insert_that_succeeds_is_done_and_has_no_failure(bench: Bench) -> None:
+    (insert,) = bench.cloud.inserts(bench.vm.name, ZONE)
+    got = bench.cloud.get(bench.vm.name, ZONE)
+    assert got is not None
+    assert (insert.done, insert.failure, insert.instance_id) == (True, None, got.id)
+    assert got.id
 
 
-def test_a_failed_insert_says_why_and_those_before_do_not_count(bench: Bench) -> None:
+def test_an_insert_belongs_to_one_name_and_one_zone(bench: Bench) -> None:
+    assert bench.cloud.inserts(bench.vm.name[:-1], ZONE) == []
+    assert bench.cloud.inserts(bench.vm.name, "europe-west4-b") == []
+
+
+@pytest.mark.parametrize("form", ["", "sentence"])
+def test_a_failed_insert_says_why_and_which_zones_have_capacity(bench: Bench, form: str) -> None:
     bench.cloud.delete_instance(bench.vm.name, ZONE)
-    before = bench.cloud.inserts(bench.vm.name, ZONE)
-    bench.again(True)
-    failure = bench.cloud.insert_failure(bench.vm.name, ZONE, before)
-    assert failure is not None
-    assert failure.klass is ErrorClass.STOCKOUT
-    assert bench.cloud.insert_failure(bench.vm.name, ZONE, bench.cloud.inserts(bench.vm.name, ZONE)) is None
+    before = {one.operation for one in bench.cloud.inserts(bench.vm.name, ZONE)}
+    bench.again(f"stockout {form}")
+    (insert,) = [one for one in bench.cloud.inserts(bench.vm.name, ZONE) if one.operation not in before]
+    assert insert.done
+    assert insert.failure is not None
+    assert insert.failure.klass is ErrorClass.STOCKOUT
+    assert zones_with_capacity(insert.failure.evidence) == ("europe-west4-b", "europe-west4-c")
+    assert bench.cloud.get(bench.vm.name, ZONE) is None
+
+
+def test_an_insert_that_fails_for_preemption_is_told_so(bench: Bench) -> None:
+    bench.cloud.delete_instance(bench.vm.name, ZONE)
+    before = {one.operation for one in bench.cloud.inserts(bench.vm.name, ZONE)}
+    bench.again("preempted")
+    (insert,) = [one for one in bench.cloud.inserts(bench.vm.name, ZONE) if one.operation not in before]
+    assert insert.failure is not None
+    assert insert.failure.klass is ErrorClass.PREEMPTED
 
 
 def test_a_delete_takes_vm_and_disk_and_a_second_one_is_success(bench: Bench) -> None:
@@ -215,6 +268,26 @@ def test_a_cloud_that_is_away_is_18_and_soon(world: Lab, tmp_path: Path) -> None
     with pytest.raises(Failure) as caught:
         run.cloud.find("x")
     assert caught.value.exit_code == 18
+
+
+@pytest.mark.parametrize("status", ["403", "429"])
+def test_a_cloud_that_wants_to_be_asked_less_often_is_asked_again(world: Lab, tmp_path: Path, status: str) -> None:
+    run = world.run(folder_with_settings(tmp_path))
+    name = f"{run.name}-x"
+    rule = FirewallRule(name, "allow", ("192.0.2.1/32",), name, 800, "default", ("22",), True)
+    points = ["compute.firewalls.get", "compute.firewalls.insert", "compute.firewalls.delete"]
+    world.world.faults.rules += [Rule(point, "rate-limit", None, argument=status) for point in points]
+    lifting = threading.Timer(1.0, lambda: [world.world.faults.lift(point) for point in points])
+    lifting.start()
+    try:
+        run.cloud.create_rule(rule)
+        got = run.cloud.rule(name)
+        assert got is not None
+        run.cloud.delete_rule(name)
+        assert run.cloud.rule(name) is None
+    finally:
+        lifting.join()
+    assert "Google: too many requests; asking again" in world.said.getvalue().decode()
 
 
 @pytest.mark.parametrize(("action", "code"), [("api-disabled", 15), ("permission-denied", 15), ("unauthenticated", 15)])

@@ -218,6 +218,16 @@ def test_an_instance_comes_up_as_ordered(cloud: Cloud) -> None:
     assert (hardware.gpu_type, hardware.gpu_count, hardware.instance_id) == ("nvidia-tesla-t4", 1, instance["id"])
 
 
+def test_numbers_may_come_as_numbers_or_strings_and_go_out_in_one_form(cloud: Cloud) -> None:
+    gpus = [{**order()["guestAccelerators"][0], "acceleratorCount": "1"}]
+    limit = scheduling(maxRunDuration={"seconds": 7200}, nodeAffinities=[None], hostErrorTimeoutSeconds=None)
+    assert "error" not in cloud.insert(order(**disk(diskSizeGb=100.0), **limit, guestAccelerators=gpus))
+    instance = cloud.instance()
+    assert instance["scheduling"]["maxRunDuration"] == {"seconds": "7200"}
+    assert instance["guestAccelerators"][0]["acceleratorCount"] == 1
+    assert instance["disks"][0]["diskSizeGb"] == "100"
+
+
 def test_the_gpus_of_a_bundled_machine_type_are_shown(cloud: Cloud) -> None:
     cloud.insert(order(machineType=f"zones/{ZONE}/machineTypes/g2-standard-24", guestAccelerators=[]))
     [gpus] = cloud.instance()["guestAccelerators"]
@@ -231,7 +241,8 @@ def test_the_gpus_of_a_bundled_machine_type_are_shown(cloud: Cloud) -> None:
         ({"name": "Vm"}, "Must be a match of regex"),
         ({"colour": "red"}, "Unknown name \"colour\" at 'resource': Cannot find field."),
         ({"canIpForward": "no"}, "Invalid value at 'resource.canIpForward' (TYPE_BOOLEAN)"),
-        (disk(diskSizeGb=100), "diskSizeGb' (TYPE_INT64), 100"),
+        (disk(diskSizeGb=100.5), "diskSizeGb' (TYPE_INT64), 100.5"),
+        (disk(diskSizeGb=True), "diskSizeGb' (TYPE_INT64), true"),
         (disk(diskSizeGb="10"), "Requested disk size cannot be smaller than the image size (50 GB)"),
         (disk(sourceImage="projects/debian-cloud/global/images/family/debian-7"), "images/family/debian-7' was not"),
         (disk(diskType=f"zones/{ZONE}/diskTypes/pd-quick"), "does not exist in zone"),
@@ -402,6 +413,16 @@ def test_labels_change_only_under_their_current_fingerprint(cloud: Cloud) -> Non
     assert cloud.project("POST", path, change)[0] == 412
 
 
+def test_network_tags_change_only_under_their_current_fingerprint(cloud: Cloud) -> None:
+    cloud.insert(order())
+    path = f"zones/{ZONE}/instances/vm-1/setTags"
+    change = {"fingerprint": cloud.instance()["tags"]["fingerprint"], "items": ["other"]}
+    assert "resource.items[0]" in cloud.project("POST", path, {**change, "items": ["No"]})[1]
+    cloud.finished(cloud.project("POST", path, change))
+    assert cloud.instance()["tags"]["items"] == ["other"]
+    assert cloud.project("POST", path, change)[0] == 412
+
+
 def test_guest_attributes_are_there_once_the_guest_published_them(cloud: Cloud) -> None:
     cloud.insert(order())
     path = f"zones/{ZONE}/instances/vm-1/getGuestAttributes?queryPath=hostkeys/"
@@ -418,6 +439,45 @@ def test_guest_attributes_are_not_there_where_metadata_does_not_enable_them(clou
     [(_, hypervisor)] = cloud.machines.running.values()
     hypervisor.publish("hostkeys", "ssh-ed25519", "AAAA")
     assert cloud.project("GET", f"zones/{ZONE}/instances/vm-1/getGuestAttributes?queryPath=hostkeys/")[0] == 404
+
+
+def test_a_policy_against_guest_attributes_forbids_to_write_and_to_read_them(cloud: Cloud) -> None:
+    cloud.insert(order())
+    [(_, hypervisor)] = cloud.machines.running.values()
+    assert hypervisor.publish("hostkeys", "ssh-ed25519", "AAAA")
+    cloud.faults.rules.append(Rule("compute.guest-attributes-policy", "on"))
+    assert not hypervisor.publish("hostkeys", "ssh-ed25519", "BBBB")
+    path = f"zones/{ZONE}/instances/vm-1/getGuestAttributes?queryPath=hostkeys/"
+    refusal = "Constraint constraints/compute.disableGuestAttributesAccess violated for project 123456789012."
+    assert cloud.project("GET", path) == (412, refusal)
+    cloud.faults.end()
+    assert cloud.project("GET", path)["queryValue"]["items"][0]["value"] == "AAAA"
+
+
+def test_the_effective_metadata_say_what_the_guest_goes_by(cloud: Cloud) -> None:
+    given = {"enable-oslogin": "FALSE", "block-project-ssh-keys": "TRUE"}
+    cloud.insert(order(metadata={"items": [{"key": key, "value": value} for key, value in given.items()]}))
+    [(_, hypervisor)] = cloud.machines.running.values()
+
+    def effective() -> dict[str, bool]:
+        found: dict[str, bool] = cloud.instance()["resourceStatus"]["effectiveInstanceMetadata"]
+        return found
+
+    assert (effective()["enableOsloginMetadataValue"], effective()["blockProjectSshKeysMetadataValue"]) == (False, True)
+    items = [{"key": "enable-oslogin", "value": "TRUE"}]
+    change = {"fingerprint": cloud.instance()["metadata"]["fingerprint"], "items": items}
+    cloud.finished(cloud.project("POST", f"zones/{ZONE}/instances/vm-1/setMetadata", change))
+    assert (effective()["enableOsloginMetadataValue"], effective()["blockProjectSshKeysMetadataValue"]) == (True, False)
+    assert hypervisor.metadata() == {"enable-oslogin": "TRUE"}
+
+
+def test_os_login_that_is_forced_goes_before_the_instances_own_metadata(cloud: Cloud) -> None:
+    cloud.faults.rules.append(Rule("compute.os-login-forced", "on"))
+    cloud.insert(order(metadata={"items": [{"key": "enable-oslogin", "value": "FALSE"}]}))
+    [(_, hypervisor)] = cloud.machines.running.values()
+    assert hypervisor.metadata()["enable-oslogin"] == "TRUE"
+    assert {item["key"]: item["value"] for item in cloud.instance()["metadata"]["items"]}["enable-oslogin"] == "FALSE"
+    assert cloud.instance()["resourceStatus"]["effectiveInstanceMetadata"]["enableOsloginMetadataValue"] is True
 
 
 def test_the_serial_port_is_read_from_where_one_left_off(cloud: Cloud) -> None:
@@ -958,6 +1018,27 @@ def test_gcloud_lives_the_whole_life_of_instances(cloud: Cloud, gcloud: Any) -> 
     assert gcloud("instances", "list") == []
     assert cloud.machines.running == {}
     assert "was not found" in gcloud("instances", "describe", "vm-1", f"--zone={ZONE}")
+    assert [line["unserved"] for line in cloud.calls.lines() if line["unserved"]] == []
+
+
+def test_gcloud_orders_what_terraform_orders(cloud: Cloud, gcloud: Any) -> None:
+    made = gcloud(
+        "instances", "create", "vm-1", f"--zone={ZONE}", "--machine-type=n1-standard-4",
+        "--accelerator=type=nvidia-tesla-t4,count=2", "--maintenance-policy=TERMINATE", "--no-restart-on-failure",
+        "--instance-termination-action=DELETE", "--max-run-duration=1h", "--tags=glgpu-run,nat", "--network=default",
+        "--no-address", "--service-account=vm@my-dl.iam.gserviceaccount.com", "--scopes=cloud-platform",
+        f"--image=projects/deeplearning-platform-release/global/images/family/{FAMILY.rpartition('/')[2]}",
+        "--boot-disk-type=pd-ssd",
+    )  # fmt: skip
+    assert [one["name"] for one in made] == ["vm-1"], made
+    [gpus] = cloud.instance()["guestAccelerators"]
+    assert gpus["acceleratorCount"] == 2
+    assert "accessConfigs" not in cloud.instance()["networkInterfaces"][0]
+    gcloud("instances", "add-tags", "vm-1", f"--zone={ZONE}", "--tags=more")
+    assert set(cloud.instance()["tags"]["items"]) == {"glgpu-run", "nat", "more"}
+    gcloud("instances", "stop", "vm-1", f"--zone={ZONE}")
+    assert cloud.instance()["status"] == "TERMINATED"
+    assert [line["unserved"] for line in cloud.calls.lines() if line["unserved"]] == []
 
 
 def test_inserts_at_once_get_only_one_through(cloud: Cloud) -> None:

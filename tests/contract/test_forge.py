@@ -125,7 +125,7 @@ def test_a_lock_that_a_dead_job_left_is_broken(bench: Bench) -> None:
 
 
 def test_the_states_environment_names_it(bench: Bench) -> None:
-    assert bench.forge.state_environment("run-3")["TF_HTTP_ADDRESS"].endswith("/run-3")
+    assert bench.forge.state_backend("run-3").environment["TF_HTTP_ADDRESS"].endswith("/run-3")
 
 
 @pytest.mark.parametrize(("status", "over"), [("success", True), ("failed", False), ("running", False)])

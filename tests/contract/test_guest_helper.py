@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 import threading
@@ -183,6 +185,37 @@ def test_a_container_that_ignores_sigterm_is_killed_after_the_grace(vm: Vm) -> N
     follower.join(30)
     assert attached == [Ended(137, False)]
     assert 0.9 < time.monotonic() - begun < 20
+
+
+def test_a_pull_that_the_boot_began_is_waited_for_and_not_doubled(vm: Vm) -> None:
+    """Its lock is held by a process here, as by the start-up script's `docker pull`."""
+    folder = next((vm.lab.world.folder / "vms").glob("*/run/glgpu"))
+    pulls = len(vm.lab.requests("registry", "pull"))
+    sought = command(vm.run, "image", IMAGE)
+    with (folder / "pull.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with vm.guest.machine.stream(sought) as stream:
+            assert select.select([stream.stdout], [], [], 1.0) == ([], [], [])
+            assert vm.guest.machine.run(command(vm.run, "startup", "", "0")).text.startswith("ready ")
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert b"RepoDigests" in b"".join(stream.chunks())
+            assert stream.wait(20) == 0
+    assert len(vm.lab.requests("registry", "pull")) == pulls
+
+
+def test_the_image_is_there_since_the_boot(vm: Vm) -> None:
+    assert IMAGE in vm.guest.machine.run(command(vm.run, "image", IMAGE)).text
+    assert vm.lab.requests("registry", "pull").count(IMAGE) == 1
+
+
+def test_the_helper_holds_its_answer_until_there_is_news(vm: Vm) -> None:
+    state = next((vm.lab.world.folder / "vms").glob("*/run/glgpu/state"))
+    before = state.read_text()
+    assert vm.guest.machine.run(command(vm.run, "startup", "something else", "60"), timeout=15).text == before
+    with vm.guest.machine.stream(command(vm.run, "startup", before.strip(), "20")) as stream:
+        state.write_text("working driver news\n")
+        assert b"".join(stream.chunks()) == b"working driver news\n"
+    state.write_text(before)
 
 
 def test_a_private_registry_is_logged_in_to_and_out_again(vm: Vm) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,8 +27,12 @@ from glgpu.rehearsal.faults import Faults, Rule
 from glgpu.rehearsal.machine_room import MachineRoom, reap
 from glgpu.rehearsal.seams import Hardware, Hypervisor, Network
 from glgpu.rehearsal.world_clock import WorldClock
+from glgpu.resources import resource_text
+from glgpu.steps.serial_console import boots, printed_host_key
 
 PROCESSES = Images(Engine(), BASE, {BASE: process_image(Path(sys.executable))})
+
+SCRIPT = resource_text("vm/startup.sh").decode()
 
 L4 = Hardware("", "", "zone-a", "g2-standard-4", "nvidia-l4", 1, "common-cu129-ubuntu-2204-nvidia-580")
 
@@ -51,6 +56,7 @@ class World:
     allowed: set[str] = field(default_factory=lambda: {"203.0.113.10"})
     published: asyncio.Queue[tuple[str, str, str]] = field(default_factory=asyncio.Queue)
     powered_off: asyncio.Event = field(default_factory=asyncio.Event)
+    console: list[str] = field(default_factory=list)
     images: Images = PROCESSES
     registries: dict[str, tuple[str, str]] = field(default_factory=dict)
     port: int = 0
@@ -69,6 +75,11 @@ class World:
             images=self.images, registries=self.registries, boot_seconds=0.01, agent_seconds=0.02,
         )  # fmt: skip
 
+    def publish(self, *item: str) -> bool:
+        namespace, key, value = item
+        self.published.put_nowait((namespace, key, value))
+        return self.metadata.get("enable-guest-attributes") == "TRUE"
+
     def allow_key(self, line: str) -> None:
         self.metadata["ssh-keys"] = line
 
@@ -76,8 +87,9 @@ class World:
         hypervisor = Hypervisor(
             lambda: dict(self.metadata),
             lambda address, port: port == self.port and address in self.allowed,
-            lambda *item: self.published.put_nowait(item),
+            self.publish,
             self.powered_off.set,
+            self.console.append,
         )
         self.port = await self.room.boot(self.hardware, hypervisor)
 
@@ -625,6 +637,157 @@ def test_without_gpus_the_engines_own_refusal_stays(tmp_path: Path, images: Imag
             ran = await vm.ssh(f"sudo docker run -d --name {vm.hardware.name} --gpus all {BASE} true")
             assert (ran.code, "could not select device driver" in ran.err) == (125, True)
             assert (await vm.ssh("nvidia-smi")).code == 9
+
+    play(story)
+
+
+async def printed(vm: World, text: str) -> str:
+    """The serial console, once it holds a text."""
+    await until(lambda: text in "".join(vm.console))
+    return "".join(vm.console)
+
+
+REPORTING = """#!/bin/sh
+echo "I am $GLGPU_VM_USER"
+cat "$GLGPU_ROOT/etc/ssh/ssh_host_ed25519_key.pub"
+curl -sf -H 'Metadata-Flavor: Google' http://metadata.google.internal/computeMetadata/v1/instance/attributes/colour
+curl -sf -X PUT -H 'Metadata-Flavor: Google' --data-raw 'half way' \\
+    http://metadata.google.internal/computeMetadata/v1/instance/guest-attributes/glgpu/state || echo "refused: $?"
+exit 3
+"""
+
+
+def test_the_start_up_script_runs_at_boot_and_its_output_is_on_the_serial_console(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path, boot=False) as vm:
+            vm.metadata |= {"startup-script": REPORTING, "colour": "blue and green\n"}
+            await vm.boot()
+            key = await vm.host_key()
+            console = await printed(vm, "Finished running startup scripts.")
+            lines = re.findall(
+                r"^\w{3} [ \d]\d [\d:]{8} \S+ google_metadata_script_runner\[\d+\]: (.*)\r$", console, re.M
+            )
+            assert lines[:2] == [
+                "Starting startup scripts (version 20251011.00).", "Found startup-script in metadata.",
+            ]  # fmt: skip
+            assert lines[2:-2] == [
+                "startup-script: I am root", f"startup-script: {key} root@{vm.hardware.name}",
+                "startup-script: blue and green",
+            ]  # fmt: skip
+            assert lines[-2] == "startup-script exit status 3"
+            assert await asyncio.wait_for(vm.published.get(), 10) == ("glgpu", "state", "half way")
+            assert (await vm.ssh("true")).code == 0
+
+    play(story)
+
+
+def test_a_vm_whose_guest_attributes_are_refused_hears_so(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path, boot=False) as vm:
+            vm.metadata |= {"startup-script": REPORTING, "enable-guest-attributes": "FALSE"}
+            await vm.boot()
+            assert "startup-script: refused: 22" in await printed(vm, "Finished running startup scripts.")
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("http://metadata.google.internal/computeMetadata/v1/instance/name", 22),
+        ("-H 'Metadata-Flavor: Google' http://metadata.google.internal/computeMetadata/v1/instance/attributes/no", 22),
+        ("-H 'Metadata-Flavor: Google' http://metadata.google.internal/computeMetadata/v1/instance/name", 0),
+        ("https://nvidia.github.io/libnvidia-container/gpgkey", 6),
+        ("--upload-file x http://metadata.google.internal/", 2),
+    ],
+)
+def test_the_metadata_server_wants_its_header_and_nothing_else_is_reached(
+    tmp_path: Path, words: str, code: int
+) -> None:
+    async def story() -> None:
+        async with world(tmp_path) as vm:
+            assert (await vm.ssh(f"curl -s {words}")).code == code
+
+    play(story)
+
+
+def test_glgpus_own_script_finds_the_vm_ready_and_pulls_the_image(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path, boot=False) as vm:
+            image = "registry.example.com/team/train:1"
+            vm.metadata |= {"startup-script": SCRIPT, "glgpu-startup": f"1 {image}"}
+            await vm.boot()
+            await vm.host_key()
+            console = await printed(vm, "Finished running startup scripts.")
+            assert "glgpu: ready boot" in console
+            assert printed_host_key(console) in (vm.folder / "known_hosts").read_text()
+            assert (await vm.ssh(f"sudo docker image inspect {image}")).code == 0
+            assert [call["target"] for call in vm.calls("pull")] == [image]
+
+    play(story)
+
+
+def test_a_driver_that_an_upgrade_broke_fails_everywhere(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path, boot=False) as vm:
+            vm.faults.rules.append(Rule("vm.gpu", "driver-broken"))
+            vm.metadata |= {"startup-script": SCRIPT, "glgpu-startup": "1"}
+            await vm.boot()
+            await vm.host_key()
+            console = await printed(vm, "Finished running startup scripts.")
+            assert (
+                "glgpu: failed driver the NVIDIA driver does not answer: Failed to initialize NVML: Driver/" in console
+            )
+            assert "the kernel: API mismatch: the client has the version 580.126.09" in console
+            smi = await vm.ssh("nvidia-smi")
+            assert (smi.code, "Driver/library version mismatch" in smi.out) == (18, True)
+            ran = await vm.ssh(f"sudo docker run --rm --gpus all {BASE} true")
+            assert (ran.code, "nvml error: driver/library version mismatch: unknown" in ran.err) == (125, True)
+            assert (await vm.ssh(f"sudo docker run --rm {BASE} true")).code == 0
+
+    play(story)
+
+
+def test_nvidia_smi_is_in_a_container_with_gpus(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path) as vm:
+            seen = await vm.ssh(f"sudo docker run --rm --gpus all --entrypoint nvidia-smi {BASE}")
+            assert (seen.code, "Driver Version: 580.95.05" in seen.out) == (0, True)
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    ("wants", "code"),
+    [
+        ("cuda>=12.9 brand=unknown,driver>=535,driver<536 brand=tesla,driver>=570,driver<571", 0),
+        ("cuda>=13.1 brand=tesla,driver>=590", 125),
+        ("cuda>=13.1 brand=tesla,driver>=580,driver<581", 0),
+    ],
+)
+def test_an_image_may_want_a_newer_driver(tmp_path: Path, wants: str, code: int) -> None:
+    async def story() -> None:
+        python = process_image(Path(sys.executable))
+        python["Config"] |= {"Env": [*python["Config"]["Env"], f"NVIDIA_REQUIRE_CUDA={wants}"]}
+        async with world(tmp_path, images=Images(Engine(), BASE, {BASE: python})) as vm:
+            ran = await vm.ssh(f"sudo docker run --rm --gpus all {BASE} true")
+            assert ran.code == code, ran.err
+            text = (
+                "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.1, please update your driver"
+            )
+            assert (text in ran.err) == (code != 0)
+
+    play(story)
+
+
+def test_a_vm_that_boots_for_ever_lets_nobody_in(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path, boot=False) as vm:
+            vm.faults.rules.append(Rule("vm.boot", "loop"))
+            await vm.boot()
+            await until(lambda: boots("".join(vm.console)) > 2)
+            assert "Kernel panic - not syncing" in "".join(vm.console)
+            assert vm.published.empty()
 
     play(story)
 

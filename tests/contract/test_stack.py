@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 
 from fakes import FakeStack, make_stage
 from glgpu.clients.terraform_stack import TerraformStack
+from glgpu.clock import SystemClock, poll
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Cloud, Instance, Stack
 from glgpu.machines import Candidate, candidates
@@ -20,7 +21,7 @@ from glgpu.steps.bring_up import bring_up, plan_lifetime, terraform_variables
 from glgpu.steps.context import Run
 from glgpu.steps.tear_down import tear_down
 from glgpu.wiring import clear_scratch
-from lab import SETTINGS, Lab, lab
+from lab import SETTINGS, ZONE, Lab, lab
 
 
 @dataclass
@@ -31,11 +32,13 @@ class Bench:
         stack: The Terraform.
         cloud: Where the VM appears.
         name: Its name.
+        variables: What it was told.
     """
 
     stack: Stack
     cloud: Cloud
     name: str
+    variables: Mapping[str, object]
 
     def find(self) -> list[Instance]:
         return self.cloud.find(self.name)
@@ -65,8 +68,8 @@ def candidate(run: Run) -> Candidate:
 @pytest.fixture(params=["fake", "real"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     run: Run = make_stage(tmp_path).run if request.param == "fake" else request.getfixturevalue("run")
-    stack = run.stack_for(terraform_variables(run, candidate(run), plan_lifetime(run)), None)
-    return Bench(stack, run.cloud, str(run.name))
+    variables = terraform_variables(run, candidate(run), plan_lifetime(run))
+    return Bench(run.stack_for(variables, None), run.cloud, str(run.name), variables)
 
 
 def test_an_apply_makes_the_vm_and_tells_its_address(bench: Bench) -> None:
@@ -94,7 +97,29 @@ def test_leaving_the_context_ends_the_apply(bench: Bench) -> None:
     assert apply.ended()
 
 
+def test_a_prepared_stack_takes_other_variables(bench: Bench) -> None:
+    bench.stack.prepare()
+    bench.stack.change({**bench.variables, "zone": "europe-west4-b"})
+    with bench.stack.start_apply() as apply:
+        apply.result()
+    assert [vm.zone for vm in bench.find()] == ["europe-west4-b"]
+
+
 # What only the real Terraform can show.
+
+
+def test_a_terraform_that_ends_when_it_is_told_to_needs_no_killing(world: Lab, run: Run) -> None:
+    stack = run.stack_for(terraform_variables(run, candidate(run), plan_lifetime(run)), None)
+    stack.prepare()
+    world.world.faults.rules.append(Rule("compute.instances.insert", "late", argument="60"))
+    try:
+        with stack.start_apply() as apply:
+            poll(SystemClock(), lambda: run.cloud.inserts(str(run.name), ZONE) or None, seconds=30, every=0.05)
+            assert apply.stop()
+            assert apply.ended()
+    finally:
+        world.world.faults.lift("compute.instances.insert")
+    run.cloud.delete_instance(str(run.name), ZONE)
 
 
 def brought_up(run: Run) -> Instance:

@@ -44,14 +44,14 @@ def test_a_fault_ends_as_the_table_says(fault: Fault, tmp_path: Path) -> None:
 def test_the_list_names_every_fault_with_its_exit_code_and_the_layers_that_act_after_it() -> None:
     listed = json.loads(run([str(GLGPU), "rehearse", "--list-faults", "--json"]).text)
     assert [(one["name"], one["exit_code"], one["class"]) for one in listed] == [
-        (fault.name, fault.exit_code, fault.error_class) for fault in FAULTS
+        (fault.form, fault.exit_code, fault.error_class) for fault in FAULTS
     ]
     (refused,) = [one for one in listed if one["name"] == "delete-refused"]
     assert [(after["layer"], after["exit_code"]) for after in refused["afterwards"]] == [
         ("destroy", 30), ("stop", 30), ("hard-end", None), ("destroy", 0),
     ]  # fmt: skip
     table = run([str(GLGPU), "rehearse", "--list-faults"]).text
-    assert all(re.search(rf"^{fault.name} +{fault.exit_code} ", table, re.MULTILINE) for fault in FAULTS)
+    assert all(re.search(rf"^{fault.form} +{fault.exit_code} ", table, re.MULTILINE) for fault in FAULTS)
 
 
 def test_an_unknown_fault_is_refused_before_anything_starts(tmp_path: Path) -> None:

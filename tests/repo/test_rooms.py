@@ -12,12 +12,25 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "glgpu"
 
 LIBRARY_ROOMS = {
-    "google": {"clients/compute_engine.py", "clients/google_calls.py", "clients/google_login.py"},
+    "google": {
+        "clients/billing_catalogue.py",
+        "clients/compute_catalogue.py",
+        "clients/compute_engine.py",
+        "clients/google_calls.py",
+        "clients/google_login.py",
+        "clients/google_project.py",
+    },
     "gitlab": {"clients/gitlab_project.py"},
     "python_terraform": {"clients/terraform_stack.py"},
-    "requests": {"clients/google_calls.py", "clients/gitlab_project.py", "clients/address_echo.py"},
+    "requests": {
+        "clients/address_echo.py",
+        "clients/container_registry.py",
+        "clients/gitlab_project.py",
+        "clients/google_calls.py",
+        "clients/google_project.py",
+    },
     "click": {"cli.py"},
-    "yaml": {"settings.py", "stages/init.py", "rehearsal/"},
+    "yaml": {"gpu_offers.py", "settings.py", "stages/init.py", "rehearsal/"},
     "pydantic": {"settings.py", "run_record.py"},
     "subprocess": {"processes.py", "rehearsal/"},
     "asyncssh": {"rehearsal/"},

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from fakes import FakeStack, Stage, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance
-from glgpu.steps.bring_up import bring_up, plan_lifetime, standing, state_for
+from glgpu.steps.bring_up import bring_up, plan_lifetime, standing
 
 
 def brought_up(stage: Stage) -> Instance:
@@ -23,10 +25,23 @@ def failure_of(stage: Stage) -> Failure:
     return caught.value
 
 
+def test_the_vm_gets_its_start_up_script_and_what_it_has_to_know(stage: Stage) -> None:
+    with bring_up(stage.run, plan_lifetime(stage.run)):
+        variables = stage.stacks[0].variables
+    assert str(variables["startup_script"]).startswith("#!/bin/sh\n")
+    assert variables["metadata"]["glgpu-startup"] == f"1 {stage.run.settings.train.image}"
+
+
+def test_a_vm_without_gpu_is_told_so(stage: Stage) -> None:
+    stage.set(machine={"gpu": ["none"], "type": "e2-small"})
+    with bring_up(stage.run, plan_lifetime(stage.run)):
+        assert stage.stacks[0].variables["metadata"]["glgpu-startup"].startswith("0 ")
+
+
 def test_the_vm_that_terraform_makes_is_the_one_that_is_used(stage: Stage) -> None:
     instance = brought_up(stage)
     assert (instance.name, instance.zone, instance.status) == (stage.name, "europe-west4-a", "RUNNING")
-    assert stage.stacks[0].verbs() == ["prepare", "start_apply", "result", "outputs"]
+    assert stage.stacks[0].verbs() == ["prepare", "change", "start_apply", "result", "outputs"]
     assert stage.run.record.find("instance-running") is not None
 
 
@@ -143,6 +158,229 @@ def test_a_failure_in_the_block_ends_terraform(stage: Stage) -> None:
     assert stage.stacks[0].stopped
 
 
+# Candidate by candidate
+
+ZONES = ["europe-west4-a", "europe-west4-b", "europe-west1-b"]
+
+
+def plays(stage: Stage, **answers: Callable[[FakeStack], None] | Failure) -> None:
+    """What becomes of an apply, by the zone it is for (dashes as underscores); elsewhere the VM comes up."""
+    stage.set(machine={"zones": ZONES, "gpu": ["nvidia-l4"], "spot": "only"})
+
+    def apply(stack: FakeStack) -> None:
+        answer = answers.get(stack.variables["zone"].replace("-", "_"))
+        if isinstance(answer, Failure):
+            stack.is_over = False
+            stage.cloud.insert(stage.vm(zone=stack.variables["zone"], id="77"), answer)
+        elif answer is not None:
+            stack.is_over = False
+            answer(stack)
+        else:
+            stage.insert(stack)
+
+    stage.applies = apply
+
+
+def tried(stage: Stage) -> list[str]:
+    (stack,) = stage.stacks
+    return stack.tried
+
+
+def facts(stage: Stage, what: str) -> list[dict[str, Any]]:
+    return [event.facts for event in stage.run.record.events if event.what == what]
+
+
+def test_a_zone_without_capacity_is_followed_by_the_next(stage: Stage) -> None:
+    plays(stage, europe_west4_a=refusal(ErrorClass.STOCKOUT))
+    assert brought_up(stage).zone == "europe-west4-b"
+    assert stage.stacks[0].verbs().count("prepare") == 1
+    assert sum(stage.clock.slept) < 1
+    assert [fact["zone"] for fact in facts(stage, "candidate-tried")] == ZONES[:2]
+    (failed,) = facts(stage, "candidate-failed")
+    assert (failed["zone"], failed["failure"], failed["cause"]) == ("europe-west4-a", "STOCKOUT", "refused")
+    assert facts(stage, "instance-running")[0]["zone"] == "europe-west4-b"
+    assert facts(stage, "candidate-tried")[1]["own_seconds"] < 1
+
+
+def test_every_try_stands_in_one_table(stage: Stage) -> None:
+    plays(stage, europe_west4_a=refusal(ErrorClass.STOCKOUT))
+    brought_up(stage)
+    machine = "1 x nvidia-l4, g2-standard-4"
+    assert re.search(rf"^{machine} +europe-west4-a +spot +STOCKOUT: no capacity +\d+\.\d s$", stage.log, re.MULTILINE)
+    assert re.search(rf"^{machine} +europe-west4-b +spot +runs +\d+\.\d s$", stage.log, re.MULTILINE)
+    assert stage.log.count("What was tried:") == 1
+
+
+def test_one_candidate_that_runs_needs_no_table(stage: Stage) -> None:
+    brought_up(stage)
+    assert "What was tried" not in stage.log
+
+
+def test_the_zone_that_the_error_names_is_asked_before_the_users_next(stage: Stage) -> None:
+    plays(stage, europe_west4_a=Failure(ErrorClass.STOCKOUT, "none", "wait", "zonesAvailable: europe-west1-b"))
+    assert brought_up(stage).zone == "europe-west1-b"
+
+
+def test_a_regional_quota_skips_the_regions_other_zones_and_says_so(stage: Stage) -> None:
+    plays(stage, europe_west4_a=refusal(ErrorClass.QUOTA_REGION))
+    assert brought_up(stage).zone == "europe-west1-b"
+    assert [fact["zone"] for fact in facts(stage, "candidate-skipped")] == ["europe-west4-b"]
+    assert "not tried (QUOTA_REGION" in stage.log
+
+
+def test_when_all_fail_it_is_said_of_all(stage: Stage) -> None:
+    answers = {zone.replace("-", "_"): refusal(ErrorClass.STOCKOUT) for zone in ZONES}
+    plays(stage, **answers)
+    failure = failure_of(stage)
+    assert (failure.klass, failure.exit_code) == (ErrorClass.STOCKOUT, 10)
+    assert "no VM in any of 3 candidates: 3 STOCKOUT" in failure.cause
+    assert tried(stage) == ZONES
+    assert stage.log.count("STOCKOUT: no capacity") == 3
+
+
+def test_a_refusal_that_no_zone_mends_ends_the_search(stage: Stage) -> None:
+    plays(stage, europe_west4_a=refusal(ErrorClass.PERMISSION))
+    assert failure_of(stage).klass is ErrorClass.PERMISSION
+    assert tried(stage) == ["europe-west4-a"]
+
+
+def test_an_insert_that_outlives_its_patience_is_deleted_before_the_next_zone(stage: Stage) -> None:
+    def hangs(stack: FakeStack) -> None:
+        stage.cloud.under_way.add("operation-0")
+        stage.insert(stack, status="PROVISIONING")
+
+    plays(stage, europe_west4_a=hangs)
+    assert brought_up(stage).zone == "europe-west4-b"
+    assert [zone for _, zone in stage.cloud.vms] == ["europe-west4-b"]
+    assert [zone for _, zone in stage.cloud.boot_disks] == ["europe-west4-b"]
+    assert facts(stage, "left-over-deleted")[0]["status"] == "PROVISIONING"
+    verbs = [
+        call[0] for call in stage.cloud.calls if call[0] == "delete_instance" or call[1:] == (stage.name, ZONES[1])
+    ]
+    assert verbs[0] == "delete_instance"
+
+
+def test_a_vm_that_shows_only_after_all_patience_is_waited_for_and_deleted(stage: Stage) -> None:
+    plays(stage, europe_west4_a=lambda _: stage.cloud.insert_late(stage.vm(zone="europe-west4-a", id="5"), 400))
+    assert brought_up(stage).zone == "europe-west4-b"
+    assert facts(stage, "left-over-deleted")[0]["zone"] == "europe-west4-a"
+    assert [zone for _, zone in stage.cloud.vms] == ["europe-west4-b"]
+    assert [zone for _, zone in stage.cloud.boot_disks] == ["europe-west4-b"]
+
+
+def test_a_vm_that_shows_even_later_is_deleted_at_the_end(stage: Stage) -> None:
+    plays(stage, europe_west4_a=lambda _: stage.cloud.insert_late(stage.vm(zone="europe-west4-a", id="5"), 700))
+    with bring_up(stage.run, plan_lifetime(stage.run)):
+        assert facts(stage, "insert-under-way")[0]["zone"] == "europe-west4-a"
+        assert facts(stage, "left-over-deleted") == []
+        stage.clock.sleep(200)
+    assert facts(stage, "left-over-deleted")[0]["zone"] == "europe-west4-a"
+    assert [zone for _, zone in stage.cloud.vms] == ["europe-west4-b"]
+
+
+@pytest.mark.parametrize("klass", [ErrorClass.CONFLICT, ErrorClass.STOCKOUT])
+def test_a_vm_that_this_try_did_not_make_is_left_alone(stage: Stage, klass: ErrorClass) -> None:
+    theirs = stage.vm(zone="europe-west4-a", id="1", status="STAGING")
+    stage.cloud.vms[stage.name, "europe-west4-a"] = theirs
+    stage.cloud.boot_disks.add((stage.name, "europe-west4-a"))
+    plays(stage, **{zone.replace("-", "_"): refusal(klass) for zone in ZONES})
+    assert failure_of(stage).klass is klass
+    assert stage.cloud.vms == {(stage.name, "europe-west4-a"): theirs}
+    assert stage.cloud.disks(stage.name) == [(stage.name, "europe-west4-a")]
+
+
+def test_what_cannot_be_deleted_ends_the_search(stage: Stage) -> None:
+    plays(stage, europe_west4_a=lambda stack: stage.insert(stack, status="PROVISIONING"))
+    stage.cloud.refuse["delete_instance"] = refusal(ErrorClass.PERMISSION)
+    assert failure_of(stage).klass is ErrorClass.PERMISSION
+    assert tried(stage) == ["europe-west4-a"]
+
+
+def test_a_vm_that_is_taken_away_before_anybody_saw_it_is_preempted(stage: Stage) -> None:
+    def vanishes(stack: FakeStack) -> None:
+        stage.insert(stack)
+        stage.cloud.vms.clear()
+
+    plays(stage, europe_west4_a=vanishes)
+    assert brought_up(stage).zone == "europe-west4-b"
+    assert facts(stage, "candidate-failed")[0]["failure"] == "PREEMPTED"
+
+
+def test_an_insert_that_does_not_find_its_own_vm_is_preempted(stage: Stage) -> None:
+    text = f"RESOURCE_NOT_FOUND: The resource 'projects/p/zones/europe-west4-a/instances/{stage.name}' was not found"
+    plays(stage, europe_west4_a=Failure(ErrorClass.NOT_FOUND, "gone", "look", text))
+    assert brought_up(stage).zone == "europe-west4-b"
+    assert facts(stage, "candidate-failed")[0]["failure"] == "PREEMPTED"
+
+
+def test_the_lock_of_a_terraform_that_had_to_be_killed_is_broken_before_the_next(stage: Stage) -> None:
+    def stubborn(stack: FakeStack) -> None:
+        stack.must_be_killed = True
+        stage.cloud.insert(stage.vm(), refusal(ErrorClass.STOCKOUT))
+
+    plays(stage, europe_west4_a=stubborn)
+    brought_up(stage)
+    assert stage.forge.verbs().count("state_writable") == 2
+
+
+def test_a_terraform_that_ends_when_it_is_told_to_leaves_no_lock(stage: Stage) -> None:
+    plays(stage, europe_west4_a=refusal(ErrorClass.STOCKOUT))
+    brought_up(stage)
+    assert stage.forge.verbs().count("state_writable") == 1
+
+
+@pytest.mark.parametrize("klass", [ErrorClass.RATE_LIMIT, ErrorClass.TRANSIENT, ErrorClass.NETWORK])
+def test_while_terraform_is_at_work_a_look_may_fail(stage: Stage, klass: ErrorClass) -> None:
+    def slowly(stack: FakeStack) -> None:
+        stack.is_over = False
+        stage.insert(stack)
+        stage.cloud.refuse["get"] = refusal(klass)
+        stage.clock.at(5, stage.cloud.refuse.clear)
+
+    stage.applies = slowly
+    assert brought_up(stage).zone == "europe-west4-a"
+
+
+def test_the_reason_of_a_terraform_that_is_over_counts_more_than_a_look_that_failed(stage: Stage) -> None:
+    def fails(stack: FakeStack) -> None:
+        stack.failure = refusal(ErrorClass.BILLING)
+        stage.cloud.refuse["get"] = refusal(ErrorClass.NETWORK)
+        stage.clock.at(1, stage.cloud.refuse.clear)
+
+    stage.applies = fails
+    assert failure_of(stage).klass is ErrorClass.BILLING
+
+
+def test_a_vm_of_a_later_candidate_lives_as_long_as_that_of_the_first_would_have(stage: Stage) -> None:
+    plays(stage, europe_west4_a=lambda stack: stage.insert(stack, status="PROVISIONING"))
+    lifetime = plan_lifetime(stage.run)
+    with bring_up(stage.run, lifetime) as instance:
+        passed = facts(stage, "candidate-failed")[0]["seconds"]
+        assert passed > 300
+        assert stage.stacks[0].variables["machine"]["max_run_seconds"] >= lifetime.hard_end - (
+            stage.clock.now() - passed
+        )
+        assert int(instance.labels["glgpu-expires"]) >= int(lifetime.soft_end + passed)
+
+
+def test_a_slow_insert_is_spoken_of_ever_more_rarely(stage: Stage) -> None:
+    def slowly(stack: FakeStack) -> None:
+        stack.is_over = False
+        stage.insert(stack, status="PROVISIONING")
+        stage.clock.at(60, lambda: stage.cloud.change(stage.name, "europe-west4-a", status="RUNNING"))
+
+    stage.applies = slowly
+    brought_up(stage)
+    assert re.findall(r"still creating the VM after (\d+) s", stage.log) == ["5", "10", "20", "40"]
+
+
+def test_a_signal_ends_the_search_at_once(stage: Stage) -> None:
+    plays(stage, europe_west4_a=refusal(ErrorClass.INTERRUPTED))
+    assert failure_of(stage).klass is ErrorClass.INTERRUPTED
+    assert tried(stage) == ["europe-west4-a"]
+    assert facts(stage, "candidate-failed") == []
+
+
 def others(stage: Stage, count: int, **facts: str) -> None:
     for number in range(count):
         name = stage.name.replace("1001", str(2000 + number))
@@ -212,20 +450,6 @@ def test_on_a_laptop_no_job_limits_max_hours(stage: Stage) -> None:
     stage.job(job_id="")
     stage.set(machine={"max_hours": 48})
     assert plan_lifetime(stage.run).hard_end == stage.clock.now() + 48 * 3600
-
-
-def test_a_state_that_gitlab_does_not_let_us_write_is_thrown_away(stage: Stage) -> None:
-    stage.forge.writable = False
-    assert state_for(stage.run) is None
-    assert "thrown away" in stage.log
-
-
-def test_a_state_that_settings_insist_on_is_a_failure_without_rights(stage: Stage) -> None:
-    stage.forge.writable = False
-    stage.set(state="gitlab")
-    with pytest.raises(Failure) as caught:
-        state_for(stage.run)
-    assert caught.value.exit_code == 12
 
 
 def secret_places(stack: FakeStack) -> Iterator[str]:

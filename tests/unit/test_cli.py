@@ -17,7 +17,9 @@ from glgpu import wiring
 from glgpu.cli import cli
 from glgpu.errors import EXIT_CODES, ErrorClass
 
-COMMANDS = ["init", "provision", "authorize", "train", "destroy", "run", "rehearse"]
+COMMANDS = [
+    "init", "doctor", "gpus", "provision", "authorize", "train", "destroy", "run", "explain", "rehearse",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -52,6 +52,20 @@ def handed_over(stage: Stage) -> dict[str, str]:
         return {name: file.read().decode() for name, file in read.items() if file is not None}
 
 
+def test_the_gpu_has_to_answer_inside_the_image_before_the_training_starts(stage: Stage, container: Container) -> None:
+    stage.machine.said["gpu-inside"] = done("", 125, "nvidia-container-cli: initialization error: nvml error")
+    with pytest.raises(Failure) as caught:
+        container.start(work(), HOME)
+    assert caught.value.exit_code == 16
+    assert ("gpu-inside", PIN) in stage.machine.calls
+    assert "start" not in stage.machine.verbs()
+
+
+def test_without_gpu_there_is_none_to_look_for(stage: Stage, container: Container) -> None:
+    container.start(work(gpu=False), HOME)
+    assert "gpu-inside" not in stage.machine.verbs()
+
+
 def test_the_wall_stands_before_the_container_starts(stage: Stage, container: Container) -> None:
     container.start(work(), HOME)
     verbs = stage.machine.verbs()

@@ -83,6 +83,31 @@ def test_a_legal_request_passes() -> None:
     compute_api().check_request(INSERT, {"name": "vm", "disks": disks, **fingerprints, "tags": {"items": ["a-b"]}})
 
 
+@pytest.mark.parametrize("size", ["100", 100, 100.0, 1e2, "100.0", "1e2"])
+def test_a_64_bit_number_may_come_in_any_form_that_googles_json_mapping_knows(size: Any) -> None:
+    read = compute_api().read_request(INSERT, {"name": "vm", "disks": [{"diskSizeGb": size}]})
+    assert read["disks"] == [{"diskSizeGb": "100"}]
+
+
+@pytest.mark.parametrize("count", [2, 2.0, "2"])
+def test_a_32_bit_number_may_come_as_a_string(count: Any) -> None:
+    read = compute_api().read_request(INSERT, {"name": "vm", "guestAccelerators": [{"acceleratorCount": count}]})
+    assert read["guestAccelerators"] == [{"acceleratorCount": 2}]
+
+
+@pytest.mark.parametrize("size", [True, 100.5, "100.5", "many", "", [100], {"value": 100}, 2**63, "1e99", "0x64"])
+def test_what_is_no_whole_number_of_64_bits_is_refused(size: Any) -> None:
+    with pytest.raises(Violation) as caught:
+        compute_api().read_request(INSERT, {"name": "vm", "disks": [{"diskSizeGb": size}]})
+    assert caught.value.field == "resource.disks[0].diskSizeGb"
+
+
+def test_a_number_is_no_name_and_text_is_no_number() -> None:
+    with pytest.raises(Violation):
+        compute_api().read_request(INSERT, {"name": 7})
+    assert compute_api().read_request(INSERT, {"name": "vm", "labels": {"a": "1e2"}})["labels"] == {"a": "1e2"}
+
+
 def test_a_method_without_a_body_takes_none() -> None:
     compute_api().check_request(GET, None)
     compute_api().check_request(GET, {})
@@ -131,7 +156,7 @@ def test_an_answer_that_breaks_the_description_is_named_by_its_field(answer: dic
 
 
 def test_nulls_count_as_absent_at_any_depth() -> None:
-    assert without_nulls({"a": None, "b": [{"c": None, "d": 1}]}) == {"b": [{"d": 1}]}
+    assert without_nulls({"a": None, "b": [{"c": None, "d": 1}], "e": [None]}) == {"b": [{"d": 1}], "e": []}
 
 
 def test_fields_are_known_through_lists_and_maps() -> None:

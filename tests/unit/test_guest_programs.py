@@ -11,7 +11,8 @@ from glgpu.rehearsal.guest_programs.container_supervisor import Stream, as_go_te
 from glgpu.rehearsal.guest_programs.docker import REFERENCE, host_of, image_at, untagged, without_gpus
 from glgpu.rehearsal.machine_room import login_keys
 
-MACHINE = {"instance_id": "7", "gpu_type": "nvidia-tesla-t4", "gpu_count": 2, "driver": "570.133.20"}
+MACHINE = {"instance_id": "7", "gpu_type": "nvidia-tesla-t4", "gpu_count": 2}
+MACHINE |= {"driver": "570.133.20", "library": "570.133.20"}
 
 
 def test_nvidia_smi_shows_every_gpu_with_its_own_id() -> None:

@@ -238,7 +238,7 @@ def test_the_template_names_defaults_as_they_are(tmp_path: Path) -> None:
 
 
 def test_the_template_shows_every_key_of_machine_and_train_that_has_an_effect() -> None:
-    not_offered = {"machine": {"regions", "max_price"}, "train": {"follow"}}
+    not_offered = {"machine": {"regions"}, "train": {"follow"}}
     template = resources.files("glgpu").joinpath("templates/glgpu.yml").read_text(encoding="utf-8")
     shown = yaml.safe_load(uncommented(re.sub(r"@project@", "", template).replace("@", "")))
     fields = Settings.model_fields

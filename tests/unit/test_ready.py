@@ -51,6 +51,14 @@ def test_a_driver_that_never_loads_is_a_failure(stage: Stage) -> None:
     assert caught.value.klass is ErrorClass.DRIVER
 
 
+def test_a_power_off_that_a_busy_vm_does_not_take_is_ordered_again(stage: Stage) -> None:
+    stage.machine.said["ends"] = done("", 255, "Connection reset by peer")
+    stage.clock.at(4, stage.machine.said.clear)
+    new_vm(stage.run)
+    assert set(minutes(stage)) == {"25"}
+    assert stage.events()[-1] == "vm-ready"
+
+
 def test_a_run_without_gpu_asks_for_none(stage: Stage) -> None:
     stage.set(machine={"gpu": ["none"], "type": "e2-small"})
     new_vm(stage.run)
@@ -74,6 +82,19 @@ def test_a_vm_that_comes_late_is_ended_too(stage: Stage) -> None:
     with pytest.raises(Failure):
         new_vm(stage.run)
     assert stage.cloud.vms == {}
+
+
+def test_a_vm_that_another_job_of_the_run_has_made_is_not_ended(stage: Stage) -> None:
+    stage.cloud.vms[stage.name, ZONE] = stage.vm(id="1", status="STAGING")
+
+    def exists(stack: FakeStack) -> None:
+        stack.failure = refusal(ErrorClass.CONFLICT)
+
+    stage.applies = exists
+    with pytest.raises(Failure) as caught:
+        new_vm(stage.run)
+    assert caught.value.klass is ErrorClass.CONFLICT
+    assert (stage.name, ZONE) in stage.cloud.vms
 
 
 def test_after_a_signal_the_vm_is_left_to_after_script(stage: Stage) -> None:

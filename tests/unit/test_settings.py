@@ -359,7 +359,7 @@ def another(dotted: str) -> list[tuple[Any, str]]:
         "network.allow": [(["1.2.3.4/32", "10.0.0.0/8"], "1.2.3.4/32,10.0.0.0/8"), (["5.6.7.8/32"], "5.6.7.8/32")],
         "network.echo": [("http://a", "http://a"), ("http://b", "http://b")],
         "code": [("job", "job"), ("deploy-key", "deploy-key")],
-        "state": [("local", "local"), ("gcs", "gcs")],
+        "state": [("local", "local"), ("gitlab", "gitlab")],
         "labels": [({"a": "b", "c": "d"}, "a=b,c=d"), ({"e": "f"}, "e=f")],
         "project": [("project-one", "project-one"), ("project-two", "project-two")],
     }

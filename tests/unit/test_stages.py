@@ -49,7 +49,7 @@ def test_a_retried_provision_takes_over_its_own_vm_and_sees_that_it_is_ready(pro
     provisioned.machine.calls.clear()
     provision(provisioned.run)
     assert len(provisioned.stacks) == 1
-    assert provisioned.machine.verbs() == ["hello", "gpu", "ends"]
+    assert provisioned.machine.verbs() == ["hello", "ends", "startup", "gpu"]
 
 
 def test_a_retried_provision_removes_a_vm_that_has_powered_itself_off(provisioned: Stage) -> None:
@@ -344,21 +344,30 @@ def test_destroy_keeps_what_this_run_has_brought_home(stage: Stage) -> None:
     assert (stage.run.outputs / "weights").read_bytes() == b"ours"
 
 
-@pytest.mark.parametrize(
-    "without_effect",
-    [
-        {"train": {"follow": False}},
-        {"network": {"access": "iap"}},
-        {"machine": {"max_price": 1.5}},
-        {"storage": {"bucket": "weights"}},
-        {"state": "gcs"},
-    ],
-    ids=lambda setting: next(iter(setting)),
-)
-def test_a_setting_without_effect_is_refused_before_anything_is_bought(
-    stage: Stage, without_effect: dict[str, Any]
-) -> None:
-    stage.set(**without_effect)
+def test_a_price_that_nothing_has_is_refused_before_anything_is_bought(stage: Stage) -> None:
+    stage.set(machine={"max_price": 0.01})
+    with pytest.raises(Failure, match="the cheapest that the settings allow") as caught:
+        provision(stage.run)
+    assert caught.value.exit_code == 2
+    assert stage.cloud.calls == []
+
+
+def test_a_gpu_that_was_shut_down_is_refused_before_anything_is_bought(stage: Stage) -> None:
+    stage.set(machine={"gpu": ["nvidia-tesla-k80"]})
+    with pytest.raises(Failure, match="shut down") as caught:
+        provision(stage.run)
+    assert caught.value.exit_code == 2
+    assert stage.cloud.calls == []
+
+
+def test_what_is_left_out_is_said(stage: Stage) -> None:
+    stage.set(machine={"max_price": 0.5})
+    provision(stage.run)
+    assert "left out: 1 x nvidia-l4 on g2-standard-4, standard, europe-west4: about" in stage.said.getvalue().decode()
+
+
+def test_a_setting_without_effect_is_refused_before_anything_is_bought(stage: Stage) -> None:
+    stage.set(train={"follow": False})
     with pytest.raises(Failure) as caught:
         provision(stage.run)
     assert caught.value.exit_code == 2

@@ -7,14 +7,14 @@ objects that the library offers otherwise forget the endpoint that they were mad
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 from glgpu.classify import explain
-from glgpu.clients.google_calls import CALL_SECONDS, PATIENCE_SECONDS, GoogleCalls
+from glgpu.clients.google_calls import PATIENCE_SECONDS, GoogleCalls
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import FirewallRule, Instance
+from glgpu.interfaces import FirewallRule, Insert, Instance
 from glgpu.job import Job
 
 OPERATION_SECONDS = 300.0
@@ -27,11 +27,12 @@ class ComputeEngine:
     Args:
         job: Credentials and endpoint.
         project: The Google Cloud project.
+        say: Takes a line when Google has to be asked again.
     """
 
-    def __init__(self, job: Job, project: str) -> None:
+    def __init__(self, job: Job, project: str, say: Callable[[str], None] = lambda _: None) -> None:
         self.project = project
-        self._google = GoogleCalls(job)
+        self._google = GoogleCalls(job, say)
 
     def find(self, name: str) -> list[Instance]:
         """Every instance of that name, in whatever zone and status."""
@@ -50,32 +51,31 @@ class ComputeEngine:
         )
         return _instance(found) if found is not None else None
 
-    def inserts(self, name: str, zone: str) -> set[str]:
-        """The operations, finished or not, that were to create that instance."""
-        return {operation.name for operation in self._inserts(name, zone)}
+    def inserts(self, name: str, zone: str) -> list[Insert]:
+        """The operations, finished or not, that were to create an instance of that name in that zone.
 
-    def insert_failure(self, name: str, zone: str, before: Collection[str]) -> Failure | None:
-        """Why the insert of that instance failed; None while it has not. Those ``before`` do not count."""
-        for operation in self._inserts(name, zone):
-            if operation.name not in before:
-                failure = _operation_failure(operation, f"creating the VM {name} in {zone}")
-                if failure is not None:
-                    return failure
-        return None
+        Found by their target, since Terraform makes them and tells nobody their names.
+        """
+        from google.cloud import compute_v1
 
-    def _inserts(self, name: str, zone: str) -> list[Any]:
-        """Found by their target, since Terraform makes them and tells nobody their names."""
         request = {
             "project": self.project,
             "zone": zone,
             "filter": f'(operationType = "insert") (targetLink eq ".*/instances/{name}")',
         }
-        return list(
-            self._google.call(
-                f"looking at the insert of {name}",
-                lambda: list(self._zone_operations.list(request=request, **self._google.reading)),
-            )
+        found = self._google.call(
+            f"looking at the insert of {name}",
+            lambda: list(self._zone_operations.list(request=request, **self._google.reading)),
         )
+        return [
+            Insert(
+                operation=operation.name,
+                instance_id=str(operation.target_id),
+                done=operation.status == compute_v1.Operation.Status.DONE,
+                failure=_insert_failure(operation, f"creating the VM {name} in {zone}"),
+            )
+            for operation in found
+        ]
 
     def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
         """Delete an instance; not found is success. Waits for the operation unless told not to."""
@@ -86,7 +86,7 @@ class ComputeEngine:
                 operation = self._google.call(
                     doing,
                     lambda: self._instances.delete_unary(
-                        project=self.project, zone=zone, instance=name, timeout=CALL_SECONDS
+                        project=self.project, zone=zone, instance=name, **self._google.writing
                     ),
                     missing_is_none=True,
                 )
@@ -114,7 +114,7 @@ class ComputeEngine:
                 zone=zone,
                 instance=name,
                 metadata_resource=compute_v1.Metadata(fingerprint=current.metadata.fingerprint, items=items),
-                timeout=CALL_SECONDS,
+                **self._google.writing,
             )
 
         self._edit(f"changing the metadata of {name}", name, zone, change)
@@ -132,7 +132,7 @@ class ComputeEngine:
                 zone=zone,
                 instance=name,
                 instances_set_labels_request_resource=body,
-                timeout=CALL_SECONDS,
+                **self._google.writing,
             )
 
         self._edit(f"changing the labels of {name}", name, zone, change)
@@ -147,9 +147,9 @@ class ComputeEngine:
         )
         return {item.key: item.value for item in found.query_value.items} if found is not None else {}
 
-    def serial_output(self, name: str, zone: str) -> str:
-        """The end of the serial console, empty where it cannot be had."""
-        request = {"project": self.project, "zone": zone, "instance": name, "start": -4096}
+    def serial_output(self, name: str, zone: str, *, last: int = 4096) -> str:
+        """The last bytes of the serial console, empty where it cannot be had."""
+        request = {"project": self.project, "zone": zone, "instance": name, "start": -last}
         try:
             found = self._google.call(
                 f"reading the serial console of {name}",
@@ -204,7 +204,7 @@ class ComputeEngine:
             operation = self._google.call(
                 doing,
                 lambda: self._firewalls.insert_unary(
-                    project=self.project, firewall_resource=body, timeout=CALL_SECONDS
+                    project=self.project, firewall_resource=body, **self._google.writing
                 ),
             )
             self._finish_global(operation.name, doing)
@@ -221,7 +221,7 @@ class ComputeEngine:
         operation = self._google.call(
             doing,
             lambda: self._firewalls.patch_unary(
-                project=self.project, firewall=name, firewall_resource=body, timeout=CALL_SECONDS
+                project=self.project, firewall=name, firewall_resource=body, **self._google.writing
             ),
         )
         self._finish_global(operation.name, doing)
@@ -231,7 +231,7 @@ class ComputeEngine:
         doing = f"deleting the firewall rule {name}"
         operation = self._google.call(
             doing,
-            lambda: self._firewalls.delete_unary(project=self.project, firewall=name, timeout=CALL_SECONDS),
+            lambda: self._firewalls.delete_unary(project=self.project, firewall=name, **self._google.writing),
             missing_is_none=True,
         )
         if operation is not None:
@@ -251,7 +251,7 @@ class ComputeEngine:
         doing = f"deleting the disk {name} in {zone}"
         operation = self._google.call(
             doing,
-            lambda: self._disks.delete_unary(project=self.project, zone=zone, disk=name, timeout=CALL_SECONDS),
+            lambda: self._disks.delete_unary(project=self.project, zone=zone, disk=name, **self._google.writing),
             missing_is_none=True,
         )
         if operation is not None:
@@ -293,14 +293,14 @@ class ComputeEngine:
         self._finish(
             doing,
             lambda: self._zone_operations.wait(
-                project=self.project, zone=zone, operation=operation, timeout=CALL_SECONDS * 5
+                project=self.project, zone=zone, operation=operation, **self._google.waiting
             ),
         )
 
     def _finish_global(self, operation: str, doing: str) -> None:
         self._finish(
             doing,
-            lambda: self._global_operations.wait(project=self.project, operation=operation, timeout=CALL_SECONDS * 5),
+            lambda: self._global_operations.wait(project=self.project, operation=operation, **self._google.waiting),
         )
 
     def _finish(self, doing: str, wait: Callable[[], Any]) -> None:
@@ -361,6 +361,8 @@ def _instance(found: Any) -> Instance:
         labels=dict(found.labels),
         metadata={item.key: item.value for item in found.metadata.items},
         created=found.creation_timestamp,
+        id=str(found.id),
+        os_login=found.resource_status.effective_instance_metadata.enable_oslogin_metadata_value,
     )
 
 
@@ -368,8 +370,31 @@ def _last(link: str) -> str:
     return link.rsplit("/", 1)[-1]
 
 
+def _insert_failure(operation: Any, doing: str) -> Failure | None:
+    """Why an insert failed; None while it has not.
+
+    Google's word for a Spot VM that is taken away before it runs is UNSUPPORTED_OPERATION.
+    """
+    failure = _operation_failure(operation, doing)
+    if failure is not None and any(error.code == "UNSUPPORTED_OPERATION" for error in operation.error.errors):
+        return Failure(ErrorClass.PREEMPTED, failure.cause, "retry the job, or set spot: never", failure.evidence)
+    return failure
+
+
 def _operation_failure(operation: Any, doing: str) -> Failure | None:
     errors = list(operation.error.errors)
     if not errors:
         return None
-    return explain("\n".join(f"{error.code}: {error.message}" for error in errors), doing=doing)
+    return explain("\n".join(line for error in errors for line in _told(error)), doing=doing)
+
+
+def _told(error: Any) -> list[str]:
+    """Everything that an operation's error says, the zones included that have what this one lacks."""
+    details = list(error.error_details)
+    texts = [detail.localized_message.message for detail in details]
+    zones = [detail.error_info.metadatas.get("zonesAvailable", "") for detail in details]
+    return [
+        f"{error.code}: {error.message}",
+        *filter(None, texts),
+        *(f"zonesAvailable: {named}" for named in zones if named),
+    ]

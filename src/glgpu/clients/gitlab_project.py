@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,6 +17,7 @@ import gitlab.exceptions
 import requests
 
 from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import Backend, ForgePipeline, ForgeProject, ForgeSchedule, ForgeToken, ForgeVariable
 from glgpu.job import Job
 
 T = TypeVar("T")
@@ -31,6 +33,8 @@ class GitlabProject:
     Args:
         job: Address and tokens.
     """
+
+    where = "GitLab"
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -77,8 +81,8 @@ class GitlabProject:
             return False
         raise self._refused(answer.status_code, answer.text, "asking for Terraform's state")
 
-    def state_environment(self, name: str) -> dict[str, str]:
-        """The variables by which Terraform finds its state and may write it."""
+    def state_backend(self, name: str) -> Backend:
+        """How Terraform finds its state in GitLab and may write it."""
         user, password = self._state_login
         address = f"{self._job.api_url}{self._state_path(name)}"
         variables = {
@@ -93,7 +97,7 @@ class GitlabProject:
         }
         if self._job.ca_file:
             variables["TF_HTTP_CLIENT_CA_CERTIFICATE_PEM"] = Path(self._job.ca_file).read_text(encoding="ascii")
-        return variables
+        return Backend("http", {}, variables)
 
     def state(self, name: str) -> Literal["absent", "empty", "held"]:
         """What GitLab holds under a state's name; one that was only ever locked is there, but empty."""
@@ -152,15 +156,90 @@ class GitlabProject:
             raise self._unreachable(error, "reading GitLab's host keys") from None
         return set(re.findall(r"SHA256:[A-Za-z0-9+/]{43}", answer.text)) if answer.ok else set()
 
-    @cached_property
+    def server_time(self) -> float:
+        """GitLab's own clock in Unix time, in whole seconds; needs no token."""
+        try:
+            # Whatever it answers without a token, it says what time it is (RFC 9110, section 6.6.1).
+            answer = requests.get(
+                f"{self._job.api_url}/version",
+                timeout=CALL_SECONDS,
+                verify=self._job.ca_file or True,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            raise self._unreachable(error, "asking GitLab for the time") from None
+        try:
+            return parsedate_to_datetime(answer.headers["Date"]).timestamp()
+        except (KeyError, ValueError):
+            raise Failure(
+                ErrorClass.GITLAB,
+                f"{self._job.server_url} answers {answer.status_code} and does not say what time it is",
+                "check that CI_SERVER_URL is GitLab's own address",
+            ) from None
+
+    def version(self) -> str:
+        """GitLab's version."""
+        return str(self._read("asking for GitLab's version", "/version")["version"])
+
+    def token(self) -> ForgeToken:
+        """The token itself."""
+        found = self._read("looking at the token", "/personal_access_tokens/self")
+        return ForgeToken(found["name"], tuple(found["scopes"]), _day(found.get("expires_at")))
+
+    def project(self) -> ForgeProject:
+        """The project, and the token's role in it."""
+        found = self._read("looking at the GitLab project", self._project_path)
+        granted = [one for one in (found.get("permissions") or {}).values() if one]
+        return ForgeProject(
+            str(found.get("default_branch") or ""), max((int(one["access_level"]) for one in granted), default=0)
+        )
+
+    def variables(self) -> list[ForgeVariable]:
+        """The project's own CI variables, without those of its groups."""
+        found = self._read_all("listing the CI variables", f"{self._project_path}/variables")
+        return [ForgeVariable(one["key"], one["protected"], one["masked"]) for one in found]
+
+    def protected_branches(self) -> list[str]:
+        """Patterns of the protected branches."""
+        found = self._read_all("listing the protected branches", f"{self._project_path}/protected_branches")
+        return [str(one["name"]) for one in found]
+
+    def schedules(self) -> list[ForgeSchedule]:
+        """The project's pipeline schedules; what they run with is only in each by itself."""
+        doing, path = "listing the pipeline schedules", f"{self._project_path}/pipeline_schedules"
+        return [_schedule(self._read(doing, f"{path}/{one['id']}")) for one in self._read_all(doing, path)]
+
+    def pipeline(self, ref: str) -> ForgePipeline:
+        """What GitLab makes of the .gitlab-ci.yml on a branch or tag; empty: on the default branch."""
+        query = {"content_ref": ref} if ref else {}
+        found = self._read("having .gitlab-ci.yml judged", f"{self._project_path}/ci/lint", query)
+        includes = tuple(str(one.get("location")) for one in found.get("includes") or [])
+        return ForgePipeline(tuple(found.get("errors") or []), includes)
+
+    @property
+    def _project_path(self) -> str:
+        return f"/projects/{self._job.project_id}"
+
+    def _read(self, doing: str, path: str, query: dict[str, str] | None = None) -> Any:
+        """One JSON object, without the classes that python-gitlab makes of it."""
+        return self._call(doing, lambda: self._client.http_get(path, query_data=query))
+
+    def _read_all(self, doing: str, path: str) -> list[dict[str, Any]]:
+        return list(self._call(doing, lambda: self._client.http_list(path, get_all=True, per_page=100)))
+
+    @property
     def _administered(self) -> Any:
+        return self._client.projects.get(self._job.project_id, lazy=True)
+
+    @cached_property
+    def _client(self) -> gitlab.Gitlab:
         if not self._job.gitlab_token:
             raise Failure(
                 ErrorClass.GITLAB_AUTH,
                 "GLGPU_GITLAB_TOKEN is not set: a job token may not manage deploy keys or read pipelines",
                 "set GLGPU_GITLAB_TOKEN to a project access token (Maintainer, scope api), or `code: job`",
             )
-        client = gitlab.Gitlab(
+        return gitlab.Gitlab(
             self._job.server_url,
             private_token=self._job.gitlab_token,
             timeout=CALL_SECONDS,
@@ -168,7 +247,6 @@ class GitlabProject:
             # Redirects would carry the token elsewhere; python-gitlab retries what GitLab calls transient.
             retry_transient_errors=False,
         )
-        return client.projects.get(self._job.project_id, lazy=True)
 
     def _named(self, stage: str) -> str:
         """The name of a stage's job: whatever our own job's name has before its stage, every other's has too."""
@@ -251,3 +329,22 @@ class GitlabProject:
             "check the network between runner and GitLab, then retry the job",
             str(error),
         )
+
+
+def _schedule(found: dict[str, Any]) -> ForgeSchedule:
+    last, owner, variables = found.get("last_pipeline") or {}, found.get("owner") or {}, found.get("variables")
+    return ForgeSchedule(
+        description=str(found.get("description") or ""),
+        ref=str(found.get("ref") or "").removeprefix("refs/heads/"),
+        active=bool(found.get("active")),
+        owner=str(owner.get("username", "")),
+        owner_state=str(owner.get("state", "")),
+        variables=None if variables is None else {one["key"]: str(one["value"]) for one in variables},
+        last_status=str(last.get("status", "")),
+        last_time=datetime.fromisoformat(last["created_at"]).timestamp() if last.get("created_at") else None,
+    )
+
+
+def _day(text: str | None) -> float | None:
+    """Unix time at which a day begins in UTC: a token is dead from the beginning of its day."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() if text else None

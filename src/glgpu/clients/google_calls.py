@@ -15,8 +15,8 @@ from glgpu.job import Job
 CALL_SECONDS = 30.0
 """How long one call may take before it counts as unanswered."""
 PATIENCE_SECONDS = 60.0
-"""For how long a read is repeated while Google says that it is unavailable; the library's own default is ten minutes,
-which a cancelled job does not have."""
+"""For how long a call is repeated while Google is unavailable or wants to be asked less often; the library's own
+default is ten minutes, which a cancelled job does not have."""
 
 
 class GoogleCalls:
@@ -24,10 +24,13 @@ class GoogleCalls:
 
     Args:
         job: Credentials and endpoint.
+        say: Takes a line when Google has to be asked again, the first time.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, say: Callable[[str], None] = lambda _: None) -> None:
         self._job = job
+        self._say = say
+        self._said: set[str] = set()
 
     def call(self, doing: str, call: Callable[[], Any], *, missing_is_none: bool = False) -> Any:
         """Make a call and turn a refusal into a failure.
@@ -51,6 +54,8 @@ class GoogleCalls:
                 return None
             raise explain(str(error), unknown=ErrorClass.NOT_FOUND, doing=doing) from None
         except google.api_core.exceptions.RetryError as error:
+            if isinstance(error.cause, google.api_core.exceptions.GoogleAPICallError):
+                raise _refused(error.cause, doing) from None
             raise explain(str(error), unknown=ErrorClass.NETWORK, doing=doing) from None
         except google.api_core.exceptions.GoogleAPICallError as error:
             raise _refused(error, doing) from None
@@ -80,16 +85,60 @@ class GoogleCalls:
     @cached_property
     def reading(self) -> dict[str, Any]:
         """How long a call that changes nothing may take, and for how long it is repeated."""
-        from google.api_core import exceptions
-        from google.api_core.retry import Retry, if_exception_type
+        return {"timeout": CALL_SECONDS, "retry": self._patient(_is_passing)}
 
-        passing = if_exception_type(exceptions.ServiceUnavailable, exceptions.DeadlineExceeded)
-        return {"timeout": CALL_SECONDS, "retry": Retry(predicate=passing, maximum=5.0, timeout=PATIENCE_SECONDS)}
+    @cached_property
+    def writing(self) -> dict[str, Any]:
+        """The same for a change.
+
+        One that is repeated though it went through is refused or changes nothing: what is deleted is not found, what
+        is made is there already, and what is edited carries the fingerprint of what was read.
+        """
+        return {"timeout": CALL_SECONDS, "retry": self._patient(_is_undone)}
+
+    @cached_property
+    def waiting(self) -> dict[str, Any]:
+        """The same for an operation's end, which Google holds back for up to two minutes."""
+        return {"timeout": CALL_SECONDS * 5, "retry": self._patient(_is_passing)}
+
+    def _patient(self, predicate: Callable[[BaseException], bool]) -> Any:
+        from google.api_core.retry import Retry
+
+        # The library draws each pause at random below a limit that doubles.
+        return Retry(predicate=predicate, initial=0.5, maximum=8.0, timeout=PATIENCE_SECONDS, on_error=self._say_once)
+
+    def _say_once(self, error: BaseException) -> None:
+        line = "too many requests" if _is_rate_limit(error) else "unavailable for the moment"
+        if line not in self._said:
+            self._said.add(line)
+            self._say(f"Google: {line}; asking again, more slowly")
 
     @cached_property
     def credentials(self) -> Any:
         """The job's credentials."""
         return credentials(self._job)
+
+
+def _is_rate_limit(error: BaseException) -> bool:
+    """Whether Google wants to be asked less often: HTTP 429, or 403 with a reason of its own; nothing was done."""
+    from google.api_core.exceptions import Forbidden, TooManyRequests
+
+    if not isinstance(error, Forbidden | TooManyRequests):
+        return False
+    reasons = [str(detail.get("reason", "")) for detail in error.errors or [] if isinstance(detail, dict)]
+    return isinstance(error, TooManyRequests) or "rateLimitExceeded" in reasons
+
+
+def _is_undone(error: BaseException) -> bool:
+    from google.api_core.exceptions import ServiceUnavailable
+
+    return _is_rate_limit(error) or isinstance(error, ServiceUnavailable)
+
+
+def _is_passing(error: BaseException) -> bool:
+    from google.api_core.exceptions import DeadlineExceeded
+
+    return _is_undone(error) or isinstance(error, DeadlineExceeded)
 
 
 def _project_missing(text: str) -> bool:

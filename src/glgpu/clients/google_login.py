@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from glgpu.errors import ErrorClass, Failure
@@ -29,7 +30,7 @@ def credentials(job: Job) -> Any:
     try:
         info = _info(job)
         if info is not None:
-            return google.auth.load_credentials_from_dict(info, scopes=[SCOPE])[0]
+            return _of_kind(info)
         return google.auth.default(scopes=[SCOPE])[0]
     except (google.auth.exceptions.GoogleAuthError, ValueError, OSError) as error:
         raise Failure(
@@ -64,6 +65,24 @@ def _info(job: Job) -> dict[str, Any] | None:
     if not isinstance(loaded, dict):
         raise ValueError("GOOGLE_CREDENTIALS is no JSON object")
     return loaded
+
+
+def _of_kind(info: Mapping[str, Any]) -> Any:
+    """The credentials that a file describes: one kind each, since google-auth warns of its loader for any kind."""
+    from google.auth import identity_pool
+    from google.oauth2 import credentials as user
+    from google.oauth2 import service_account
+
+    scopes = [SCOPE]
+    match info.get("type"):
+        case "service_account":
+            return service_account.Credentials.from_service_account_info(info, scopes=scopes)
+        case "external_account":
+            return identity_pool.Credentials.from_info(info, scopes=scopes)
+        case "authorized_user":
+            return user.Credentials.from_authorized_user_info(info, scopes)
+        case other:
+            raise ValueError(f"its type is {other!r}, not service_account, external_account or authorized_user")
 
 
 def _federation_info(federation: Federation, job: Job) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import tempfile
@@ -19,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from glgpu.classify import explain
+from glgpu.clients.terraform_program import terraform_program
 from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
-from glgpu.processes import Done, Running, TimedOut, environment, find_tool, run
+from glgpu.interfaces import Backend
+from glgpu.processes import Done, Running, TimedOut, environment, run
 from glgpu.resources import resource
 
-OLDEST = {"terraform": (1, 5), "tofu": (1, 6)}
 STOP_SECONDS = 20.0
 """How long Terraform has after SIGTERM: it finishes its request and releases the state's lock."""
 LOCK_WAIT = "20s"
@@ -40,7 +40,7 @@ class TerraformStack:
         module: Name of the module below ``terraform/``, or a path.
         folder: `prepare` makes a work folder below it.
         variables: The module's variables; nothing secret.
-        state: The HTTP backend's variables; None: a local state that is thrown away.
+        state: Where its state is; None: a local one that is thrown away.
         credentials: Variables with which the provider logs in.
         program: Path or name of Terraform; empty: terraform, else tofu.
         secrets: Names of variables that Terraform has no business to see.
@@ -53,7 +53,7 @@ class TerraformStack:
         folder: Path,
         variables: Mapping[str, object],
         *,
-        state: Mapping[str, str] | None,
+        state: Backend | None,
         credentials: Mapping[str, str],
         program: str = "",
         secrets: tuple[str, ...] = (),
@@ -66,7 +66,8 @@ class TerraformStack:
         self._say = say
         self._asked_program = program
         self._program = ""
-        extra = {"CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1", "TF_INPUT": "0", **credentials, **(state or {})}
+        places = dict(state.environment) if state else {}
+        extra = {"CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1", "TF_INPUT": "0", **credentials, **places}
         self._env = environment(extra, without=[*NOT_FOR_TERRAFORM, *secrets])
 
     def prepare(self) -> None:
@@ -75,24 +76,35 @@ class TerraformStack:
         Raises:
             Failure: TOOL_MISSING, STATE_ACCESS, or what init said.
         """
-        self._program = _program(self._asked_program)
+        self._program, _ = terraform_program(self._asked_program)
         source = Path(self._module) if os.sep in self._module else resource("terraform") / self._module
         if not (source / "main.tf").exists():
             raise Failure(
                 ErrorClass.CONFIG, f"there is no Terraform module {self._module}", "set GLGPU_TERRAFORM_MODULE=gpu-vm"
             )
-        backend = 'backend "http" {}' if self._state else 'backend "local" {}'
         try:
             # Removing what another glgpu of this run works in would end its Terraform: each has a folder of its own.
             self._parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._folder = Path(tempfile.mkdtemp(prefix="terraform-", dir=self._parent))
             left_out = shutil.ignore_patterns("tests", ".terraform*", "*.tfstate*")
             shutil.copytree(source, self._folder, ignore=left_out, dirs_exist_ok=True)
-            (self._folder / "backend.tf").write_text(f"terraform {{\n  {backend}\n}}\n", encoding="utf-8")
-            (self._folder / "run.auto.tfvars.json").write_text(json.dumps(self._variables, indent=1), encoding="utf-8")
+            (self._folder / "backend.tf.json").write_text(json.dumps(_backend(self._state)), encoding="utf-8")
         except OSError as error:
             raise cannot_write(error, self._folder) from None
+        self.change(self._variables)
         self._insist("init", 300, no_color=_flag(), reconfigure=_flag())
+
+    def change(self, variables: Mapping[str, object]) -> None:
+        """Apply with these variables from now on; what is prepared stays so.
+
+        Raises:
+            Failure: DISK_FULL.
+        """
+        self._variables = variables
+        try:
+            (self._folder / "run.auto.tfvars.json").write_text(json.dumps(variables, indent=1), encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(error, self._folder) from None
 
     @contextmanager
     def start_apply(self) -> Iterator[RunningApply]:
@@ -171,9 +183,9 @@ class RunningApply:
         """Whether it is over."""
         return self._process.poll() is not None
 
-    def stop(self) -> None:
-        """End it: SIGTERM to its group, then SIGKILL."""
-        self._process.terminate(STOP_SECONDS)
+    def stop(self) -> bool:
+        """End it: SIGTERM to its group, then SIGKILL; whether the first was enough, so that no lock is left."""
+        return self._process.terminate(STOP_SECONDS) != -signal.SIGKILL
 
     def result(self) -> None:
         """Wait for its end.
@@ -217,37 +229,12 @@ class RunningApply:
             self._say(shown)
 
 
+def _backend(state: Backend | None) -> dict[str, object]:
+    kind, settings = (state.kind, dict(state.settings)) if state else ("local", {})
+    return {"terraform": {"backend": {kind: settings}}}
+
+
 def _flag() -> Any:
     from python_terraform import IsFlagged
 
     return IsFlagged
-
-
-def _program(asked: str) -> str:
-    """Terraform, or OpenTofu in its place, new enough.
-
-    Raises:
-        Failure: TOOL_MISSING.
-    """
-    names = [asked] if asked else ["terraform", "tofu"]
-    path = next((found for name in names if (found := find_tool(name))), None)
-    if path is None:
-        raise Failure(
-            ErrorClass.TOOL_MISSING,
-            f"{' and '.join(names)}: not found on PATH",
-            "install Terraform 1.5 or OpenTofu 1.6 or newer, or use the job image",
-        )
-    try:
-        done = run([path, "version", "-json"], env=environment({"CHECKPOINT_DISABLE": "1"}), timeout=60)
-        version = str(json.loads(done.text)["terraform_version"])
-    except (TimedOut, ValueError, KeyError, TypeError):
-        return path  # whatever it is: an apply without a VM is found out
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-    oldest = OLDEST["tofu" if "tofu" in Path(path).name else "terraform"]
-    if numbers < oldest:
-        raise Failure(
-            ErrorClass.TOOL_MISSING,
-            f"{path} is version {version}, older than {oldest[0]}.{oldest[1]}",
-            "install a newer Terraform or OpenTofu, or use the job image",
-        )
-    return path

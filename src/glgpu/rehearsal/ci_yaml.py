@@ -268,6 +268,22 @@ def compile_pipeline(
     return _Compiler(read_local, read_project, dict(variables), dict(predefined or {}), files).compile(root)
 
 
+def includes_of(root: str) -> list[dict[str, Any]]:
+    """The files that a ``.gitlab-ci.yml`` includes, in the form of GitLab's API; none where it cannot be read."""
+    try:
+        entries = _as_list(_load_yaml(root).get("include") or [])
+    except PipelineError:
+        return []
+    found = []
+    for entry in entries:
+        words = {"local": entry} if isinstance(entry, str) else entry
+        kind = next((word for word in ("file", "local", "remote", "template", "component") if word in words), None)
+        if kind is not None:
+            extra = {key: words[key] for key in ("project", "ref") if key in words}
+            found += [{"type": kind, "location": path, "extra": extra} for path in _as_list(words[kind])]
+    return found
+
+
 def expand(value: str, variables: Mapping[str, str], *, keep_unknown: bool = False) -> str:
     """Replace ``$NAME``, ``${NAME}`` and ``%NAME%`` in a value; ``$$`` becomes ``$``.
 

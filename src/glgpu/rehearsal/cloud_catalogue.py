@@ -6,6 +6,7 @@ of attaching GPUs has a case on both sides. Which zone offers what changes all t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 REGIONS: dict[str, str] = {
@@ -76,10 +77,6 @@ GPUS: dict[str, Gpu] = {
         "NVIDIA Tesla P4", "NVIDIA_P4_GPUS", "PREEMPTIBLE_NVIDIA_P4_GPUS", {1: 24, 2: 48, 4: 96},
         _zones("us-central1-ac us-east4-abc europe-west4-bc asia-southeast1-bc"),
     ),
-    "nvidia-tesla-p100": Gpu(
-        "NVIDIA Tesla P100", "NVIDIA_P100_GPUS", "PREEMPTIBLE_NVIDIA_P100_GPUS", {1: 16, 2: 32, 4: 96},
-        _zones("us-central1-cf us-east1-bc us-west1-ab europe-west1-bd europe-west4-a asia-east1-ac"),
-    ),
     "nvidia-tesla-v100": Gpu(
         "NVIDIA V100", "NVIDIA_V100_GPUS", "PREEMPTIBLE_NVIDIA_V100_GPUS", {1: 12, 2: 24, 4: 48, 8: 96},
         _zones("us-central1-abcf us-east1-c us-west1-ab europe-west4-abc asia-east1-c"),
@@ -103,6 +100,11 @@ GPUS: dict[str, Gpu] = {
         "NVIDIA H100 80GB", None, "PREEMPTIBLE_NVIDIA_H100_GPUS", {},
         _zones("us-central1-abc us-east4-abc us-west1-ab us-west4-a europe-west1-bc europe-west4-bc"),
     ),
+    "nvidia-h100-mega-80gb": Gpu(
+        "NVIDIA H100 80GB MEGA", None, None, {},
+        _zones("us-central1-abc us-east4-abc us-west1-ab us-west4-a europe-west1-bc europe-west4-bc"),
+    ),
+    "nvidia-rtx-pro-6000": Gpu("NVIDIA RTX PRO 6000", None, None, {}, _zones("us-central1-b")),
     "nvidia-h200-141gb": Gpu(
         "NVIDIA H200 141GB", None, None, {}, _zones("us-central1-b us-east4-b us-west1-c europe-west1-b europe-west4-a")
     ),
@@ -120,7 +122,7 @@ class MachineType:
         gpu: The GPUs that come with it: accelerator type and number, or None.
         takes_gpus: Whether GPUs may be attached to it: N1, but not its shared-core kin.
         disk_types: Which boot disks it takes.
-        cpu_quota: Regional limit that its vCPUs count against.
+        cpu_quota: Regional limit that its vCPUs count against; None: none that the API shows (newer GPU families).
     """
 
     cpus: int
@@ -128,7 +130,7 @@ class MachineType:
     gpu: tuple[str, int] | None
     takes_gpus: bool
     disk_types: frozenset[str]
-    cpu_quota: str
+    cpu_quota: str | None
 
     def offered_in(self, zone: str) -> bool:
         """Whether the zone has it: a machine type with GPUs is where they are, any other is everywhere."""
@@ -144,7 +146,8 @@ DISK_TYPES: dict[str, tuple[str, str]] = {
 """Disk type -> Google's name for it, and the regional limit that its size counts against."""
 
 _ANY_PD = frozenset({"pd-standard", "pd-balanced", "pd-ssd"})
-_FAST_PD = frozenset({"pd-balanced", "pd-ssd", "hyperdisk-balanced"})
+_SSD_PD = frozenset({"pd-balanced", "pd-ssd"})
+_FAST_PD = _SSD_PD | {"hyperdisk-balanced"}
 _HYPERDISK = frozenset({"hyperdisk-balanced"})
 
 
@@ -153,7 +156,7 @@ def _plain(cpus: int, gib: float, *, takes_gpus: bool = False, quota: str = "CPU
 
 
 def _with_gpu(
-    cpus: int, gib: float, gpu: str, count: int, disks: frozenset[str] = _FAST_PD, quota: str = "CPUS"
+    cpus: int, gib: float, gpu: str, count: int, disks: frozenset[str] = _FAST_PD, quota: str | None = None
 ) -> MachineType:
     return MachineType(cpus, int(gib * 1024), (gpu, count), False, disks, quota)
 
@@ -169,17 +172,34 @@ MACHINE_TYPES: dict[str, MachineType] = {
     **{f"n1-standard-{n}": _plain(n, 3.75 * n, takes_gpus=True) for n in (1, 2, 4, 8, 16, 32, 64, 96)},
     **{f"n1-highmem-{n}": _plain(n, 6.5 * n, takes_gpus=True) for n in (2, 4, 8, 16, 32, 64, 96)},
     **{f"n1-highcpu-{n}": _plain(n, 0.9 * n, takes_gpus=True) for n in (2, 4, 8, 16, 32, 64, 96)},
-    **{f"g2-standard-{n}": _with_gpu(n, 4 * n, "nvidia-l4", 1) for n in (4, 8, 12, 16, 32)},
-    **{f"g2-standard-{24 * n}": _with_gpu(24 * n, 96 * n, "nvidia-l4", 2 * n) for n in (1, 2, 4)},
+    **{f"g2-standard-{n}": _with_gpu(n, 4 * n, "nvidia-l4", 1, _SSD_PD, "CPUS") for n in (4, 8, 12, 16, 32)},
+    **{f"g2-standard-{24 * n}": _with_gpu(24 * n, 96 * n, "nvidia-l4", 2 * n, _SSD_PD, "CPUS") for n in (1, 2, 4)},
+    **{f"g4-standard-{48 * n}": _with_gpu(48 * n, 180 * n, "nvidia-rtx-pro-6000", n, _HYPERDISK) for n in (1, 2, 4, 8)},
     **{f"a2-highgpu-{n}g": _with_gpu(12 * n, 85 * n, "nvidia-tesla-a100", n, _ANY_PD, "A2_CPUS") for n in (1, 2, 4, 8)},
     "a2-megagpu-16g": _with_gpu(96, 1360, "nvidia-tesla-a100", 16, _ANY_PD, "A2_CPUS"),
     **{
         f"a2-ultragpu-{n}g": _with_gpu(12 * n, 170 * n, "nvidia-a100-80gb", n, _ANY_PD, "A2_CPUS") for n in (1, 2, 4, 8)
     },
     **{f"a3-highgpu-{n}g": _with_gpu(26 * n, 234 * n, "nvidia-h100-80gb", n) for n in (1, 2, 4, 8)},
+    "a3-megagpu-8g": _with_gpu(208, 1872, "nvidia-h100-mega-80gb", 8),
     "a3-ultragpu-8g": _with_gpu(224, 2952, "nvidia-h200-141gb", 8, _HYPERDISK),
     "a4-highgpu-8g": _with_gpu(224, 3968, "nvidia-b200", 8, _HYPERDISK),
 }
+
+
+def machine_type(name: str) -> MachineType | None:
+    """A machine type by name, N1's custom ones included: ``n1-custom-VCPUS-MEMORY``, or without ``n1-``.
+
+    Those have 1 vCPU or an even number up to 96, and for each 0.9 to 6.5 GiB of memory in steps of 256 MiB
+    (https://cloud.google.com/compute/docs/instances/creating-instance-with-custom-machine-type).
+    """
+    custom = re.fullmatch(r"(?:n1-)?custom-(\d+)-(\d+)", name)
+    if custom is None:
+        return MACHINE_TYPES.get(name)
+    cpus, memory_mb = int(custom[1]), int(custom[2])
+    fits = memory_mb % 256 == 0 and 0.9 * 1024 <= memory_mb / max(cpus, 1) <= 6.5 * 1024
+    even = cpus == 1 or (cpus % 2 == 0 and 2 <= cpus <= 96)
+    return MachineType(cpus, memory_mb, None, True, _ANY_PD, "CPUS") if fits and even else None
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,12 @@ from glgpu.rehearsal import world as worlds
 from glgpu.rehearsal.ci_yaml import Job, PipelineError
 from glgpu.rehearsal.cloud_catalogue import ZONES
 from glgpu.rehearsal.container_images import BASE
+from glgpu.rehearsal.container_registry import Repository, full_name
+from glgpu.rehearsal.defects import DEFECTS, Defect, Scene, make_healthy
 from glgpu.rehearsal.fault_catalogue import FAULTS, Afterwards, During, Fault, named
 from glgpu.rehearsal.faults import Faults
 from glgpu.rehearsal.gitlab_model import Variable
-from glgpu.rehearsal.job_run import Executor, Outcome
+from glgpu.rehearsal.job_run import RUNNER_VERSION, Executor, Outcome
 from glgpu.rehearsal.occasion import Event, Occasion, Server, predefined_variables
 from glgpu.rehearsal.player import Player
 from glgpu.rehearsal.world import GOOGLE_PROJECT, Adopted, World, settings_of
@@ -50,6 +52,8 @@ def rehearse(
     path: str | None,
     faults: Sequence[str],
     list_faults: bool,
+    defects: Sequence[str],
+    list_defects: bool,
     as_json: bool,
     image: str | None,
     keep: bool,
@@ -67,6 +71,14 @@ def rehearse(
     if list_faults:
         _list(console, as_json)
         return 0
+    if list_defects:
+        _list_defects(console, as_json)
+        return 0
+    drawn = [_defect(name) for name in defects]
+    if drawn and not serve:
+        raise Failure(
+            ErrorClass.USAGE, "--defect is for `glgpu doctor`, which plays no pipeline", "add --serve, or use --fault"
+        )
     if clean:
         console.say(f"{worlds.clean(console.say)} rehearsals reaped")
         return 0
@@ -79,7 +91,7 @@ def rehearse(
     try:
         if serve:
             world.start(repository)
-            return _serve(console, world, adopt(world, repository, chosen, image))
+            return _serve(console, world, adopt(world, repository, chosen, image), drawn)
         with console.section("stand-ins", "Stand-ins"):
             world.start(repository)
             rehearsal = Rehearsal(console, world, adopt(world, repository, chosen, image), chosen)
@@ -96,16 +108,34 @@ def rehearse(
 def _fault(name: str) -> Fault:
     found = named(name)
     if found is None:
-        known = ", ".join(fault.name for fault in FAULTS)
+        known = ", ".join(fault.form for fault in FAULTS)
         raise Failure(ErrorClass.USAGE, f"there is no fault {name!r}", f"known: {known}")
     return found
+
+
+def _defect(name: str) -> Defect:
+    found = next((defect for defect in DEFECTS if defect.name == name), None)
+    if found is None:
+        known = ", ".join(defect.name for defect in DEFECTS)
+        raise Failure(ErrorClass.USAGE, f"there is no defect {name!r}", f"known: {known}")
+    return found
+
+
+def _list_defects(console: Console, as_json: bool) -> None:
+    if as_json:
+        told = [{"name": one.name, "checks": sorted(one.checks), "what": one.what} for one in DEFECTS]
+        console.say(json.dumps(told, indent=1))
+        return
+    rows = [[one.name, ", ".join(sorted(one.checks)), one.what] for one in DEFECTS]
+    console.table(["defect", "checks that find it", "what is wrong"], rows)
 
 
 def _list(console: Console, as_json: bool) -> None:
     if as_json:
         found = [
             {
-                "name": fault.name,
+                "name": fault.form,
+                "example": f"{fault.name}:{fault.example}" if fault.place else fault.name,
                 "exit_code": fault.exit_code,
                 "class": fault.error_class,
                 "what": fault.what,
@@ -124,7 +154,7 @@ def _list(console: Console, as_json: bool) -> None:
             f"{one.layer}{'' if one.exit_code is None else f' ({one.exit_code})'}: {', '.join(one.finds) or 'nothing'}"
             for one in fault.afterwards
         )
-        rows.append([fault.name, str(fault.exit_code), fault.error_class or "-", fault.what, after or "-"])
+        rows.append([fault.form, str(fault.exit_code), fault.error_class or "-", fault.what, after or "-"])
     console.table(["fault", "exit code", "class", "what goes wrong", "who acts afterwards, and finds"], rows)
 
 
@@ -139,6 +169,9 @@ def adopt(world: World, repository: Path, faults: Sequence[Fault], image: str | 
         variables += [Variable(name, value) for name, value in fault.variables.items()]
     if image:
         variables.append(Variable("GLGPU_TRAIN_IMAGE", image))
+    for known in (settings_of(repository, CONFIG).train.image, image):
+        if known:
+            world.registry.images[full_name(known)] = Repository()
     branch = next((fault.branch for fault in faults if fault.branch != worlds.BRANCH), worlds.BRANCH)
     adopted = world.adopt(repository, config=CONFIG, branch=branch, variables=variables)
     adopted.token.revoked = any(fault.token_revoked for fault in faults)
@@ -229,6 +262,8 @@ class Rehearsal:
         gitlab, project = self._world.gitlab, self.adopted.project
         told = {
             "compute": self._world.compute.endpoint,
+            "google": self._world.google.endpoint,
+            "buckets": list(self._world.google.storage.buckets),
             "project": GOOGLE_PROJECT,
             "google_token": self._world.google_token,
             "gitlab": gitlab.url,
@@ -370,32 +405,41 @@ def _told(left: Mapping[str, list[str]]) -> str:
     )
 
 
-def _serve(console: Console, world: World, adopted: Adopted) -> int:
-    """Only the stand-ins: one line of JSON, then until SIGTERM."""
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    where = occasion(world, adopted)
-    gitlab = world.gitlab
+def job_by_hand(world: World, adopted: Adopted) -> dict[str, str]:
+    """A job that no player runs, and its variables: what any other client needs."""
+    where, gitlab = occasion(world, adopted), world.gitlab
     pipeline = gitlab.create_pipeline(adopted.project, adopted.branch, adopted.sha, "push", adopted.user)
     job = gitlab.create_job(pipeline, "by-hand", "train")
     gitlab.start_job(job)
-    variables = {
+    return {
         **predefined_variables(where),
         **{v.key: v.value for v in gitlab.variables_for(adopted.project, adopted.branch)},
         "CI_PIPELINE_ID": str(pipeline.id),
         "CI_JOB_ID": str(job.id),
         "CI_JOB_NAME": job.name,
         "CI_JOB_TOKEN": gitlab.issue_job_token(job),
+        "CI_RUNNER_VERSION": RUNNER_VERSION,
     }
+
+
+def _serve(console: Console, world: World, adopted: Adopted, defects: Sequence[Defect]) -> int:
+    """Only the stand-ins: one line of JSON, then until SIGTERM."""
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    variables = job_by_hand(world, adopted)
+    make_healthy(world, adopted, occasion(world, adopted))
+    scene = Scene(world, adopted, variables)
+    for defect in defects:
+        defect.draw(scene)
     told: dict[str, Any] = {
         "compute_endpoint": world.compute.endpoint,
         "google_project": GOOGLE_PROJECT,
         "google_access_token": world.google_token,
-        "gitlab_url": gitlab.url,
+        "gitlab_url": world.gitlab.url,
         "gitlab_project": adopted.project.id,
         "gitlab_token": adopted.token.value,
-        "repository_url": where.server.repository_url(adopted.project),
+        "repository_url": occasion(world, adopted).server.repository_url(adopted.project),
         "environment": variables,
     }
     console.say(json.dumps(told))

@@ -12,7 +12,7 @@ import copy
 import email.parser
 import email.policy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from glgpu.rehearsal.compute_errors import (
     api_disabled,
     denied_by_policy,
     malformed,
+    not_found,
     permission_denied,
+    rate_limited,
     unauthenticated,
     unavailable,
 )
@@ -37,7 +39,7 @@ from glgpu.rehearsal.compute_methods import INSERT_FAULTS, Firewalls, Methods, R
 from glgpu.rehearsal.compute_operations import Operations
 from glgpu.rehearsal.compute_resources import Links, Resource, fingerprint, new_id
 from glgpu.rehearsal.faults import Faults, Rule
-from glgpu.rehearsal.google_api import Method, Violation, compute_api, without_nulls
+from glgpu.rehearsal.google_api import Method, Violation, compute_api
 from glgpu.rehearsal.seams import MachineRoom, Network
 from glgpu.rehearsal.world_clock import WorldClock
 
@@ -54,11 +56,17 @@ TRACED = frozenset({"instances", "firewalls"})
 
 LARGEST_BODY = 16 * 1024 * 1024
 
+NOT_IMPLEMENTED = 501
+
 IMAGE_PROJECTS = frozenset(image.project for image in catalogue.IMAGES)
 
 
 class _ConnectionCut(Exception):
     """The caller is to see its connection closed without an answer."""
+
+
+class _Unforeseen(ApiError):
+    """A refusal that Google would not give: this stand-in does not know what to do."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ class ComputeEngine:
         endpoint: ``http://127.0.0.1:PORT``; known from ``start`` on.
         operations: Its ``latency`` may be changed at any time.
         instances: Its limits and capacities may be changed at any time.
+        amendments: Change an answer, by the method's name: for a catalogue that differs from the one that is built in.
     """
 
     def __init__(
@@ -104,10 +113,11 @@ class ComputeEngine:
         machines: MachineRoom,
         *,
         project: str,
-        tokens: set[str],
+        tokens: Container[str],
         latency: float = 0.0,
     ) -> None:
         self.endpoint = ""
+        self.amendments: list[Callable[[str, Resource], Resource]] = []
         self._folder = folder
         self._clock = clock
         self._faults = faults
@@ -137,7 +147,7 @@ class ComputeEngine:
         self.operations = Operations(self._clock, self._links, user, self._latency)
         firewalls = Firewalls()
         self.instances = Instances(
-            self._folder, self._clock, self._links, self.operations, self._machines, firewalls.admits
+            self._folder, self._clock, self._links, self.operations, self._machines, firewalls.admits, self._faults
         )
         self._methods = Methods(self._api, self._clock, self._links, self.operations, self.instances, firewalls)
 
@@ -202,16 +212,19 @@ class ComputeEngine:
         caller: list[str] = []
         if call.verb == "POST" and call.path.rpartition("/")[2] in TRACED:
             caller = await asyncio.to_thread(ancestry, call.peer)
+        unserved = ""
         try:
             status, body = 200, await self._answer(call)
         except ApiError as refusal:
             status, body = refusal.code, refusal.body()
+            unserved = str(refusal) if isinstance(refusal, _Unforeseen) or status == NOT_IMPLEMENTED else ""
         except Violation as violation:
             status, body = 400, malformed(str(violation)).body()
+            unserved = str(violation)
         except _ConnectionCut:
             self._log(call, None, caller)
             raise
-        self._log(call, status, caller)
+        self._log(call, status, caller, unserved)
         return status, body
 
     async def _answer(self, call: Call) -> Resource:
@@ -220,28 +233,29 @@ class ComputeEngine:
             return await self._state_document(call)
         found = self._api.find(call.verb, call.path.removeprefix(API_ROOT)) if call.path.startswith(API_ROOT) else None
         if found is None:
-            raise ApiError(404, "notFound", f"The requested URL {call.path} was not found on this server.")
+            raise _Unforeseen(404, "notFound", f"The requested URL {call.path} was not found on this server.")
         method, names = found
         self._authenticate(call)
         pairs = parse_qsl(urlsplit(call.target).query, keep_blank_values=True)
         self._api.check_query(method, pairs)
-        body = without_nulls(_json(call.body))
-        self._api.check_request(method, body)
+        body = self._api.read_request(method, _json(call.body))
         path = resource_path(names, method, body or {})
-        fault = self._faults.at(method.id)
+        fault = self._faults.at(method.id, names.get("zone") or names.get("region") or "")
         await self._unless_broken(fault, permission(method), path)
         if names.get("project") != self._project and not _is_public(method, names):
             raise permission_denied(permission(method), f"projects/{names.get('project')}")
         answer = await self._methods.answer(Request(method, names, dict(pairs), body or {}, fault))
         if fault is not None and fault.action == "address":
             answer = with_address(answer, fault.argument)
+        for amend in self.amendments:
+            answer = amend(method.id, answer)
         return self._checked(method, answer)
 
     def _checked(self, method: Method, answer: Resource) -> Resource:
         try:
             self._api.check_response(method, answer)
         except Violation as violation:
-            raise ApiError(
+            raise _Unforeseen(
                 500,
                 "backendError",
                 f"The stand-in's answer breaks the API description at {violation.field}: {violation}",
@@ -266,6 +280,12 @@ class ComputeEngine:
                 raise denied_by_policy(path)
             case "unavailable":
                 raise unavailable()
+            case "rate-limit":
+                raise rate_limited(int(fault.argument or 429))
+            case "not-found":
+                raise not_found(path)
+            case "unauthenticated":
+                raise unauthenticated(given=True)
             case "reset":
                 raise _ConnectionCut
             case "silence":
@@ -274,14 +294,14 @@ class ComputeEngine:
             case "slow":
                 await asyncio.sleep(float(fault.argument))
             case unknown:
-                raise ApiError(500, "backendError", f"The stand-in knows no fault '{unknown}' at {fault.point}.")
+                raise _Unforeseen(500, "backendError", f"The stand-in knows no fault '{unknown}' at {fault.point}.")
 
     def _authenticate(self, call: Call) -> None:
         scheme, _, token = call.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or token not in self._tokens:
             raise unauthenticated(given=bool(scheme))
 
-    def _log(self, call: Call, status: int | None, caller: list[str] | None = None) -> None:
+    def _log(self, call: Call, status: int | None, caller: list[str] | None = None, unserved: str = "") -> None:
         self._calls.add(
             "compute",
             call.verb,
@@ -291,6 +311,7 @@ class ComputeEngine:
             headers=dict(call.headers),
             body=call.body.decode(errors="replace"),
             caller=caller,
+            unserved=unserved,
         )
 
     # For the Terraform module that needs no provider

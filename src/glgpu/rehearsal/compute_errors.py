@@ -114,6 +114,11 @@ def condition_not_met(message: str) -> ApiError:
     return ApiError(412, "conditionNotMet", message)
 
 
+def policy_violated(constraint: str) -> ApiError:
+    """An organisation policy of Google's own."""
+    return condition_not_met(f"Constraint constraints/{constraint} violated for project 123456789012.")
+
+
 def unauthenticated(*, given: bool) -> ApiError:
     """No credential, or (``given``) one that is not known."""
     expected = (
@@ -174,6 +179,25 @@ def unavailable() -> ApiError:
     return ApiError(503, "backendError", "The service is currently unavailable.", status="UNAVAILABLE")
 
 
+def rate_limited(status: int) -> ApiError:
+    """Too many requests; Compute Engine says so with 403 or with 429, and has done nothing."""
+    info = {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": "RATE_LIMIT_EXCEEDED",
+        "domain": "googleapis.com",
+        "metadata": {"service": "compute.googleapis.com", "quota_limit": "ReadRequestsPerMinutePerProject"},
+    }
+    return ApiError(
+        status,
+        "rateLimitExceeded",
+        "Quota exceeded for quota metric 'Read requests' and limit 'Read requests per minute' of service "
+        "'compute.googleapis.com' for consumer 'project_number:123456789012'.",
+        domain="usageLimits",
+        status="RESOURCE_EXHAUSTED" if status == 429 else "PERMISSION_DENIED",
+        details=[info],
+    )
+
+
 def not_served(what: str) -> ApiError:
     """Something that Google has and this stand-in does not."""
     return ApiError(501, "notImplemented", f"{what} is not served by this stand-in.", status="UNIMPLEMENTED")
@@ -199,18 +223,51 @@ def quota_failure(metric: str, limit: float, region: str | None) -> OperationFai
 
 
 def stockout(
-    project: str, zone: str, machine_type: str, gpu: tuple[str, int] | None, others: list[str]
+    project: str, zone: str, machine_type: str, gpu: tuple[str, int] | None, others: list[str], form: str = ""
 ) -> OperationFailed:
-    """No capacity in this zone now; ``others`` are zones that have some."""
+    """No capacity in this zone now; ``others`` are zones that have some.
+
+    Args:
+        project: The project.
+        zone: Where.
+        machine_type: What was asked for.
+        gpu: Accelerator type and number, or None.
+        others: Zones that have capacity.
+        form: Which of Google's texts: ``plain`` has no details (the oldest), ``sentence`` names the other zones in
+            its message alone; else they are in the details too.
+    """
+    where = (
+        f"The zone 'projects/{project}/zones/{zone}' does not have enough resources available to fulfill the request."
+    )
+    if form == "plain":
+        return OperationFailed(
+            "ZONE_RESOURCE_POOL_EXHAUSTED",
+            f"{where}  Try a different zone, or try again later.",
+            503,
+            "SERVICE UNAVAILABLE",
+        )
     attachment = f" with {gpu[1]} {gpu[0]} accelerator(s)" if gpu else ""
+    hint = (
+        f"Consider trying your request in the {', '.join(others)} zone(s), which currently has capacity to accommodate "
+        "your request. "
+        if others
+        else ""
+    )
+    sentence = (
+        f"A {machine_type} VM instance{attachment} is currently unavailable in the {zone} zone. {hint}Alternatively, "
+        "you can try your request again with a different VM hardware configuration or at a later time. For more "
+        "information, see the troubleshooting documentation."
+    )
+    code = "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS"
+    if form == "sentence":
+        return OperationFailed(code, sentence, 503, "SERVICE UNAVAILABLE")
     metadatas = {"vmType": machine_type, "zone": zone, "zonesAvailable": ",".join(others)}
     if gpu:
         metadatas["attachment"] = f"{gpu[0]}:{gpu[1]}"
     help_url = "https://cloud.google.com/compute/docs/troubleshooting/troubleshooting-vm-creation"
     return OperationFailed(
-        "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS",
-        f"The zone 'projects/{project}/zones/{zone}' does not have enough resources available to fulfill the request."
-        "  '(resource type:compute)'.",
+        code,
+        f"{where}  '(resource type:compute)'.",
         503,
         "SERVICE UNAVAILABLE",
         [
@@ -222,16 +279,14 @@ def stockout(
                 }
             },
             {"help": {"links": [{"description": "Troubleshooting documentation", "url": help_url}]}},
-            {
-                "localizedMessage": {
-                    "locale": "en-US",
-                    "message": f"A {machine_type} VM instance{attachment} is currently unavailable in the {zone} zone. "
-                    "Alternatively, you can try your request again with a different VM hardware configuration or at a "
-                    "later time. For more information, see the troubleshooting documentation.",
-                }
-            },
+            {"localizedMessage": {"locale": "en-US", "message": sentence}},
         ],
     )
+
+
+def preempted() -> OperationFailed:
+    """A Spot VM that was taken away before it ran."""
+    return OperationFailed("UNSUPPORTED_OPERATION", "Instance failed to start due to preemption.", 400, "BAD REQUEST")
 
 
 def internal_error(code: str) -> OperationFailed:

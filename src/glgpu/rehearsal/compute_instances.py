@@ -19,20 +19,28 @@ from glgpu.rehearsal.compute_errors import (
     invalid,
     not_found,
     not_ready,
+    policy_violated,
+    preempted,
     quota_exceeded,
     quota_failure,
     stockout,
 )
 from glgpu.rehearsal.compute_operations import Operation, Operations
-from glgpu.rehearsal.compute_orders import Order, check_labels, check_metadata, read_order
+from glgpu.rehearsal.compute_orders import Order, check_labels, check_metadata, check_tags, read_order
 from glgpu.rehearsal.compute_resources import Links, Resource, fingerprint, timestamp
-from glgpu.rehearsal.compute_shapes import Shapes, metadata
-from glgpu.rehearsal.faults import Rule
+from glgpu.rehearsal.compute_shapes import Shapes, metadata, tags
+from glgpu.rehearsal.faults import Faults, Rule
 from glgpu.rehearsal.seams import Hardware, Hypervisor, MachineRoom
 from glgpu.rehearsal.world_clock import WorldClock
 
 SSH_PORT_ITEM = "glgpu-ssh-port"
 """Metadata item that says on which port the guest serves SSH."""
+
+ATTRIBUTES_POLICY = "compute.guest-attributes-policy"
+"""State: the organisation policy compute.disableGuestAttributesAccess is enforced."""
+
+OS_LOGIN_FORCED = "compute.os-login-forced"
+"""State: OS Login is on for every VM, whatever its own metadata says."""
 
 SERIAL_RING = 1024 * 1024
 """Bytes of a serial port's output that Compute Engine keeps."""
@@ -51,6 +59,7 @@ class Instance:
         zone: Short name.
         guest_attributes: Namespace and key -> value.
         gone: Deleted, or never came up.
+        seen: Whether callers see it yet.
         transition: Held while power changes: an instance is never cut off in the middle of its boot.
     """
 
@@ -59,6 +68,7 @@ class Instance:
     zone: str
     guest_attributes: dict[tuple[str, str], str] = field(default_factory=dict)
     gone: bool = False
+    seen: bool = True
     transition: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -84,6 +94,9 @@ class Instance:
 class Instances:
     """All instances and disks of the project.
 
+    Faults that are a state, and not an event: ``compute.capacity`` (a zone has nothing for anybody),
+    ``compute.region-quota`` and ``compute.project-quota`` (the limits of GPUs are 0).
+
     Attributes:
         project_quotas: Limits of the whole project, by metric.
         region_quotas: Limits by region and metric.
@@ -98,6 +111,7 @@ class Instances:
         operations: Operations,
         machines: MachineRoom,
         admits: Callable[[set[str], str, int], bool],
+        faults: Faults,
     ) -> None:
         self.project_quotas = dict(catalogue.PROJECT_QUOTAS)
         self.region_quotas = {region: dict(catalogue.REGION_QUOTAS) for region in catalogue.REGIONS}
@@ -110,6 +124,7 @@ class Instances:
         self._operations = operations
         self._machines = machines
         self._admits = admits
+        self._faults = faults
         self._instances: list[Instance] = []
         self._disks: list[Resource] = []
         self._shapes = Shapes(clock, links)
@@ -118,16 +133,18 @@ class Instances:
 
     def resources(self, zone: str) -> list[Resource]:
         """The instances of a zone as callers see them."""
-        return [instance.resource for instance in self._instances if instance.zone == zone]
+        return [instance.resource for instance in self._instances if instance.zone == zone and instance.seen]
 
     def disks(self, zone: str) -> list[Resource]:
         """The disks of a zone."""
-        return [disk for disk in self._disks if disk["zone"] == self._links.to(f"zones/{zone}")]
+        unseen = {instance.resource["selfLink"] for instance in self._instances if not instance.seen}
+        here = self._links.to(f"zones/{zone}")
+        return [disk for disk in self._disks if disk["zone"] == here and unseen.isdisjoint(disk["users"])]
 
     def find(self, zone: str, name: str) -> Instance | None:
         """An instance by name or id."""
         for instance in self._instances:
-            if instance.zone == zone and name in (instance.name, instance.id):
+            if instance.zone == zone and instance.seen and name in (instance.name, instance.id):
                 return instance
         return None
 
@@ -144,8 +161,7 @@ class Instances:
 
     def quotas(self, region: str | None) -> list[Resource]:
         """Limits and use of a region, or of the whole project."""
-        limits = self.region_quotas[region] if region else self.project_quotas
-        use = self._use(region)
+        limits, use = self._limits(region), self._use(region)
         return [{"metric": m, "limit": float(limit), "usage": float(use.get(m, 0))} for m, limit in limits.items()]
 
     # What can be done
@@ -158,21 +174,27 @@ class Instances:
         """
         order = read_order(body, zone, self._links.project)
         path = f"projects/{self._links.project}/zones/{zone}/instances/{body['name']}"
-        if self.find(zone, body["name"]) is not None:
+        if any((other.zone, other.name) == (zone, body["name"]) for other in self._instances):
             raise already_exists(path)
         if any(disk["name"] == order.disk_name for disk in self.disks(zone)):
             raise already_exists(f"projects/{self._links.project}/zones/{zone}/disks/{order.disk_name}")
         self._refuse_by_project_quota(order, fault)
+        action = fault.action if fault is not None else ""
+        if action == "image-gone":
+            raise not_found(f"projects/{order.image.project}/global/images/family/{order.image.family}")
         instance = Instance(self._shapes.instance(zone, body, order), order, zone)
         self._instances.append(instance)
         self._disks.append(self._shapes.disk(instance.resource, zone, body, order))
+        instance.seen = action != "late-unseen"
+        come_up = self._be_taken_away if action == "vanish" and order.spot else self._come_up
         return self._operations.begin(
             "insert",
             instance.resource,
             f"zones/{zone}",
-            lambda: self._come_up(instance),
+            lambda: come_up(instance),
             undo=lambda: self._remove(instance, with_disk=True),
             failure=self._insert_failure(instance, fault),
+            latency=float(fault.argument) if fault is not None and action in ("late", "late-unseen") else None,
         )
 
     def delete(self, instance: Instance, failure: OperationFailed | None = None) -> Operation:
@@ -234,7 +256,10 @@ class Instances:
         if body.get("fingerprint") != instance.resource["metadata"]["fingerprint"]:
             raise condition_not_met("Supplied fingerprint does not match current metadata fingerprint.")
         check_metadata(body)
-        return self._change(instance, "setMetadata", {"metadata": metadata(body.get("items", []))}, failure)
+        operation = self._change(instance, "setMetadata", {"metadata": metadata(body.get("items", []))}, failure)
+        if "resourceStatus" in instance.resource:
+            instance.resource["resourceStatus"]["effectiveInstanceMetadata"] = self._effective_keys(instance)
+        return operation
 
     def set_labels(self, instance: Instance, body: Resource, failure: OperationFailed | None) -> Operation:
         """Replace an instance's labels.
@@ -248,6 +273,18 @@ class Instances:
         check_labels(labels)
         changes = {"labels": labels, "labelFingerprint": fingerprint(labels)}
         return self._change(instance, "setLabels", changes, failure)
+
+    def set_tags(self, instance: Instance, body: Resource, failure: OperationFailed | None) -> Operation:
+        """Replace an instance's network tags.
+
+        Raises:
+            ApiError: The fingerprint is not the current one, or the tags are not legal.
+        """
+        if body.get("fingerprint") != instance.resource["tags"]["fingerprint"]:
+            raise condition_not_met("Tags fingerprint either invalid or resource tags have changed")
+        items = body.get("items", [])
+        check_tags(items)
+        return self._change(instance, "setTags", {"tags": tags(items)}, failure)
 
     def delete_disk(self, zone: str, name: str, failure: OperationFailed | None) -> Operation:
         """Begin to delete a disk.
@@ -270,8 +307,10 @@ class Instances:
         """What the guest has published.
 
         Raises:
-            ApiError: Nothing of that name, or guest attributes are not enabled.
+            ApiError: Nothing of that name, guest attributes are not enabled, or a policy forbids them.
         """
+        if self._faults.holds(ATTRIBUTES_POLICY):
+            raise policy_violated("compute.disableGuestAttributesAccess")
         path = query.get("queryPath") or query.get("variableKey", "").replace(":", "/")
         namespace, _, key = path.partition("/")
         items = [
@@ -318,15 +357,17 @@ class Instances:
         if fault is not None and fault.action == "quota" and fault.argument in ("", "GPUS_ALL_REGIONS"):
             raise quota_exceeded("GPUS_ALL_REGIONS", 0.0, None)
         use, wanted = self._use(None), _needs(order)
-        for metric, limit in self.project_quotas.items():
+        for metric, limit in self._limits(None).items():
             if wanted.get(metric, 0) and use.get(metric, 0) + wanted[metric] > limit:
                 raise quota_exceeded(metric, limit, None)
 
     def _insert_failure(self, instance: Instance, fault: Rule | None) -> OperationFailed | None:
-        if fault is None:
+        if fault is None or fault.action in ("late", "late-unseen", "vanish"):
             return None
+        if fault.action == "preempted":
+            return preempted() if instance.order.spot else None
         if fault.action == "stockout":
-            return self._stockout(instance)
+            return self._stockout(instance, fault.argument)
         if fault.action == "quota":
             region = catalogue.region_of(instance.zone)
             return quota_failure(fault.argument, self.region_quotas[region].get(fault.argument, 0.0), region)
@@ -337,6 +378,7 @@ class Instances:
             if instance.gone:
                 return
             self._fail_for_want(instance)
+            instance.seen = True
             if instance.status == "PROVISIONING":
                 instance.resource["status"] = "STAGING"
             self.write_serial(instance, "SeaBIOS (version 1.8.2-google)\nBooting from Hard Disk 0...\n")
@@ -346,24 +388,43 @@ class Instances:
             if instance.status != "STAGING":
                 return  # Deletion was asked for while the guest came up; it waits for this lock.
             now = self._clock.now()
-            instance.resource |= {"status": "RUNNING", "lastStartTimestamp": timestamp(now)}
+            status = {"effectiveInstanceMetadata": self._effective_keys(instance)}
+            instance.resource |= {
+                "status": "RUNNING",
+                "lastStartTimestamp": timestamp(now),
+                "resourceStatus": status,
+            }
             if instance.order.max_run_seconds is not None:
                 end = now + instance.order.max_run_seconds
-                instance.resource["resourceStatus"] = {"scheduling": {"terminationTimestamp": timestamp(end)}}
+                status["scheduling"] = {"terminationTimestamp": timestamp(end)}
                 self._clock.call_at(end, lambda: self._out_of_time(instance))
+
+    async def _be_taken_away(self, instance: Instance) -> None:
+        """A Spot VM is preempted before it runs: its insert ends well, and it goes."""
+        if instance.gone or instance.status != "PROVISIONING":
+            return
+        instance.resource["status"] = "STAGING"
+        ends = self._vanish if instance.order.deletes_itself else self._power_down
+        self._operations.begin(
+            "compute.instances.preempted", instance.resource, f"zones/{instance.zone}", lambda: ends(instance)
+        )
+        instance.resource["status"] = "STOPPING"
 
     def _fail_for_want(self, instance: Instance) -> None:
         """Raise if the region's limits or the zone's capacity do not hold this instance, which counts already."""
         region = catalogue.region_of(instance.zone)
         use, wanted = self._use(region), _needs(instance.order)
-        for metric, limit in self.region_quotas[region].items():
+        for metric, limit in self._limits(region).items():
             if wanted.get(metric, 0) and use[metric] > limit:
                 raise quota_failure(metric, limit, region)
         gpu = instance.order.gpu
-        if gpu is not None and self._gpus_in_use(instance.zone, gpu[0]) > self.capacity[instance.zone, gpu[0]]:
+        wanted_here = 0 if gpu is None else self._gpus_in_use(instance.zone, gpu[0])
+        if self._faults.holds("compute.capacity", instance.zone) or (
+            gpu is not None and wanted_here > self.capacity[instance.zone, gpu[0]]
+        ):
             raise self._stockout(instance)
 
-    def _stockout(self, instance: Instance) -> OperationFailed:
+    def _stockout(self, instance: Instance, form: str = "") -> OperationFailed:
         gpu, others = instance.order.gpu, list[str]()
         if gpu is not None:
             others = sorted(
@@ -371,8 +432,9 @@ class Instances:
                 for (zone, kind), free in self.capacity.items()
                 if kind == gpu[0] and zone != instance.zone and self._gpus_in_use(zone, kind) + gpu[1] <= free
                 if catalogue.region_of(zone) == catalogue.region_of(instance.zone)
+                if not self._faults.holds("compute.capacity", zone)
             )
-        return stockout(self._links.project, instance.zone, instance.order.machine_type, gpu, others)
+        return stockout(self._links.project, instance.zone, instance.order.machine_type, gpu, others, form)
 
     def _hardware(self, instance: Instance) -> Hardware:
         gpu = instance.order.gpu
@@ -387,17 +449,37 @@ class Instances:
         )
 
     def _hypervisor(self, instance: Instance) -> Hypervisor:
-        def publish(namespace: str, key: str, value: str) -> None:
-            # The metadata server refuses the guest's write where they are not enabled, and the guest agent only logs.
-            if _enables_guest_attributes(instance):
-                instance.guest_attributes[namespace, key] = value
+        def publish(namespace: str, key: str, value: str) -> bool:
+            # Where they are not enabled, or a policy forbids them, the guest's write is refused too.
+            if not _enables_guest_attributes(instance) or self._faults.holds(ATTRIBUTES_POLICY):
+                return False
+            instance.guest_attributes[namespace, key] = value
+            return True
 
         return Hypervisor(
-            metadata=instance.metadata,
+            metadata=lambda: self._effective_metadata(instance),
             may_connect=lambda source, port: self.may_connect(instance, source, port),
             publish=publish,
             powered_off=lambda: self._guest_powered_off(instance),
+            print=lambda text: self.write_serial(instance, text),
         )
+
+    def _effective_metadata(self, instance: Instance) -> dict[str, str]:
+        """The metadata as the guest sees it: what is forced on it goes before the instance's own."""
+        forced = {"enable-oslogin": "TRUE"} if self._faults.holds(OS_LOGIN_FORCED) else {}
+        return instance.metadata() | forced
+
+    def _effective_keys(self, instance: Instance) -> Resource:
+        items = self._effective_metadata(instance)
+        return {
+            field: items.get(key, "").upper() == "TRUE"
+            for field, key in (
+                ("blockProjectSshKeysMetadataValue", "block-project-ssh-keys"),
+                ("enableGuestAttributesMetadataValue", "enable-guest-attributes"),
+                ("enableOsloginMetadataValue", "enable-oslogin"),
+                ("serialPortEnableMetadataValue", "serial-port-enable"),
+            )
+        }
 
     def may_connect(self, instance: Instance, source: str, port: int) -> bool:
         """Whether the firewall lets ``source`` reach this TCP port of the instance's external address now."""
@@ -448,6 +530,15 @@ class Instances:
 
     # Limits
 
+    def _limits(self, region: str | None) -> dict[str, float]:
+        """The limits of a region, or of the whole project."""
+        limits = self.region_quotas[region] if region else self.project_quotas
+        if region and self._faults.holds("compute.region-quota", region):
+            return {metric: 0.0 if metric.endswith("_GPUS") else limit for metric, limit in limits.items()}
+        if not region and self._faults.holds("compute.project-quota"):
+            return {**limits, "GPUS_ALL_REGIONS": 0.0}
+        return limits
+
     def _use(self, region: str | None) -> dict[str, int]:
         """What counts against the limits of a region, or of the whole project."""
         use: dict[str, int] = {}
@@ -489,12 +580,13 @@ def _needs(order: Order) -> dict[str, int]:
     """What an instance counts against the limits, by metric."""
     cpus = order.machine.cpus
     needs = {
-        order.machine.cpu_quota: cpus,
         "CPUS_ALL_REGIONS": cpus,
         "INSTANCES": 1,
         "IN_USE_ADDRESSES": int(order.external),
         catalogue.DISK_TYPES[order.disk_type][1]: order.disk_gb,
     }
+    if order.machine.cpu_quota is not None:
+        needs[order.machine.cpu_quota] = cpus
     if order.gpu is not None:
         kind, count = order.gpu
         metric = catalogue.GPUS[kind].spot_quota if order.spot else catalogue.GPUS[kind].quota

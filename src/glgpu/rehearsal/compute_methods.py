@@ -22,11 +22,14 @@ from glgpu.rehearsal.compute_operations import Operation, Operations
 from glgpu.rehearsal.compute_orders import image_of_family
 from glgpu.rehearsal.compute_places import Places
 from glgpu.rehearsal.compute_resources import Links, Resource, new_id, timestamp
+from glgpu.rehearsal.compute_routers import Routers
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.google_api import ApiDescription, Method
 from glgpu.rehearsal.world_clock import WorldClock
 
-INSERT_FAULTS = frozenset({"stockout", "quota", "operation-error"})
+INSERT_FAULTS = frozenset(
+    {"stockout", "quota", "operation-error", "preempted", "vanish", "late", "late-unseen", "image-gone"}
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Methods:
         self._instances = instances
         self._firewalls = firewalls.rules
         self._places = Places(links)
+        self._routers = Routers(links)
         self._requests: dict[str, Operation] = {}
         self._handlers = self._all_handlers()
         for rule in DEFAULT_RULES:
@@ -135,6 +139,7 @@ class Methods:
             "compute.instances.stop": self._stop_instance,
             "compute.instances.setMetadata": self._set_metadata,
             "compute.instances.setLabels": self._set_labels,
+            "compute.instances.setTags": self._set_tags,
             "compute.instances.getGuestAttributes": self._guest_attributes,
             "compute.instances.getSerialPortOutput": self._serial_output,
             "compute.disks.delete": self._delete_disk,
@@ -150,10 +155,21 @@ class Methods:
         for collection in ("zones", "regions", "images", "firewalls", "networks"):
             handlers[f"compute.{collection}.get"] = self._get
             handlers[f"compute.{collection}.list"] = self._list
-        for collection in ("machineTypes", "acceleratorTypes", "diskTypes", "disks", "instances", "subnetworks"):
+        for collection in (
+            "machineTypes",
+            "acceleratorTypes",
+            "diskTypes",
+            "disks",
+            "instances",
+            "subnetworks",
+            "routers",
+        ):
             handlers[f"compute.{collection}.get"] = self._get
             handlers[f"compute.{collection}.list"] = self._list
             handlers[f"compute.{collection}.aggregatedList"] = self._aggregated_list
+        handlers["compute.machineTypes.get"] = self._machine_type
+        for verb in ("insert", "patch", "delete"):
+            handlers[f"compute.routers.{verb}"] = self._change_router
         return handlers
 
     def _in_scope(self, resource: str, scope: str, project: str) -> list[Resource]:
@@ -170,6 +186,8 @@ class Methods:
                 return self._places.networks()
             case "firewalls":
                 return [firewall.resource for firewall in self._firewalls.values()]
+            case "routers":
+                return self._routers.in_region(place) if scope.startswith("regions/") else []
             case "subnetworks" if scope.startswith("regions/"):
                 return self._places.subnetworks(place)
             case "zoneOperations" | "globalOperations" | "regionOperations":
@@ -191,6 +209,11 @@ class Methods:
                 return resource
         raise not_found(resource_path(request.names, request.method, {}))
 
+    async def _machine_type(self, request: Request) -> Resource:
+        self._check_scope(request)
+        found = self._places.machine_type(request.names["zone"], request.names["machineType"])
+        return found if found is not None else await self._get(request)
+
     async def _list(self, request: Request) -> Resource:
         self._check_scope(request)
         schema = self._api.item_schema(request.method.response)
@@ -200,7 +223,7 @@ class Methods:
 
     async def _aggregated_list(self, request: Request) -> Resource:
         key, schema = self._api.scoped_list(request.method.response)
-        regional = request.method.resource == "subnetworks"
+        regional = request.method.resource in ("subnetworks", "routers")
         scopes = [f"regions/{r}" for r in catalogue.REGIONS] if regional else [f"zones/{z}" for z in catalogue.ZONES]
         if request.query.get("includeAllScopes", "").lower() == "true":
             others = (
@@ -291,6 +314,11 @@ class Methods:
             request, lambda: self._instances.set_labels(self._instance(request), request.body, request.failure)
         )
 
+    async def _set_tags(self, request: Request) -> Resource:
+        return self._begun(
+            request, lambda: self._instances.set_tags(self._instance(request), request.body, request.failure)
+        )
+
     async def _guest_attributes(self, request: Request) -> Resource:
         return self._instances.guest_attributes(self._instance(request), request.query)
 
@@ -372,6 +400,26 @@ class Methods:
             request,
             lambda: self._operations.begin("delete", firewall.resource, "global", work, failure=request.failure),
         )
+
+    async def _change_router(self, request: Request) -> Resource:
+        self._check_scope(request)
+        region, verb = request.names["region"], request.method.verb
+
+        async def done() -> None:
+            pass
+
+        def begin() -> Operation:
+            if verb == "insert":
+                router = self._routers.make(region, request.body, self._clock.now())
+            else:
+                router = self._routers.find(region, request.names["router"])
+            if verb == "patch":
+                self._routers.change(router, request.body)
+            if verb == "delete":
+                del self._routers.all[region, router["name"]]
+            return self._operations.begin(verb, router, request.scope, done, failure=request.failure)
+
+        return self._begun(request, begin)
 
     def _forget(self, name: str) -> None:
         self._firewalls.pop(name, None)

@@ -21,10 +21,12 @@ class Operation:
 
     Attributes:
         resource: What callers see of it.
+        slow: Whether it takes longer than the others.
         done: Set when it is over, one way or the other.
     """
 
     resource: Resource
+    slow: bool = False
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -53,16 +55,18 @@ class Operations:
         *,
         undo: Callable[[], None] | None = None,
         failure: OperationFailed | None = None,
+        latency: float | None = None,
     ) -> Operation:
         """Accept a change.
 
         Args:
             kind: Google's word for it, ``insert`` for example.
             target: The resource that is changed.
-            scope: ``zones/Z`` or ``global``.
+            scope: ``zones/Z``, ``regions/R`` or ``global``.
             work: What is done after the latency. May raise OperationFailed.
             undo: Called when the operation fails.
             failure: Fail with this instead of doing the work.
+            latency: Of this one alone.
         """
         number = new_id()
         name = f"operation-{int(self._clock.now() * 1000)}-{number}"
@@ -82,8 +86,10 @@ class Operations:
         }
         if scope.startswith("zones/"):
             resource["zone"] = self._links.to(scope)
-        operation = self._all[scope, name] = Operation(resource)
-        task = asyncio.create_task(self._carry_out(operation, work, undo, failure))
+        if scope.startswith("regions/"):
+            resource["region"] = self._links.to(scope)
+        operation = self._all[scope, name] = Operation(resource, slow=latency is not None)
+        task = asyncio.create_task(self._carry_out(operation, work, undo, failure, latency))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return operation
@@ -101,7 +107,7 @@ class Operations:
 
     async def look(self, operation: Operation) -> Resource:
         """What one GET sees."""
-        if self.latency == 0:
+        if self.latency == 0 and not operation.slow:
             await operation.done.wait()
         return operation.resource
 
@@ -124,8 +130,9 @@ class Operations:
         work: Callable[[], Awaitable[None]],
         undo: Callable[[], None] | None,
         failure: OperationFailed | None,
+        own_latency: float | None,
     ) -> None:
-        begun, latency = self._clock.now(), self.latency
+        begun, latency = self._clock.now(), self.latency if own_latency is None else own_latency
         await self._until(begun + latency / 2)
         operation.resource |= {"status": "RUNNING", "startTime": timestamp(self._clock.now())}
         await self._until(begun + latency)

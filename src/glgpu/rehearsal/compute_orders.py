@@ -9,12 +9,12 @@ from glgpu.rehearsal.cloud_catalogue import (
     DISK_TYPES,
     GPUS,
     IMAGES,
-    MACHINE_TYPES,
     ZONES,
     Image,
     MachineType,
     region_of,
 )
+from glgpu.rehearsal.cloud_catalogue import machine_type as machine_type_of
 from glgpu.rehearsal.compute_errors import ApiError, incompatible, invalid, not_found, not_served
 from glgpu.rehearsal.compute_firewalls import check_tag
 from glgpu.rehearsal.compute_resources import Resource, malformed_link, reference, short
@@ -71,7 +71,7 @@ def read_order(body: Resource, zone: str, project: str) -> Order:
     if "machineType" not in body:
         raise ApiError(400, "required", "Required field 'resource.machineType' not specified")
     machine_type = _in_zone(body["machineType"], "resource.machineType", "machineTypes", zone, project)
-    machine = MACHINE_TYPES.get(machine_type)
+    machine = machine_type_of(machine_type)
     if machine is None or not machine.offered_in(zone):
         problem = f"Machine type with name '{machine_type}' does not exist in zone '{zone}'."
         raise invalid("resource.machineType", body["machineType"], problem)
@@ -79,7 +79,7 @@ def read_order(body: Resource, zone: str, project: str) -> Order:
     spot, max_run = _scheduling(body.get("scheduling", {}), has_gpu=gpu is not None)
     check_labels(body.get("labels", {}))
     check_metadata(body.get("metadata", {}))
-    _check_tags(body.get("tags", {}).get("items", []))
+    check_tags(body.get("tags", {}).get("items", []))
     external = _network(body.get("networkInterfaces", []), zone, project)
     disk = _boot_disk(body.get("disks", []))
     disk_type = _disk_type(disk, machine_type, machine, zone, project)
@@ -154,6 +154,18 @@ def check_metadata(metadata: Resource) -> None:
         total += len(key.encode()) + len(value.encode())
     if total > MOST_METADATA:
         raise invalid("resource.metadata", "", f"Metadata size must not exceed {MOST_METADATA} bytes.")
+
+
+def check_tags(tags: list[str]) -> None:
+    """Refuse network tags that Google refuses.
+
+    Raises:
+        ApiError: Google's refusal.
+    """
+    if len(tags) > MOST_TAGS:
+        raise invalid("resource.tags", "", f"There can be at most {MOST_TAGS} tags.")
+    for index, tag in enumerate(tags):
+        check_tag(f"resource.tags.items[{index}]", tag)
 
 
 def find_image(link: str, project: str) -> Image:
@@ -258,13 +270,6 @@ def _scheduling(scheduling: Resource, *, has_gpu: bool) -> tuple[bool, int | Non
         problem = f"Must be between {SHORTEST_RUN} seconds and {LONGEST_RUN // 86400} days."
         raise invalid(f"{field}.maxRunDuration", seconds, problem)
     return preemptible, seconds
-
-
-def _check_tags(tags: list[str]) -> None:
-    if len(tags) > MOST_TAGS:
-        raise invalid("resource.tags", "", f"There can be at most {MOST_TAGS} tags.")
-    for index, tag in enumerate(tags):
-        check_tag(f"resource.tags.items[{index}]", tag)
 
 
 def _network(interfaces: list[Resource], zone: str, project: str) -> bool:

@@ -39,7 +39,12 @@ class Places:
 
     def machine_types(self, zone: str) -> list[Resource]:
         """The machine types of a zone."""
-        return [self._machine_type(zone, name) for name, m in catalogue.MACHINE_TYPES.items() if m.offered_in(zone)]
+        return [self._machine_type(zone, name, m) for name, m in catalogue.MACHINE_TYPES.items() if m.offered_in(zone)]
+
+    def machine_type(self, zone: str, name: str) -> Resource | None:
+        """One machine type of a zone; custom ones, which are in no list, too."""
+        machine = catalogue.machine_type(name)
+        return self._machine_type(zone, name, machine) if machine is not None and machine.offered_in(zone) else None
 
     def accelerator_types(self, zone: str) -> list[Resource]:
         """The GPU models of a zone."""
@@ -136,8 +141,7 @@ class Places:
             "quotas": quotas,
         }
 
-    def _machine_type(self, zone: str, name: str) -> Resource:
-        machine = catalogue.MACHINE_TYPES[name]
+    def _machine_type(self, zone: str, name: str, machine: catalogue.MachineType) -> Resource:
         resource = self._resource("machineType", f"zones/{zone}/machineTypes/{name}", name) | {
             "description": f"{machine.cpus} vCPUs, {machine.memory_mb / 1024:g} GB RAM",
             "guestCpus": machine.cpus,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from glgpu.rehearsal.cloud_catalogue import REGIONS, ZONES
 from glgpu.rehearsal.faults import Rule
 
 Layer = Literal["destroy", "stop", "hard-end", "retry-train"]
@@ -64,6 +65,8 @@ class Fault:
         branch: The branch that is pushed.
         during: What happens to the network during the training.
         afterwards: The layers that act after the pipeline, in order.
+        place: What the name is followed by, after a colon: ``ZONE`` or ``REGION``; empty: nothing.
+        example: The place that is meant where none is said.
     """
 
     name: str
@@ -78,7 +81,21 @@ class Fault:
     branch: str = "main"
     during: During | None = None
     afterwards: Sequence[Afterwards] = ()
+    place: Literal["", "ZONE", "REGION"] = ""
+    example: str = ""
 
+    @property
+    def form(self) -> str:
+        """Its name as the list shows it, ``stockout:ZONE`` for example."""
+        return f"{self.name}:{self.place}" if self.place else self.name
+
+    def at(self, place: str) -> Fault:
+        """The same fault in one zone or region."""
+        return replace(self, example=place, rules=[replace(rule, where=place) for rule in self.rules])
+
+
+PLACES: Mapping[str, Collection[str]] = {"ZONE": ZONES, "REGION": REGIONS, "": ()}
+"""What may follow the colon."""
 
 SHORT_TRAINING = "python3 -c \"import os; os.makedirs('weights'); open('weights/w', 'w').write('w')\""
 TALKING_TRAINING = (
@@ -176,6 +193,88 @@ FAULTS: tuple[Fault, ...] = (
         rules=[Rule("compute.request", "api-disabled")],
     ),
     Fault(
+        "stockout",
+        "a zone has no capacity; the error names those of its region that have",
+        0,
+        shows="STOCKOUT: no capacity",
+        rules=[Rule("compute.capacity", "none")],
+        place="ZONE",
+        example="europe-west4-a",
+    ),
+    Fault(
+        "quota-region",
+        "the project may have no GPU in a region",
+        0,
+        shows="_GPUS is used up",
+        rules=[Rule("compute.region-quota", "none")],
+        place="REGION",
+        example="europe-west4",
+    ),
+    Fault(
+        "quota-global",
+        "the project may have no GPU anywhere",
+        14,
+        "QUOTA_GLOBAL",
+        shows="GPUS_ALL_REGIONS is used up",
+        rules=[Rule("compute.project-quota", "none")],
+    ),
+    Fault(
+        "preempt-during-create",
+        "two Spot VMs are taken away before they run: one vanishes, of the other the insert fails",
+        0,
+        shows="PREEMPTED: preempted while it was created",
+        rules=[
+            Rule("compute.instances.insert", "vanish", 1),
+            Rule("compute.instances.insert", "preempted", 2),
+        ],
+        variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+    ),
+    Fault(
+        "insert-slow",
+        "Google takes its time to create the VM",
+        0,
+        shows="Google is still creating the VM after",
+        rules=[Rule("compute.instances.insert", "late", 1, argument="7")],
+        variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+    ),
+    Fault(
+        "insert-late-success",
+        "two VMs come up after all patience with them is over; of the second nothing is seen before",
+        0,
+        shows="deleting what the try left",
+        rules=[
+            Rule("compute.instances.insert", "late", 1, argument="30"),
+            Rule("compute.instances.insert", "late-unseen", 2, argument="10"),
+        ],
+        variables={"GLGPU_LIMITS_CREATE_MINUTES": "0.12", "GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+    ),
+    Fault(
+        "rate-limit",
+        "Google wants to be asked less often, reading and writing",
+        0,
+        shows="Google: too many requests; asking again",
+        rules=[
+            Rule("compute.instances.aggregatedList", "rate-limit", 1, 2, "403"),
+            Rule("compute.instances.insert", "rate-limit", 1, 2, "429"),
+            Rule("compute.instances.get", "rate-limit", 2, 2, "429"),
+            Rule("compute.firewalls.insert", "rate-limit", 1, 1, "403"),
+            Rule("compute.instances.setMetadata", "rate-limit", 1, 1, "429"),
+            Rule("compute.instances.delete", "rate-limit", 1, 2, "403"),
+        ],
+        variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+    ),
+    Fault(
+        "image-family-gone",
+        "Google has withdrawn the family of the VM's boot image",
+        17,
+        "IMAGE",
+        shows="/global/images/family/",
+        rules=[
+            Rule("compute.instances.insert", "image-gone"),
+            Rule("compute.images.getFromFamily", "not-found"),
+        ],
+    ),
+    Fault(
         "network-drop-during-train",
         "the connection to the VM is reset while the training runs",
         0,
@@ -214,9 +313,46 @@ FAULTS: tuple[Fault, ...] = (
         variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
         afterwards=[Afterwards("retry-train", 0)],
     ),
+    Fault(
+        "gpu-driver-broken",
+        "an upgrade has replaced the driver's libraries under its kernel module: nvidia-smi fails",
+        16,
+        "DRIVER",
+        shows="Driver/library version mismatch",
+        rules=[Rule("vm.gpu", "driver-broken")],
+    ),
+    Fault(
+        "vm-boot-loop",
+        "the VM runs, but its kernel panics at every boot",
+        13,
+        "SSH",
+        shows="it restarts over and over",
+        rules=[Rule("vm.boot", "loop")],
+        variables={"GLGPU_LIMITS_BOOT_MINUTES": "0.1"},
+    ),
+    Fault(
+        "oslogin-forced",
+        "OS Login is turned on for the VM by others, so the login keys in its metadata are ignored",
+        15,
+        "ORG_POLICY",
+        shows="OS Login is on there",
+        rules=[Rule("compute.os-login-forced", "on")],
+    ),
+    Fault(
+        "guest-attributes-blocked",
+        "a policy forbids guest attributes, so the VM can publish no host key there",
+        0,
+        shows="the host key is read from the serial console",
+        rules=[Rule("compute.guest-attributes-policy", "on")],
+        variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+    ),
 )
 
 
 def named(name: str) -> Fault | None:
-    """The fault of that name."""
-    return next((fault for fault in FAULTS if fault.name == name), None)
+    """The fault of that name, which may have a place behind a colon; without one, or as listed, its example's."""
+    plain, _, place = name.partition(":")
+    fault = next((fault for fault in FAULTS if fault.name == plain), None)
+    if fault is None or (place and place != fault.place and place not in PLACES[fault.place]):
+        return None
+    return fault.at(fault.example if place in ("", fault.place) else place) if fault.place else fault

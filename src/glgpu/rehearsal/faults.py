@@ -19,6 +19,7 @@ class Rule:
         nth: At which visit of the point, counted from 1; None: at every visit.
         times: For how many visits from ``nth`` on; None: for ever.
         argument: A number or word that the action needs (seconds, a status, an address).
+        where: Only in this zone, or in the zones of this region; empty: everywhere.
     """
 
     point: str
@@ -26,6 +27,7 @@ class Rule:
     nth: int | None = None
     times: int | None = 1
     argument: str = ""
+    where: str = ""
 
 
 @dataclass
@@ -33,22 +35,28 @@ class Faults:
     """The rules of one rehearsal; thread-safe, since stand-ins and player ask from different threads."""
 
     rules: list[Rule] = field(default_factory=list)
-    visits: Counter[str] = field(default_factory=Counter)
+    visits: Counter[tuple[str, str]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def at(self, point: str) -> Rule | None:
-        """Count a visit of ``point`` and return the rule that applies to it, if any."""
+    def at(self, point: str, place: str = "") -> Rule | None:
+        """Count a visit of ``point``, in a zone or region where it has one; the rule that applies to it, if any."""
         with self._lock:
-            self.visits[point] += 1
-            visit = self.visits[point]
+            for where in _places(place):
+                self.visits[point, where] += 1
             for rule in self.rules:
-                if rule.point != point:
+                if rule.point != point or rule.where not in _places(place):
                     continue
                 if rule.nth is None:
                     return rule
+                visit = self.visits[point, rule.where]
                 if rule.nth <= visit and (rule.times is None or visit < rule.nth + rule.times):
                     return rule
             return None
+
+    def holds(self, point: str, place: str = "") -> bool:
+        """Whether a rule of ``point`` is in force in a zone or region; for what is a state and not a visit."""
+        with self._lock:
+            return any(rule.point == point and rule.where in _places(place) for rule in self.rules)
 
     def lift(self, point: str) -> None:
         """Take every rule of ``point`` away: the fault is over."""
@@ -59,3 +67,9 @@ class Faults:
         """Everything works again."""
         with self._lock:
             self.rules = []
+
+
+def _places(place: str) -> set[str]:
+    """What a rule may call a zone: itself, its region, or everywhere; a region: itself, or everywhere."""
+    region, _, letter = place.rpartition("-")
+    return {"", place, region if len(letter) == 1 else ""}

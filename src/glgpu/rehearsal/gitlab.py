@@ -25,6 +25,7 @@ from glgpu.rehearsal.world_clock import WorldClock
 HANDLERS = (gitlab_ci, gitlab_projects, gitlab_repository, gitlab_terraform)
 """The modules whose import registers the API's handlers."""
 
+KEYS_PATH = "/oauth/discovery/keys"
 LARGEST_BODY = 64 << 20
 """Bytes of a request that are held in memory; package files are streamed to disk and may be larger."""
 
@@ -49,6 +50,7 @@ class GitLab(GitLabState):
         ssh_host: Where git's SSH server listens.
         ssh_port: Its port.
         version: What ``GET /version`` says.
+        shows_host_keys: Whether its help page has the fingerprints of its SSH host keys.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class GitLab(GitLabState):
         self.lint = lint
         self.trigger = trigger
         self.version = f"{load().gitlab_version}.0"
+        self.shows_host_keys = True
         self.url = ""
         self.ssh_host = "127.0.0.1"
         self.ssh_port = 0
@@ -102,9 +105,12 @@ class GitLab(GitLabState):
         """Listen; after a stop on the same ports as before."""
         self.stopping = asyncio.Event()
         app = web.Application(client_max_size=LARGEST_BODY)
+        app.on_response_prepare.append(self.clock.date)
         Api(self).add_routes(app)
         app.router.add_post("/api/graphql", partial(gitlab_terraform.graphql, self))
         app.router.add_get("/help/instance_configuration", self._instance_configuration)
+        app.router.add_get("/.well-known/openid-configuration", self._openid_configuration)
+        app.router.add_get(KEYS_PATH, self._keys)
         GitOverHttp(self, self._lfs).add_routes(app)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
@@ -135,9 +141,37 @@ class GitLab(GitLabState):
             await self._runner.cleanup()
             self._runner = None
 
+    async def _openid_configuration(self, request: web.Request) -> web.StreamResponse:
+        """What GitLab says of itself as an issuer of tokens (OpenID Connect Discovery 1.0)."""
+        self._note(request)
+        return web.json_response(
+            {
+                "issuer": self.url,
+                "authorization_endpoint": f"{self.url}/oauth/authorize",
+                "token_endpoint": f"{self.url}/oauth/token",
+                "userinfo_endpoint": f"{self.url}/oauth/userinfo",
+                "jwks_uri": self.url + KEYS_PATH,
+                "response_types_supported": ["code"],
+                "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["RS256"],
+            }
+        )
+
+    async def _keys(self, request: web.Request) -> web.StreamResponse:
+        """The keys by which identity tokens of jobs are believed."""
+        self._note(request)
+        return web.json_response({"keys": [self.id_tokens.public]})
+
+    def _note(self, request: web.Request) -> None:
+        self.calls.add(
+            "gitlab", "GET", str(request.rel_url), at=self.clock.now(), status=200, headers=dict(request.headers)
+        )
+
     async def _instance_configuration(self, request: web.Request) -> web.StreamResponse:
         """The page that shows the SSH host keys (app/views/help/instance_configuration/_ssh_info.html.haml)."""
         md5, sha256 = fingerprints(self._host_key.export_public_key().decode().split()[1])
+        row = f"<tr><td>ED25519</td><td><code>{md5}</code></td><td><code>{sha256}</code></td></tr>"
+        row = row if self.shows_host_keys else ""
         page = f"""<!DOCTYPE html>
 <html><body>
 <h2 id="ssh-host-keys-fingerprints">SSH host key fingerprints</h2>
@@ -145,12 +179,10 @@ class GitLab(GitLabState):
 <div class="table-responsive">
 <table>
 <thead><tr><th>Algorithm</th><th>MD5</th><th>SHA256</th></tr></thead>
-<tbody><tr><td>ED25519</td><td><code>{md5}</code></td><td><code>{sha256}</code></td></tr></tbody>
+<tbody>{row}</tbody>
 </table>
 </div>
 </body></html>
 """
-        self.calls.add(
-            "gitlab", "GET", str(request.rel_url), at=self.clock.now(), status=200, headers=dict(request.headers)
-        )
+        self._note(request)
         return web.Response(text=page, content_type="text/html")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from glgpu.rehearsal import gitlab_entities as show
+from glgpu.rehearsal.ci_yaml import includes_of
 from glgpu.rehearsal.gitlab_http import Answer, ApiError, Call, forbidden, not_found, serves
 from glgpu.rehearsal.gitlab_model import UNFINISHED, Environment, Job, Pipeline, Role, Schedule, Variable
 from glgpu.rehearsal.gitlab_state import Refused
@@ -400,7 +401,8 @@ async def deployments(call: Call) -> Answer:
 
 def _lint(call: Call, content: str) -> Answer:
     errors = call.host.lint(call.project, content) if call.host.lint else []
-    body = {"valid": not errors, "errors": errors, "warnings": [], "merged_yaml": content, "includes": []}
+    includes = includes_of(content)
+    body = {"valid": not errors, "errors": errors, "warnings": [], "merged_yaml": content, "includes": includes}
     return Answer(200, body)
 
 

@@ -32,7 +32,7 @@ Shown = dict[str, Any]
 def user_basic(host: Host, user: User) -> Shown:
     """A user, in short."""
     return {
-        "id": user.id, "username": user.username, "name": user.name, "state": "active", "locked": False,
+        "id": user.id, "username": user.username, "name": user.name, "state": user.state, "locked": False,
         "web_url": f"{host.url}/{user.username}",
     }  # fmt: skip
 

@@ -44,6 +44,7 @@ class User:
     name: str
     admin: bool = False
     bot: bool = False
+    state: str = "active"
 
 
 @dataclass(eq=False)

@@ -29,6 +29,7 @@ from glgpu.rehearsal.gitlab_model import (
     Variable,
     secret,
 )
+from glgpu.rehearsal.json_web_tokens import SigningKey
 from glgpu.rehearsal.world_clock import WorldClock
 
 
@@ -46,6 +47,7 @@ class GitLabState:
     Attributes:
         admin: The administrator.
         admin_token: Value of a token that may read and do everything.
+        id_tokens: What signs the identity tokens of jobs.
         job_listeners: Called with a word (``created``, ``started``, ``finished``, ``canceling``, ``canceled``,
             ``played``, ``retried``) and the job, in the caller's thread.
     """
@@ -65,6 +67,7 @@ class GitLabState:
         # A repository that somebody else owns can be taken over too; git refuses that unless told so here.
         self._git_config = folder / "gitconfig"
         self._git_config.write_text("[safe]\n\tdirectory = *\n", encoding="utf-8")
+        self.id_tokens = SigningKey()
         self.admin = self.create_user("root", admin=True)
         self.admin_token = self.create_token(self.admin, "administration", ["api"]).value
 

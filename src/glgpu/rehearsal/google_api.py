@@ -1,8 +1,8 @@
-"""Google's own description of the Compute Engine API, and the checks that hold requests and answers to it.
+"""Google's own descriptions of its APIs, and the checks that hold requests and answers to them.
 
-The description is the discovery document ``compute.v1`` that the package google-api-python-client ships. It knows every
-method, path, query parameter, field, type, enumeration and pattern, so that neither a client's mistake nor one of the
-stand-in goes unseen. It does not know which fields a method needs, but for a few.
+A description is a discovery document that the package google-api-python-client ships, such as ``compute.v1``. It knows
+every method, path, query parameter, field, type, enumeration and pattern, so that neither a client's mistake nor one of
+the stand-in goes unseen. It does not know which fields a method needs, but for a few.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ import binascii
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from importlib import resources
 from typing import Any
+from urllib.parse import unquote
 
 Schema = Mapping[str, Any]
 
 SERVED_BUT_UNDESCRIBED = frozenset({"$alt", "$prettyPrint"})
 """System parameters that Google's front end takes for every API and that the document does not list."""
 
+UNDESCRIBED_FIELDS = {"RouterNat": frozenset({"initialNatIps"})}
+"""By schema: fields that the google provider sends for everybody, and Google takes, though the document lacks them."""
+
 LIST_VERBS = frozenset({"list", "aggregatedList"})
+
+_NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,2})?")
 
 INTEGER_RANGES = {
     "int32": (-(2**31), 2**31 - 1),
@@ -51,7 +58,9 @@ class Method:
     Attributes:
         id: Full name, for example ``compute.instances.insert``.
         http_method: ``GET``, ``POST`` and so on.
-        segments: The path below the service path, cut at the slashes; ``{name}`` stands for a parameter.
+        segments: The path below the service path, cut at the slashes; ``{name}`` stands for a parameter, and may be
+            followed by a custom verb, as in ``{name}:enable``.
+        template: The path as the document writes it, where ``{+name}`` stands for a parameter of several segments.
         parameters: What the document says of its path and query parameters.
         request: Name of the request body's schema, or None.
         response: Name of the answer's schema.
@@ -60,6 +69,7 @@ class Method:
     id: str
     http_method: str
     segments: tuple[str, ...]
+    template: str
     parameters: Mapping[str, Schema]
     request: str | None
     response: str
@@ -83,20 +93,20 @@ class ApiDescription:
         self.schemas: Mapping[str, Schema] = document["schemas"]
         self._parameters: Mapping[str, Schema] = document["parameters"]
         self._methods: dict[tuple[str, int], list[Method]] = {}
-        for resource in document["resources"].values():
-            for entry in resource["methods"].values():
-                method = Method(
-                    id=entry["id"],
-                    http_method=entry["httpMethod"],
-                    segments=tuple(entry["path"].split("/")),
-                    parameters=entry.get("parameters", {}),
-                    request=entry.get("request", {}).get("$ref"),
-                    response=entry.get("response", {}).get("$ref", ""),
-                )
-                self._methods.setdefault((method.http_method, len(method.segments)), []).append(method)
+        for entry in _method_entries(document):
+            method = Method(
+                id=entry["id"],
+                http_method=entry["httpMethod"],
+                segments=tuple(entry.get("flatPath", entry["path"]).split("/")),
+                template=entry["path"],
+                parameters=entry.get("parameters", {}),
+                request=entry.get("request", {}).get("$ref"),
+                response=entry.get("response", {}).get("$ref", ""),
+            )
+            self._methods.setdefault((method.http_method, len(method.segments)), []).append(method)
 
     def find(self, http_method: str, path: str) -> tuple[Method, dict[str, str]] | None:
-        """Find the method that a path below ``compute/v1/`` means, with the path's parameters.
+        """Find the method that a path below the service path means, with the path's parameters, decoded.
 
         A path that spells out more of a method's words wins, so ``images/family/F`` is not an image named ``family``.
 
@@ -107,8 +117,8 @@ class ApiDescription:
         found = [m for m in self._methods.get((http_method, len(words)), []) if _same_shape(m.segments, words)]
         if not found:
             return None
-        method = min(found, key=lambda m: sum(s.startswith("{") for s in m.segments))
-        values = {s[1:-1]: w for s, w in zip(method.segments, words, strict=True) if s.startswith("{")}
+        method = min(found, key=lambda m: sum(s.startswith("{") + s.endswith("}") for s in m.segments))
+        values = _path_values(method.template, path)
         for name, value in values.items():
             self._check_parameter(name, method.parameters[name], value)
         return method, values
@@ -140,8 +150,23 @@ class ApiDescription:
             seen.add(name)
             self._check_parameter(name, parameter, value)
 
+    def read_request(self, method: Method, body: Any) -> Any:
+        """A request body as Google's front end takes it in: without nulls, every number in the one form of answers.
+
+        Its JSON mapping takes a number for a 64-bit integer as well as a string, and a string for any other number
+        (https://protobuf.dev/programming-guides/json/).
+
+        Raises:
+            Violation: Something in it is unknown or of the wrong form.
+        """
+        read = without_nulls(body)
+        if method.request is not None:
+            read = self._canonical({"$ref": method.request}, read)
+        self.check_request(method, read)
+        return read
+
     def check_request(self, method: Method, body: Any) -> None:
-        """Hold a request body (None: there was none) to the method.
+        """Hold a request body (None: there was none), its numbers as in answers, to the method.
 
         Raises:
             Violation: Something in it is unknown or of the wrong form.
@@ -159,7 +184,8 @@ class ApiDescription:
         Raises:
             Violation: Something in it is unknown or of the wrong form.
         """
-        self._check({"$ref": method.response}, body, method.response, "")
+        if method.response:
+            self._check({"$ref": method.response}, body, method.response, "")
 
     def knows_field(self, schema: str, path: list[str]) -> bool:
         """Tell whether ``path`` names a field of ``schema``; lists are looked through, maps take any key."""
@@ -195,6 +221,15 @@ class ApiDescription:
     def _resolve(self, schema: Schema) -> Schema:
         return self.schemas[schema["$ref"]] if "$ref" in schema else schema
 
+    def _canonical(self, schema: Schema, value: Any) -> Any:
+        schema = self._resolve(schema)
+        if isinstance(value, dict):
+            known, rest = schema.get("properties", {}), schema.get("additionalProperties", {"type": "any"})
+            return {name: self._canonical(known.get(name, rest), entry) for name, entry in value.items()}
+        if isinstance(value, list):
+            return [self._canonical(schema.get("items", {"type": "any"}), entry) for entry in value]
+        return _canonical_number(schema, value)
+
     def _check(self, schema: Schema, value: Any, where: str, method_id: str) -> None:
         schema = self._resolve(schema)
         kind = schema["type"]
@@ -217,6 +252,8 @@ class ApiDescription:
             raise Violation(where, f"Invalid value at '{where}', expected an object: {json.dumps(value)}")
         properties = schema.get("properties", {})
         for name, entry in value.items():
+            if name in UNDESCRIBED_FIELDS.get(schema.get("id", ""), ()):
+                continue
             inner = properties.get(name, schema.get("additionalProperties"))
             if inner is None:
                 raise Violation(
@@ -251,24 +288,65 @@ class ApiDescription:
         _check_scalar(parameter, converted, name)
 
 
-@functools.cache
 def compute_api() -> ApiDescription:
     """Read the description of Compute Engine's version 1 (5 MB, some 30 ms, once)."""
+    return read_api("compute.v1")
+
+
+@functools.cache
+def read_api(name: str) -> ApiDescription:
+    """Read the description of an API, once: ``storage.v1`` for example."""
     folder = resources.files("googleapiclient.discovery_cache.documents")
-    return ApiDescription(json.loads((folder / "compute.v1.json").read_text(encoding="utf-8")))
+    return ApiDescription(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def without_nulls(value: Any) -> Any:
-    """Drop what is null, at any depth: in Google's JSON it means the same as not being there."""
+    """Drop what is null, at any depth: in Google's JSON it means the same as not being there.
+
+    Elements of lists as well: the mapping forbids them, but protobuf's C++ parser skips them (its
+    failure_list_cpp.txt, RepeatedFieldMessageElementIsNull), and hashicorp/google sends ``nodeAffinities: [null]``.
+    """
     if isinstance(value, dict):
         return {k: without_nulls(v) for k, v in value.items() if v is not None}
     if isinstance(value, list):
-        return [without_nulls(v) for v in value]
+        return [without_nulls(v) for v in value if v is not None]
     return value
 
 
+def _method_entries(resource: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield from resource.get("methods", {}).values()
+    for inner in resource.get("resources", {}).values():
+        yield from _method_entries(inner)
+
+
 def _same_shape(segments: tuple[str, ...], words: list[str]) -> bool:
-    return all(s == w or (s.startswith("{") and w) for s, w in zip(segments, words, strict=True))
+    return all(s == w or (s.startswith("{") and _fits(s, w)) for s, w in zip(segments, words, strict=True))
+
+
+def _fits(segment: str, word: str) -> bool:
+    verb = segment.partition("}")[2]
+    return word.endswith(verb) and len(word) > len(verb)
+
+
+def _path_values(template: str, path: str) -> dict[str, str]:
+    """The parameters in a path, which is known to be one of this template's."""
+    pattern = re.sub(r"\\{(\\\+)?(\w+)\\}", lambda m: f"(?P<{m[2]}>{'.+' if m[1] else '[^/]+'})", re.escape(template))
+    found = re.fullmatch(pattern, path)
+    return {name: unquote(value) for name, value in found.groupdict().items()} if found else {}
+
+
+def _canonical_number(schema: Schema, value: Any) -> Any:
+    """A number in the form of answers; what is none stays, to be refused."""
+    kind, form = schema["type"], schema.get("format", "")
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return value
+    if kind == "number":
+        return float(value) if _NUMBER.fullmatch(str(value)) else value
+    if form in INTEGER_RANGES and _NUMBER.fullmatch(str(value)):
+        number = Decimal(str(value))
+        if number == number.to_integral_value():
+            return str(int(number)) if kind == "string" else int(number)
+    return value
 
 
 def _check_scalar(schema: Schema, value: Any, where: str) -> None:

@@ -9,9 +9,10 @@ What a VM does as the real one does:
 - Network: a caller whom the firewall does not let in hears nothing, and gets in at one of TCP's later attempts if the
   rule has come meanwhile. A VM that is no more hears nobody.
 - Processes: everything that a VM runs hangs below its init, which ends it when the power is cut or the rehearsal dies.
+- Boot: lines on the serial console, the start-up script as root, the metadata server (``guest_agent``).
 
 What it does not play: a file system, users and network of its own (commands see the machine's files, and run as the
-rehearsal's user), a terminal, the metadata server, startup scripts, systemd.
+rehearsal's user), a terminal, systemd. What goes by ``GLGPU_ROOT`` has its files in the VM's folder.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ import psutil
 from glgpu.rehearsal.call_log import CallLog
 from glgpu.rehearsal.container_images import SYSTEM_PATH, Engine, Images
 from glgpu.rehearsal.faults import Faults
+from glgpu.rehearsal.guest_agent import GuestAgent
 from glgpu.rehearsal.guest_programs import folder_socket
 from glgpu.rehearsal.guest_programs.process_tree import end_tree
 from glgpu.rehearsal.seams import Hardware, Hypervisor, Network
@@ -60,11 +62,16 @@ GUEST_PROGRAMS = {
     "iptables": ("iptables", "iptables"),
     "ip6tables": ("iptables", "ip6tables"),
     "shutdown": ("shutdown", ""),
+    "curl": ("curl", ""),
+    **{name: ("system_tools", name) for name in ("apt-get", "dmesg", "nvidia-ctk", "systemctl")},
 }
 """Command in the VM: module of ``guest_programs`` and its first argument."""
 
 DRIVERS = {"580": "580.95.05", "570": "570.133.20", "550": "550.163.01", "535": "535.247.01"}
 """Driver version by the branch that a boot image's name ends in."""
+
+UPGRADED = "126.09"
+"""What follows the branch in the version of the driver's libraries after an upgrade that the kernel's module missed."""
 
 
 def login_keys(metadata: dict[str, str], now: float) -> dict[str, list[asyncssh.SSHKey]]:
@@ -101,9 +108,10 @@ def is_expired(words: list[str], now: float) -> bool:
 class MachineRoom:
     """Runs the VMs that Compute Engine orders (``seams.MachineRoom``).
 
-    Faults: ``vm.boot`` ``ssh-never-up`` (the guest hangs: no login, no host key); ``vm.gpu`` ``driver-missing``, asked
-    once per boot; ``vm.ssh.connect`` ``reset`` or ``silence``, once per connection; ``vm.login`` ``refuse``, once per
-    connection that gets as far as a user name; ``vm.docker.pull`` ``denied``, ``not-found`` or ``silence``.
+    Faults: ``vm.boot`` ``ssh-never-up`` (the guest hangs: no login, no host key) or ``loop`` (it restarts over and
+    over); ``vm.gpu`` ``driver-missing`` or ``driver-broken``, asked once per boot; ``vm.ssh.connect`` ``reset`` or
+    ``silence``, once per connection; ``vm.login`` ``refuse``, once per connection that gets as far as a user name;
+    ``vm.docker.pull`` ``denied``, ``not-found`` or ``silence``.
 
     Attributes:
         registries: User and password of private registries by host; an image there needs the login.
@@ -207,6 +215,7 @@ class Machine:
         self._init: Init | None = None
         self._guest_server: asyncio.Server | None = None
         self._stopped = asyncio.Lock()
+        self._agent = GuestAgent(self.folder, hardware, hypervisor, room.clock.now)
 
     def home(self, user: str) -> Path:
         """A user's home folder."""
@@ -230,10 +239,12 @@ class Machine:
         self._listener.bind(("127.0.0.1", 0))
         rule = self.room.faults.at("vm.boot")
         self.log("boot", self.hardware.machine_type, fault=rule.action if rule else "")
-        if rule is not None and rule.action == "ssh-never-up":
+        if rule is not None and rule.action in ("ssh-never-up", "loop"):
             self.is_on = False
             self._listener.listen(128)
             self._begin(self._accept())
+            if rule.action == "loop":
+                self._begin(self._agent.boot_for_ever())
         else:
             self._begin(self._boot())
         return int(self._listener.getsockname()[1])
@@ -285,10 +296,12 @@ class Machine:
         driver = DRIVERS.get(branch[1] if branch else "580", f"{branch[1] if branch else '580'}.00")
         if not self.hardware.gpu_count or (rule is not None and rule.action == "driver-missing"):
             driver = ""
+        broken = rule is not None and rule.action == "driver-broken"
         images = self.room.images
         settings = {
             "instance_id": self.hardware.instance_id, "name": self.hardware.name,
             "gpu_type": self.hardware.gpu_type, "gpu_count": self.hardware.gpu_count, "driver": driver,
+            "library": f"{driver.partition('.')[0]}.{UPGRADED}" if broken else driver,
             "engine": {"client": images.engine.client, "host": images.engine.host}, "base": images.base,
             "path": f"{self.folder / 'bin'}:{SYSTEM_PATH}",
         }  # fmt: skip
@@ -311,16 +324,22 @@ class Machine:
             # The cipher that a Python server is fastest with, and a window that keeps its memory flat.
             encryption_algs=["aes128-gcm@openssh.com"], window=262144,
         )  # fmt: skip
+        self._agent.boot()
         self._poll_metadata()
         self._listener.listen(128)
-        if self.hypervisor.metadata().get("enable-guest-attributes", "").upper() == "TRUE":
-            algorithm, public, *_ = key.export_public_key().decode().split()
-            self.hypervisor.publish("hostkeys", algorithm, public)
+        self._agent.publish_host_key(key.export_public_key().decode())
         self._begin(self._accept())
+        self._begin(self._start_up())
         await asyncio.sleep(self.room.agent_seconds)
         while self.is_on:
             self._poll_metadata()
             await asyncio.sleep(self.room.agent_seconds)
+
+    async def _start_up(self) -> None:
+        if self._init is not None:
+            # Its disk, or its power, may go while the script runs.
+            with suppress(OSError):
+                await self._agent.run_start_up_script(self._init.run, self.environment("root"))
 
     def _poll_metadata(self) -> None:
         """What Google's guest agent does: accounts and keys by the metadata."""
@@ -379,7 +398,7 @@ class Machine:
         return {
             "PATH": f"{self.folder / 'bin'}:{SYSTEM_PATH}", "HOME": str(self.home(user)), "USER": user,
             "LOGNAME": user, "SHELL": "/bin/sh", "LANG": "C.UTF-8", "GLGPU_VM": self.hardware.instance_id,
-            "GLGPU_VM_USER": user,
+            "GLGPU_VM_USER": user, "GLGPU_ROOT": str(self.folder),
         }  # fmt: skip
 
     async def _run_command(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
@@ -429,7 +448,10 @@ class Machine:
         """Answer a program of this VM: one JSON line each way."""
         with suppress(ConnectionError, ValueError):
             question = json.loads(await reader.readline())
-            answer = {"shutdown": self._shutdown, "pull": self._pull, "login": self._login}[question["do"]](question)
+            answers = {
+                "shutdown": self._shutdown, "pull": self._pull, "login": self._login, "metadata": self._agent.answer,
+            }  # fmt: skip
+            answer = answers[question["do"]](question)
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()
         writer.close()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 import re
-import secrets
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,14 +80,14 @@ class Occasion:
         """What the project's settings give a job of this environment."""
         return self.state.variables_for(self.project, self.event.ref, environment)
 
-    def compile(self) -> Pipeline:
-        """Make the pipeline of ``.gitlab-ci.yml`` at the event's commit.
+    def compile(self, root: str | None = None) -> Pipeline:
+        """Make the pipeline of ``.gitlab-ci.yml`` at the event's commit, or of another text in its place.
 
         Raises:
             PipelineError: GitLab makes none.
         """
         sha = self.event.sha
-        root = self.show("show", f"{sha}:.gitlab-ci.yml")
+        root = root if root is not None else self.show("show", f"{sha}:.gitlab-ci.yml")
         if root is None:
             raise PipelineError("Please provide content of .gitlab-ci.yml")
         return compile_pipeline(
@@ -181,7 +178,7 @@ def predefined_variables(occasion: Occasion) -> dict[str, str]:
 
 
 def id_token(occasion: Occasion, job: gitlab_model.Job, audiences: tuple[str, ...], seconds: int) -> str:
-    """A token with the form and the claims of GitLab's ID tokens; its signature is none.
+    """An identity token as GitLab makes it (https://docs.gitlab.com/ci/secrets/id_token_authentication/).
 
     Args:
         occasion: The pipeline's place.
@@ -190,7 +187,8 @@ def id_token(occasion: Occasion, job: gitlab_model.Job, audiences: tuple[str, ..
         seconds: How long it lives.
     """
     now, event, project = int(occasion.state.clock.now()), occasion.event, occasion.project
-    kind = "tag" if event.tag else "branch"
+    kind, path = ("tag", "tags") if event.tag else ("branch", "heads")
+    root = urlsplit(occasion.server.url).netloc
     claims = {
         "iss": occasion.server.url,
         "sub": f"project_path:{project.path}:ref_type:{kind}:ref:{event.ref}",
@@ -202,23 +200,26 @@ def id_token(occasion: Occasion, job: gitlab_model.Job, audiences: tuple[str, ..
         "namespace_path": project.path.rpartition("/")[0],
         "project_id": str(project.id),
         "project_path": project.path,
+        "project_visibility": "private",
         "user_id": str(job.user.id),
         "user_login": job.user.username,
+        "user_email": f"{job.user.username}@example.com",
         "pipeline_id": str(job.pipeline.id),
         "pipeline_source": event.source,
         "job_id": str(job.id),
         "ref": event.ref,
         "ref_type": kind,
+        "ref_path": f"refs/{path}/{event.ref}",
         "ref_protected": "true" if project.protects(event.ref) else "false",
+        "runner_id": 1,
+        "runner_environment": "self-hosted",
         "sha": event.sha,
-    } | ({"environment": job.environment} if job.environment else {})
-
-    def encoded(data: bytes) -> str:
-        return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-    header = {"kid": "rehearsal", "typ": "JWT", "alg": "RS256"}
-    parts = [encoded(json.dumps(part).encode()) for part in (header, claims)]
-    return ".".join([*parts, encoded(secrets.token_bytes(256))])
+        "ci_config_ref_uri": f"{root}/{project.path}//.gitlab-ci.yml@refs/{path}/{event.ref}",
+        "ci_config_sha": event.sha,
+    }
+    if job.environment:
+        claims |= {"environment": job.environment, "environment_protected": "false", "deployment_tier": "other"}
+    return occasion.state.id_tokens.sign(claims)
 
 
 def iso(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """Reads back, raw and without any of glgpu, what is left in the stand-ins; run as a program of its own.
 
-Standard input: a JSON object with ``compute`` (base address), ``project``, ``google_token``, ``gitlab`` (base
+Standard input: a JSON object with ``compute`` and ``google`` (base addresses), ``buckets``, ``project``, ``google_token``, ``gitlab`` (base
 address), ``gitlab_token`` (an administrator's), ``gitlab_project`` (id), ``gitlab_path`` and ``known_tokens`` (names of
 tokens that were there before). Standard output: a JSON object of lists, all empty when nothing is left.
 """
@@ -30,6 +30,10 @@ def main() -> None:
         scopes = get(f"{cloud}/aggregated/{kind}", bearer).get("items", {}).values()
         return [f"{one['name']} ({one['status']})" for scope in scopes for one in scope.get(kind, [])]
 
+    def stored(bucket: str) -> list[str]:
+        found = get(f"{told['google']}/storage/v1/b/{bucket}/o", bearer).get("items", [])
+        return [f"{bucket}/{one['name']}" for one in found]
+
     forge = f"{told['gitlab']}/api/v4/projects/{told['gitlab_project']}"
     token = {"PRIVATE-TOKEN": told["gitlab_token"]}
     path = json.dumps(told["gitlab_path"])
@@ -46,6 +50,7 @@ def main() -> None:
         ],
         "deploy keys": [key["title"] for key in get(f"{forge}/deploy_keys", token)],
         "states": [state["name"] for state in states],
+        "objects": [name for bucket in told["buckets"] for name in stored(bucket)],
         "locks": [state["name"] for state in states if state["lockedAt"]],
         "packages": [package["name"] for package in get(f"{forge}/packages", token)],
         "deploy tokens": [one["name"] for one in get(f"{forge}/deploy_tokens", token)],

@@ -37,14 +37,16 @@ class Hypervisor:
     Attributes:
         metadata: The instance's metadata items as they are now.
         may_connect: Whether the firewall lets this source address (dotted IPv4) reach this TCP port of the VM now.
-        publish: Write a guest attribute: namespace, key, value.
+        publish: Write a guest attribute: namespace, key, value; whether the metadata server took it.
         powered_off: Tell that the guest has powered itself off; the instance becomes TERMINATED.
+        print: Write to the first serial port.
     """
 
     metadata: Callable[[], dict[str, str]]
     may_connect: Callable[[str, int], bool]
-    publish: Callable[[str, str, str], None]
+    publish: Callable[[str, str, str], bool]
     powered_off: Callable[[], None]
+    print: Callable[[str], None]
 
 
 class MachineRoom(Protocol):

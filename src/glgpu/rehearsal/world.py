@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -26,9 +26,12 @@ from glgpu.errors import ErrorClass, Failure
 from glgpu.rehearsal.call_log import CallLog
 from glgpu.rehearsal.compute_engine import ComputeEngine
 from glgpu.rehearsal.container_images import Images, find_engine, prepare
+from glgpu.rehearsal.container_registry import ContainerRegistry
 from glgpu.rehearsal.faults import Faults
 from glgpu.rehearsal.gitlab import GitLab
 from glgpu.rehearsal.gitlab_model import Project, Role, Token, User, Variable, secret
+from glgpu.rehearsal.google_access import Tokens
+from glgpu.rehearsal.google_cloud import GoogleCloud
 from glgpu.rehearsal.machine_room import MachineRoom, reap
 from glgpu.rehearsal.seams import Network
 from glgpu.rehearsal.world_clock import WorldClock
@@ -77,7 +80,7 @@ class Adopted:
 
 
 class World:
-    """GitLab, Compute Engine, the VMs and the network between them.
+    """GitLab, Compute Engine, Google's other APIs, the VMs and the network between them.
 
     Args:
         faults: What goes wrong.
@@ -95,7 +98,7 @@ class World:
         self.calls = CallLog(self.folder / "calls.jsonl")
         self.google_token = f"ya29.{secret('')}"
         self._latency = latency
-        self._started: list[GitLab | MachineRoom | ComputeEngine] = []
+        self._started: list[GitLab | MachineRoom | ComputeEngine | GoogleCloud | ContainerRegistry] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stand-ins", daemon=True)
         self._note: Note | None = None
@@ -128,15 +131,19 @@ class World:
         common = (self.clock, self.faults, self.calls, self.network)
         self.gitlab = GitLab(self.folder / "gitlab", *common)
         self.machines = MachineRoom(self.folder / "vms", *common, images=self.images)
+        tokens = Tokens(self.clock)
+        self.google = GoogleCloud(self.clock, self.faults, self.calls, project=GOOGLE_PROJECT, tokens=tokens)
+        tokens.add(self.google_token, self.google.jobs())
         self.compute = ComputeEngine(
             self.folder / "compute",
             *common,
             self.machines,
             project=GOOGLE_PROJECT,
-            tokens={self.google_token},
+            tokens=tokens,
             latency=self._latency,
         )
-        for part in (self.gitlab, self.machines, self.compute):
+        self.registry = ContainerRegistry(self.clock, self.calls)
+        for part in (self.gitlab, self.machines, self.google, self.registry, self.compute):
             await part.start()
             self._started.insert(0, part)
 
@@ -178,6 +185,7 @@ class World:
         branch: str = BRANCH,
         variables: Sequence[Variable] = (),
         keep_pipeline: bool = False,
+        federated: bool = False,
     ) -> Adopted:
         """Bring a repository into the stand-in GitLab, as its team would have it set up.
 
@@ -186,6 +194,7 @@ class World:
             config: Path of its glgpu.yml.
             branch: The branch that is pushed.
             variables: CI variables beyond those that every rehearsal needs.
+            federated: Whether jobs log in to Google Cloud by their identity tokens, instead of a ready access token.
             keep_pipeline: Whether its own .gitlab-ci.yml is pushed too, instead of one with nothing but glgpu's jobs.
         """
         pipeline = repository / ".gitlab-ci.yml"
@@ -204,17 +213,34 @@ class World:
         project.variables += [
             *(Variable(name, value) for name, value in self.endpoints().items()),
             Variable("GLGPU_GITLAB_TOKEN", token.value, masked=True, protected=True),
-            Variable("GOOGLE_OAUTH_ACCESS_TOKEN", self.google_token, masked=True),
+            *(self._federation(project) if federated else [self._ready_token()]),
             *variables,
         ]
+        named = {one.key: one.value for one in variables}
+        with suppress(Failure):  # a wrong glgpu.yml is for the jobs to refuse
+            bucket = load_settings(repository / config, named).storage.bucket
+            if bucket and bucket not in self.google.storage.buckets:
+                self.google.make_bucket(bucket)
         return Adopted(project, token, user, sha, branch)
+
+    def _ready_token(self) -> Variable:
+        return Variable("GOOGLE_OAUTH_ACCESS_TOKEN", self.google_token, masked=True)
+
+    def _federation(self, project: Project) -> list[Variable]:
+        """What Google and GitLab are told so that a project's jobs need no secret of Google's."""
+        provider = self.google.trust(self.gitlab.url, project.id)
+        return [
+            Variable("GLGPU_WIF_PROVIDER", provider),
+            Variable("GLGPU_WIF_SERVICE_ACCOUNT", self.google.account),
+        ]
 
     def endpoints(self) -> dict[str, str]:
         """The variables that turn glgpu towards this world."""
         return {
             "GLGPU_PROJECT": GOOGLE_PROJECT,
             "GLGPU_COMPUTE_ENDPOINT": self.compute.endpoint,
-            "GLGPU_GOOGLE_ENDPOINT": self.compute.endpoint,
+            "GLGPU_GOOGLE_ENDPOINT": self.google.endpoint,
+            "GLGPU_REGISTRY_ENDPOINT": self.registry.endpoint,
             "GLGPU_TERRAFORM_MODULE": "rehearsal-vm",
             "GLGPU_NETWORK_ECHO": f"{self.compute.endpoint}/echo",
         }

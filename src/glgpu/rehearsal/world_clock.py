@@ -7,6 +7,8 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
 
 
 class WorldClock:
@@ -24,6 +26,10 @@ class WorldClock:
     def now(self) -> float:
         """Unix time in seconds."""
         return time.time() + self.offset
+
+    async def date(self, _request: Any, response: Any) -> None:
+        """Put this clock's time into an HTTP response, as servers do; for ``on_response_prepare`` of aiohttp."""
+        response.headers["Date"] = formatdate(self.now(), usegmt=True)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> None:
         """Call ``callback`` in the running loop at Unix time ``when`` of this clock."""

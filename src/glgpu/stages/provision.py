@@ -37,6 +37,9 @@ def provision(run: Run) -> None:
         run.console.say(f"for the next command of this run: export GLGPU_RUN={run.job.run}")
         return
     lines = {"GLGPU_INSTANCE": instance.name, "GLGPU_ZONE": instance.zone, "GLGPU_GOOGLE_PROJECT": run.cloud.project}
+    if run.settings.storage.bucket:
+        # destroy reads no glgpu.yml, and a VM that is gone tells it nothing: only so it finds the state.
+        lines["GLGPU_STORAGE_BUCKET"] = run.settings.storage.bucket
     text = "".join(f"{name}={value}\n" for name, value in lines.items())
     path = run.job.project_dir / DOTENV
     try:

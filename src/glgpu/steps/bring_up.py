@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import Apply, Instance
+from glgpu.interfaces import Apply, Instance, Stack
 from glgpu.lifetime import Lifetime, spoken
-from glgpu.machines import Candidate, candidates
+from glgpu.machines import Candidate, candidates, cuts
+from glgpu.resources import resource_text
+from glgpu.steps.attempt import Attempt
 from glgpu.steps.context import SETTINGS_ITEM, Run, left_settings
+from glgpu.steps.failover import HICCUP_SECONDS, TROUBLE, Queue, Try, none_left, table_of
+from glgpu.steps.state import state_for
 
-LOOK_SECONDS = 0.5
-RUNNING_SECONDS = 900.0
-"""How long an insert may take; flex capacity aside, Google answers within a few minutes."""
+START_UP_ITEM = "glgpu-startup"
+"""Metadata item that tells the start-up script how many GPUs there are, and which image to pull (vm/startup.sh)."""
 DEFAULT_HOURS = 24.0
 """The hard end where no job time limits it: a laptop's run."""
 AFTERWARDS_SECONDS = 15 * 60
@@ -57,13 +61,27 @@ def bring_up(run: Run, lifetime: Lifetime) -> Iterator[Instance]:
     _check_live_vms(run)
     machine = run.settings.machine
     zones = machine.zones or [zone for region in machine.regions for zone in run.cloud.zones(region)]
-    # A list with a loop over it: further candidates are what failover adds.
-    for candidate in candidates(machine, zones)[:1]:
-        run.console.say(f"asking for {candidate}")
-        run.record.add("candidate-tried", candidate=str(candidate), zone=candidate.zone, spot=candidate.spot)
-        with _creating(run, candidate, lifetime) as instance:
-            yield instance
-        return
+    ways = candidates(machine, zones)
+    for line in cuts(machine):
+        run.console.say(line)
+        run.record.add("candidates-note", note=line)
+    state = state_for(run)
+    # One for all tries: module and state are the run's, only the variables change.
+    stack = run.stack_for(terraform_variables(run, ways[0], lifetime), state)
+    stack.prepare()
+    search = _Search(run, stack, lifetime, Queue(ways), breaks_locks=state is not None)
+    with ExitStack() as held:
+        instance, apply = search.until_running(held)
+        yield instance
+        apply.result()
+    search.settle_late()
+    address = stack.outputs().get("address", "")
+    if address != (instance.address or instance.internal_address):
+        raise Failure(
+            ErrorClass.TERRAFORM,
+            f"Terraform says the VM's address is {address!r}, Compute Engine says {instance.address!r}",
+            "retry the job; if it happens again, report it",
+        )
 
 
 def terraform_variables(run: Run, candidate: Candidate, lifetime: Lifetime) -> dict[str, object]:
@@ -76,7 +94,11 @@ def terraform_variables(run: Run, candidate: Candidate, lifetime: Lifetime) -> d
         "project": run.cloud.project,
         "zone": candidate.zone,
         "labels": {**run.settings.labels, **run.name.labels(lifetime, user=run.job.user, ref=run.job.ref)},
-        "metadata": {SETTINGS_ITEM: left_settings(run, lifetime.hard_end)},
+        "metadata": {
+            SETTINGS_ITEM: left_settings(run, lifetime.hard_end),
+            START_UP_ITEM: f"{candidate.count} {run.settings.train.image or ''}".strip(),
+        },
+        "startup_script": resource_text("vm/startup.sh").decode(),
         "machine": {
             "type": candidate.machine_type,
             "gpu": gpu,
@@ -95,92 +117,124 @@ def terraform_variables(run: Run, candidate: Candidate, lifetime: Lifetime) -> d
     }
 
 
-def state_for(run: Run) -> Mapping[str, str] | None:
-    """Where Terraform keeps the state of this run: the variables of GitLab's, or None for one that is thrown away.
+class _Search:
+    """Candidate by candidate until a VM runs.
 
-    Raises:
-        Failure: STATE_ACCESS, when settings insist on GitLab and it refuses.
+    Args:
+        run: The run.
+        stack: Terraform, prepared.
+        lifetime: Of a VM that comes up at once; one that comes up later lives as long.
+        queue: The candidates.
+        breaks_locks: Whether a Terraform that has to be killed leaves a lock on its state.
     """
-    wanted = run.settings.state
-    if wanted == "local" or (wanted == "auto" and not run.job.server_url):
-        return None
-    if run.forge.state_writable(str(run.name)):
-        return run.forge.state_environment(str(run.name))
-    if wanted == "gitlab":
-        raise Failure(
-            ErrorClass.STATE_ACCESS,
-            "GitLab does not let this job write a Terraform state: that takes Maintainer rights",
-            "set GLGPU_GITLAB_TOKEN (Maintainer, scope api), or `state: local`",
+
+    def __init__(self, run: Run, stack: Stack, lifetime: Lifetime, queue: Queue, *, breaks_locks: bool) -> None:
+        self._run = run
+        self._stack = stack
+        self._lifetime = lifetime
+        self._queue = queue
+        self._breaks_locks = breaks_locks
+        self._begun = run.clock.now()
+        self._tries: list[Try] = []
+        self._late: list[Attempt] = []
+        self._last: Attempt | None = None
+
+    def until_running(self, held: ExitStack) -> tuple[Instance, Apply]:
+        """The VM, and the Terraform that made it and may still be finishing; ``held`` ends it.
+
+        Raises:
+            Failure: why no candidate is left, or why no other would fare better.
+        """
+        try:
+            while candidate := self._queue.next():
+                attempt = Attempt(self._run, candidate)
+                try:
+                    return self._try(attempt, held)
+                except Failure as failure:
+                    if failure.klass is ErrorClass.INTERRUPTED:
+                        raise
+                    self._give_up(attempt, failure)
+            self.settle_late()
+            raise none_left(self._tries)
+        finally:
+            if len(self._tries) > 1:
+                header, *rows = table_of(self._tries)
+                self._run.console.say("What was tried:")
+                self._run.console.table(header, rows)
+
+    def settle_late(self) -> None:
+        """Look once more for what may have come up late where a candidate was given up.
+
+        Raises:
+            Failure: it cannot be deleted.
+        """
+        for attempt in self._late:
+            if not attempt.settle():
+                zone = attempt.candidate.zone
+                self._run.console.say(f"the insert in {zone} is still under way; whoever ends this run looks again")
+
+    def _try(self, attempt: Attempt, held: ExitStack) -> tuple[Instance, Apply]:
+        run, candidate = self._run, attempt.candidate
+        passed = run.clock.now() - self._begun
+        lives = replace(
+            self._lifetime,
+            soft_end=self._lifetime.soft_end + passed,
+            hard_end=self._lifetime.hard_end + passed,
         )
-    run.console.say("Terraform's state is thrown away after this job: GitLab keeps states for Maintainers only")
-    return None
+        self._stack.change(terraform_variables(run, candidate, lives))
+        run.console.say(f"asking for {candidate}")
+        with ExitStack() as opened:
+            apply = opened.enter_context(self._stack.start_apply())
+            own = {} if self._last is None else {"own_seconds": round(self._last.own_seconds(run.clock.now()), 3)}
+            run.record.add("candidate-tried", **_facts(candidate), **own)
+            with attempt.stopping(apply):
+                instance = attempt.until_running(apply)
+            held.enter_context(opened.pop_all())
+        seconds = run.clock.now() - attempt.begun
+        self._tries.append(Try(candidate, None, seconds))
+        run.record.add("instance-running", **_facts(candidate), hard_end=int(lives.hard_end), seconds=round(seconds, 3))
+        run.console.say(f"the VM {instance.name} runs in {instance.zone} after {run.clock.now() - self._begun:.0f} s")
+        return instance, apply
 
+    def _give_up(self, attempt: Attempt, failure: Failure) -> None:
+        """Write down why a candidate failed, remove what it left, and see whether another may do better.
 
-@contextmanager
-def _creating(run: Run, candidate: Candidate, lifetime: Lifetime) -> Iterator[Instance]:
-    begun = run.clock.now()
-    before = run.cloud.inserts(str(run.name), candidate.zone)
-    stack = run.stack_for(terraform_variables(run, candidate, lifetime), state_for(run))
-    stack.prepare()
-    with stack.start_apply() as apply:
-        instance = _until_running(run, candidate, apply, before)
+        Raises:
+            Failure: none would, or what is left of this one cannot be removed.
+        """
+        run, candidate = self._run, attempt.candidate
+        seconds = run.clock.now() - attempt.begun
+        self._last = attempt
+        self._tries.append(Try(candidate, failure, seconds))
+        run.console.say(f"{candidate.zone}: {failure.klass}: {failure.cause}")
         run.record.add(
-            "instance-running",
-            zone=instance.zone,
-            machine_type=candidate.machine_type,
-            gpu=candidate.gpu or "none",
-            spot=candidate.spot,
-            hard_end=int(lifetime.hard_end),
+            "candidate-failed",
+            **_facts(candidate),
+            failure=failure.klass,
+            cause=failure.cause,
+            seconds=round(seconds, 3),
+            **attempt.terraform_times(),
         )
-        run.console.say(f"the VM {instance.name} runs in {instance.zone} after {run.clock.now() - begun:.0f} s")
-        yield instance
-        apply.result()
-    address = stack.outputs().get("address", "")
-    if address != (instance.address or instance.internal_address):
-        raise Failure(
-            ErrorClass.TERRAFORM,
-            f"Terraform says the VM's address is {address!r}, Compute Engine says {instance.address!r}",
-            "retry the job; if it happens again, report it",
-        )
+        if attempt.lock_left and self._breaks_locks:
+            state_for(run)
+        if not attempt.clear(failure):
+            self._late.append(attempt)
+        for other in self._queue.learn(candidate, failure):
+            self._tries.append(Try(other, failure, None))
+            run.record.add("candidate-skipped", **_facts(other), failure=failure.klass, cause=failure.cause)
+        if failure.klass in TROUBLE:
+            run.clock.sleep(HICCUP_SECONDS)
 
 
-def _until_running(run: Run, candidate: Candidate, apply: Apply, before: Collection[str]) -> Instance:
-    """Look for the VM through the API while Terraform waits: it notices a refusal late, a vanished VM never."""
-    name, seen = str(run.name), False
-    end = run.clock.now() + RUNNING_SECONDS
-    while True:
-        over = apply.ended()
-        instance = run.cloud.get(name, candidate.zone)
-        if instance is not None and instance.status == "RUNNING":
-            return instance
-        failure = run.cloud.insert_failure(name, candidate.zone, before)
-        if failure is not None:
-            apply.stop()
-            raise failure
-        if seen and (instance is None or instance.status in ("STOPPING", "TERMINATED", "SUSPENDED")):
-            apply.stop()
-            raise Failure(
-                ErrorClass.PREEMPTED,
-                f"the VM {name} vanished while it was created",
-                "retry the job, or set spot: never",
-            )
-        seen = seen or instance is not None
-        if over:
-            apply.result()
-            if instance is None:
-                raise Failure(
-                    ErrorClass.TERRAFORM,
-                    f"Terraform ended well, but Compute Engine knows no VM {name} in {candidate.zone}",
-                    "check that GLGPU_TERRAFORM, or terraform on PATH, is Terraform",
-                )
-        if run.clock.now() > end:
-            apply.stop()
-            raise Failure(
-                ErrorClass.STOCKOUT,
-                f"the VM {name} did not run within {spoken(RUNNING_SECONDS)}",
-                "retry the job, or name more zones",
-            )
-        run.clock.sleep(LOOK_SECONDS)
+def _facts(candidate: Candidate) -> dict[str, object]:
+    return {
+        "candidate": str(candidate),
+        "zone": candidate.zone,
+        "machine_type": candidate.machine_type,
+        "gpu": candidate.gpu or "none",
+        "usd_per_hour": None if candidate.price is None else round(candidate.price, 4),
+        "spot": candidate.spot,
+    }
 
 
 def standing(run: Run) -> Instance | None:

@@ -16,6 +16,7 @@ from glgpu.interfaces import Instance, Machine
 from glgpu.masking import StreamMasker
 from glgpu.steps.context import Run, vanished
 from glgpu.steps.door import Way
+from glgpu.steps.gpu import check_inside
 from glgpu.steps.guest import ask, command
 from glgpu.steps.log_reader import LogReader
 
@@ -98,7 +99,7 @@ class Container:
         return _json_line(done.text)
 
     def start(self, work: Workload, home: str) -> None:
-        """Pull the image, hand over the secrets and start; returns once the container runs.
+        """Pull the image, see that the GPU answers in it, hand over the secrets and start; returns once it runs.
 
         Raises:
             Failure: IMAGE_PULL, DRIVER, SSH, ...
@@ -106,6 +107,8 @@ class Container:
         run, machine, name = self._run, self._machine, str(self._run.name)
         ask(run, machine, "wall", doing="keeping containers away from the metadata server")
         pinned = self._pull(work.image)
+        if work.gpu:
+            check_inside(run, machine, work.image, pinned)
         memory = f"/dev/shm/{name}/run"
         ask(run, machine, "secrets", stdin=_secrets(work, memory), doing="handing over the environment")
         code = f"{home}/code"
@@ -207,7 +210,8 @@ class Container:
         # Our own pair of variables goes before what the job's environment holds for that registry anyway.
         login = logins.get("") or logins.get(host) or (logins.get(DOCKER_HUB) if host == "docker.io" else None)
         klass = ErrorClass.IMAGE_PULL
-        here = ask(run, machine, "image", image, klass=klass, doing=f"looking for {image}")
+        # The VM may be pulling it since it booted; the answer comes after that.
+        here = ask(run, machine, "image", image, timeout=PULL_SECONDS, klass=klass, doing=f"looking for {image}")
         if not here.text.strip():
             try:
                 if login:

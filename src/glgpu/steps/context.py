@@ -12,7 +12,7 @@ from typing import Any
 from glgpu.clock import Clock
 from glgpu.console import Console
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import Cloud, Connect, Forge, Instance, Repository, StackFor
+from glgpu.interfaces import BucketFor, Catalogue, Cloud, Connect, Forge, Instance, Repository, StackFor
 from glgpu.job import Job
 from glgpu.run_names import RunName
 from glgpu.run_record import RunRecord
@@ -32,7 +32,9 @@ class Run:
         settings: What the team set.
         base: Folder of glgpu.yml within the repository; empty: its root.
         cloud: Compute Engine.
+        catalogue: What Compute Engine offers, and the project's limits.
         forge: GitLab.
+        bucket_for: Opens a bucket.
         connect: Opens the way to a VM.
         stack_for: Makes a Terraform.
         make_login_key: Makes the key that opens the VM, in a folder; returns its public half.
@@ -49,7 +51,9 @@ class Run:
     settings: Settings
     base: str
     cloud: Cloud
+    catalogue: Catalogue
     forge: Forge
+    bucket_for: BucketFor
     connect: Connect
     stack_for: StackFor
     make_login_key: Callable[[Path, str], str]
@@ -72,7 +76,7 @@ class Run:
 def left_settings(run: Run, hard_end: float) -> str:
     """What a teardown without glgpu.yml has to know; nothing secret, since everyone on the VM can read it."""
     whole = run.settings.model_dump(mode="json")
-    kept: dict[str, Any] = {key: whole[key] for key in ("project", "network", "limits", "state")}
+    kept: dict[str, Any] = {key: whole[key] for key in ("project", "network", "limits", "state", "storage")}
     kept["train"] = {key: whole["train"][key] for key in ("outputs", "checkpoints", "on_cancel")}
     left = {"base": run.base, "ref": run.job.ref, "hard_end": int(hard_end), "settings": kept}
     return json.dumps(left, separators=(",", ":"))

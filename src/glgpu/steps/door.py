@@ -21,15 +21,21 @@ from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import FirewallRule, Instance, Machine
 from glgpu.resources import resource_text
 from glgpu.steps.context import Run, hard_end_of, vanished
+from glgpu.steps.serial_console import WHOLE, ignores_keys, never_answered, printed_host_key
+from glgpu.steps.start_up import StartUp
 
 NOBODY = "192.0.2.1/32"
 """A documentation address (RFC 5737): a rule without sources would let everybody in."""
+ALLOW_PRIORITY, DENY_PRIORITY = 800, 900
+"""Of a run's two rules: lower goes first, and both go before a network's own, which are 1000 and above as a rule."""
 IAP_RANGE = "35.235.240.0/20"
 """Where Identity-Aware Proxy connects from (https://cloud.google.com/iap/docs/using-tcp-forwarding)."""
 USER = "glgpu"
 KEY_SECONDS = 24 * 3600.0
 """How long a login key counts where the VM's hard end is not known."""
 CHANGES = 5
+AGENT_SECONDS = 60.0
+"""How long the guest agent has alone to publish the host key: cloud-init may print one that the agent replaces."""
 HOST_KEY_ITEM = "glgpu-host-key"
 SSH_PORT_ITEM = "glgpu-ssh-port"
 HANDSHAKE = "mkdir -p glgpu && cat >glgpu/.helper.$$ && mv glgpu/.helper.$$ glgpu/helper && sh glgpu/helper hello {run}"
@@ -53,9 +59,16 @@ class Way:
         """
         run, name = self._run, self._run.name
         network = run.settings.network.name
-        deny = FirewallRule(name.closed_rule, "deny", ("0.0.0.0/0",), str(name), 900, network)
+        deny = FirewallRule(name.closed_rule, "deny", ("0.0.0.0/0",), str(name), DENY_PRIORITY, network)
         allow = FirewallRule(
-            str(name), "allow", (NOBODY,), str(name), 800, network, (ssh_port_of(self._instance),), True
+            str(name),
+            "allow",
+            (NOBODY,),
+            str(name),
+            ALLOW_PRIORITY,
+            network,
+            (ssh_port_of(self._instance),),
+            True,
         )
         for rule in (deny, allow):
             if run.cloud.rule(rule.name) is None:
@@ -143,7 +156,8 @@ def log_in(run: Run, instance: Instance, way: Way, *, seconds: float | None = No
         Failure: SSH, with the end of the serial console; PREEMPTED when the VM has vanished.
     """
     end = run.clock.now() + (seconds if seconds is not None else run.settings.limits.boot_minutes * 60)
-    host_key = _host_key(run, instance, end)
+    start_up = StartUp(run, instance)
+    host_key = _host_key(run, instance, end, start_up)
     _bring_key(run, instance, host_key)
     current = run.cloud.get(instance.name, instance.zone) or instance
     address = current.internal_address if run.settings.network.access == "iap" else current.address
@@ -160,18 +174,17 @@ def log_in(run: Run, instance: Instance, way: Way, *, seconds: float | None = No
         said = done.complaint or f"exit code {done.code}"
         if done.code == 255 and (gone := vanished(run, current)):
             raise gone
+        if "Permission denied" in said and (now := run.cloud.get(current.name, current.zone)) and now.os_login:
+            raise ignores_keys(current)
         if "timed out" in said:
             way.again()  # silence is how a firewall refuses
+        if done.code != 0:
+            start_up.look()
         return done.text.strip() if done.code == 0 else None
 
     home = poll(run.clock, greet, seconds=end - run.clock.now(), every=1.0)
     if home is None:
-        raise Failure(
-            ErrorClass.SSH,
-            f"the VM {instance.name} runs but does not let us in: {said}",
-            "look at its serial console above; check that the boot image runs Google's guest agent and an SSH server",
-            run.cloud.serial_output(instance.name, instance.zone),
-        )
+        raise never_answered(run, current, f"does not let us in: {said}")
     return Guest(machine, home)
 
 
@@ -204,30 +217,42 @@ def ssh_port_of(instance: Instance) -> str:
     return instance.metadata.get(SSH_PORT_ITEM, "22")
 
 
-def _host_key(run: Run, instance: Instance, end: float) -> str:
-    """The VM's host key: read once from guest attributes, right after boot, and kept in the instance's metadata.
+def _host_key(run: Run, instance: Instance, end: float, start_up: StartUp) -> str:
+    """The VM's host key: read once, right after boot, and kept in the instance's metadata.
 
-    Any process on the VM can overwrite guest attributes later; metadata it cannot.
+    It comes from guest attributes, which any process on the VM can overwrite later; metadata it cannot. Where a policy
+    forbids to read them, or nothing is published, the copy on the serial console counts, where only root writes.
     """
     current = run.cloud.get(instance.name, instance.zone)
     kept = current.metadata.get(HOST_KEY_ITEM, "") if current else ""
     if kept:
         return kept
+    begun, refused = run.clock.now(), ""
 
     def published() -> str | None:
-        key = run.cloud.guest_attributes(instance.name, instance.zone, "hostkeys").get("ssh-ed25519", "").strip()
-        if not key and (gone := vanished(run, instance)):
-            raise gone
-        return key or None
+        nonlocal refused
+        key = ""
+        if not refused:
+            try:
+                key = run.cloud.guest_attributes(instance.name, instance.zone, "hostkeys").get("ssh-ed25519", "")
+            except Failure as failure:
+                if failure.klass not in (ErrorClass.ORG_POLICY, ErrorClass.PERMISSION):
+                    raise
+                refused = failure.cause
+                run.console.say(f"the VM's host key is read from its serial console: {refused}")
+        if not key and (refused or run.clock.now() - begun >= AGENT_SECONDS):
+            key = printed_host_key(run.cloud.serial_output(instance.name, instance.zone, last=WHOLE))
+        if not key:
+            if gone := vanished(run, instance):
+                raise gone
+            if not refused:
+                start_up.look()
+        return key.strip() or None
 
-    found = poll(run.clock, published, seconds=end - run.clock.now(), every=1.0)
+    found = poll(run.clock, published, seconds=end - begun, every=1.0)
     if found is None or not _HOST_KEY.fullmatch(found):
-        raise Failure(
-            ErrorClass.SSH,
-            f"the VM {instance.name} runs but published no host key in time",
-            "use a boot image with Google's guest agent; the policy disableGuestAttributesAccess must be off",
-            run.cloud.serial_output(instance.name, instance.zone),
-        )
+        why = f", and guest attributes cannot be read: {refused}" if refused else ""
+        raise never_answered(run, instance, f"published no host key in time{why}")
     return f"ssh-ed25519 {found}"
 
 

@@ -10,6 +10,9 @@ from glgpu.interfaces import Machine
 from glgpu.processes import Done
 from glgpu.steps.context import Run
 
+AGAIN_SECONDS = 30.0
+"""How long a VM that has just booted is asked again: it restarts its SSH server once more, and systemd may be busy."""
+
 
 def command(run: Run, verb: str, *words: str) -> str:
     """The shell command that calls the helper with exactly these words."""
@@ -54,3 +57,19 @@ def ask(
             ErrorClass.TRAINING_FAILED, f"the VM's disk is full: {failure.cause}", "set a larger machine.disk_gb", said
         )
     raise failure
+
+
+def ask_patiently(run: Run, machine: Machine, verb: str, *words: str, doing: str, timeout: float = 60) -> Done:
+    """The same of a VM that has just booted, for what does no harm twice.
+
+    Raises:
+        Failure: of the class that the text tells; SSH when the connection broke time after time.
+    """
+    end = run.clock.now() + AGAIN_SECONDS
+    while True:
+        try:
+            return ask(run, machine, verb, *words, doing=doing, timeout=timeout)
+        except Failure as failure:
+            if failure.klass is not ErrorClass.SSH or run.clock.now() >= end:
+                raise
+        run.clock.sleep(2.0)

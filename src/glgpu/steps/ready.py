@@ -8,10 +8,10 @@ from glgpu.lifetime import Lifetime, spoken
 from glgpu.steps.bring_up import bring_up, plan_lifetime
 from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.door import Guest, log_in, open_door
-from glgpu.steps.guest import ask, command
+from glgpu.steps.gpu import check_gpus
+from glgpu.steps.guest import ask_patiently
+from glgpu.steps.start_up import StartUp
 
-GPU_SECONDS = 180
-"""The driver may still be loading when SSH answers."""
 BACKSTOP_SECONDS = 300
 """A VM powers itself off this long after its time. Five minutes before, it stops letting anybody in (shutdown(8)), and
 should not do so any earlier; and a powered-off VM is no longer deleted at its hard end and keeps its disk."""
@@ -28,10 +28,11 @@ def new_vm(run: Run) -> Instance:
         with bring_up(run, lifetime) as instance:
             make_ready(run, instance)
     except Failure as failure:
-        if failure.klass is not ErrorClass.INTERRUPTED:
+        # After a conflict, what is there under this name is another job's of this run.
+        if failure.klass not in (ErrorClass.INTERRUPTED, ErrorClass.CONFLICT):
             _give_up(run)
         raise
-    run.console.say(f"Compute Engine deletes it after {spoken(lifetime.hard_end - run.clock.now())} in any case")
+    run.console.say(f"Compute Engine deletes it after {spoken(hard_end_of(instance) - run.clock.now())} in any case")
     return instance
 
 
@@ -45,10 +46,15 @@ def make_ready(run: Run, instance: Instance) -> None:
     """
     with open_door(run, instance) as way:
         guest = log_in(run, instance, way)
-        _check_gpu(run, guest)
+        minutes = run.settings.limits.claim_minutes
+        begun = run.clock.now()
         if not is_claimed(instance):
-            minutes = run.settings.limits.claim_minutes
             _power_off_in(run, guest, minutes * 60)
+        StartUp(run, instance).wait(guest.machine)
+        check_gpus(run, guest.machine)
+        if not is_claimed(instance):
+            if run.clock.now() - begun > 60:
+                _power_off_in(run, guest, minutes * 60)  # What was installed meanwhile is nobody's waiting time.
             run.console.say(f"the VM waits {minutes} min for the job that uses it")
     run.record.add("vm-ready")
 
@@ -73,7 +79,7 @@ def is_claimed(instance: Instance) -> bool:
 
 def _power_off_in(run: Run, guest: Guest, seconds: float) -> None:
     minutes = max(1, int(seconds + BACKSTOP_SECONDS) // 60)
-    ask(run, guest.machine, "ends", str(minutes), doing="setting the VM's power-off")
+    ask_patiently(run, guest.machine, "ends", str(minutes), doing="setting the VM's power-off")
 
 
 def _give_up(run: Run) -> None:
@@ -86,25 +92,3 @@ def _give_up(run: Run) -> None:
         if failure.klass is ErrorClass.INTERRUPTED:
             raise
         run.console.say(f"the VM could not be ended: {failure.cause}; destroy will end it")
-
-
-def _check_gpu(run: Run, guest: Guest) -> None:
-    if "none" in run.settings.machine.gpu:
-        return
-    end = run.clock.now() + GPU_SECONDS
-    count = str(run.settings.machine.count)
-    while True:
-        done = guest.machine.run(command(run, "gpu", count), timeout=60)
-        if done.code == 0:
-            break
-        if done.code == 127 or run.clock.now() > end or "fewer than" in done.complaint:
-            raise Failure(
-                ErrorClass.DRIVER,
-                f"the VM's GPU is not usable: {done.complaint or done.text.strip() or 'nvidia-smi says nothing'}",
-                "use a boot image with an NVIDIA driver that fits the GPU (machine.image)",
-                f"{done.text}\n{done.complaint}",
-            )
-        run.clock.sleep(3.0)
-    gpus = done.text.strip().splitlines()
-    run.console.say(f"GPU: {'; '.join(gpus)}")
-    run.record.add("gpu-seen", gpus=gpus)

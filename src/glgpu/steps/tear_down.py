@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from glgpu.errors import ErrorClass, Failure, gravest
-from glgpu.interfaces import Instance
+from glgpu.interfaces import Instance, StateStore
 from glgpu.lifetime import Lifetime
 from glgpu.machines import Candidate
 from glgpu.steps.bring_up import terraform_variables
@@ -16,6 +16,7 @@ from glgpu.steps.container import Container
 from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.door import log_in, open_door
 from glgpu.steps.guest import ask
+from glgpu.steps.state import possible_places
 
 T = TypeVar("T")
 TERRAFORM_SECONDS = 300.0
@@ -75,7 +76,8 @@ def tear_down(run: Run) -> None:
     seen = attempts.get(partial(instances_of, run))
     found = [f"{one.name} in {one.zone} ({one.status})" for one in seen or []]
     run.console.say(f"found: {', '.join(found) or ('no VM' if seen is not None else 'nobody knows')}")
-    has_state = attempts.get(partial(_terraform_destroy, run))
+    knowing = run.knowing(seen[0]) if seen else run
+    held = [store for store in possible_places(knowing) if attempts.get(partial(_terraform_destroy, run, store))]
     refused = _delete_instances(run, attempts)
     if refused is None:
         # With its VM alive a disk is in use.
@@ -85,9 +87,9 @@ def tear_down(run: Run) -> None:
     if run.forge.may_administer:
         attempts.get(partial(_revoke, run))
     left = _proof(run, found, refused)
-    if left is None and has_state:
+    for store in held if left is None else []:
         # The state goes last, and only after the proof: until then it is one more way to find the VM.
-        attempts.get(partial(run.forge.delete_state, str(run.name)))
+        attempts.get(partial(store.delete_state, str(run.name)))
     worst = gravest([*([left] if left else []), *attempts.failures])
     if worst is not None:
         raise worst
@@ -182,14 +184,12 @@ def _save(run: Run, instance: Instance, end: float) -> None:
         run.console.say(f"saved {home.files} files, {home.size} bytes")
 
 
-def _terraform_destroy(run: Run) -> bool:
-    """Let Terraform destroy what its state knows; whether GitLab has a state of this run at all."""
-    if not (run.job.server_url and (run.job.gitlab_token or run.job.job_token)):
-        return False
-    state = run.forge.state(str(run.name))
+def _terraform_destroy(run: Run, store: StateStore) -> bool:
+    """Let Terraform destroy what a state knows; whether there is one of this run at all."""
+    state = store.state(str(run.name))
     if state != "held":
         return state == "empty"
-    stack = run.stack_for(_any_variables(run), run.forge.state_environment(str(run.name)))
+    stack = run.stack_for(_any_variables(run), store.state_backend(str(run.name)))
     try:
         stack.prepare()
         stack.destroy(TERRAFORM_SECONDS)

@@ -1,1 +1,1 @@
-"""What glgpu brings onto a VM: one POSIX-sh helper."""
+"""What glgpu brings onto a VM: one POSIX-sh helper, and the script that runs at its boot."""

@@ -11,6 +11,7 @@ shift 2
 home=$HOME/glgpu
 code=$home/code
 memory=/dev/shm/$run
+boot=${GLGPU_ROOT:-}/run/glgpu
 export DOCKER_CONFIG="$memory/docker"
 export GIT_TERMINAL_PROMPT=0 GIT_CONFIG_NOSYSTEM=1
 
@@ -63,6 +64,15 @@ hello)
     chmod 711 "$memory"
     echo "$home"
     ;;
+startup)
+    # startup LINE SECONDS: what the start-up script says; where that is LINE, as soon as it says something else.
+    tenths=$(($2 * 10))
+    while said=$(cat "$boot/state" 2>/dev/null || true) && [ "$said" = "$1" ] && [ "$tenths" -gt 0 ]; do
+        sleep 0.1
+        tenths=$((tenths - 1))
+    done
+    printf '%s\n' "$said"
+    ;;
 gpu)
     # gpu COUNT: what nvidia-smi sees.
     seen=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader)
@@ -71,6 +81,9 @@ gpu)
         echo "nvidia-smi shows fewer than $1 GPUs" >&2
         exit 1
     }
+    ;;
+driver)
+    nvidia-smi
     ;;
 engine)
     engine version --format '{{.Server.Version}}'
@@ -148,11 +161,16 @@ logout)
     engine logout "$1" >/dev/null 2>&1 || true
     ;;
 image)
-    # image IMAGE: as JSON; nothing where it is not here.
+    # image IMAGE: as JSON; nothing where it is not here. What the boot is pulling is waited for, not pulled twice.
+    [ ! -e "$boot/pull.lock" ] || sudo -n flock "$boot/pull.lock" true
     inspect image inspect --format '{{json .}}' "$1"
     ;;
 pull)
     engine pull -q "$1" >/dev/null
+    ;;
+gpu-inside)
+    # gpu-inside IMAGE: what nvidia-smi says in there, which NVIDIA's toolkit brings along.
+    engine run --rm --gpus all --entrypoint nvidia-smi "$1"
     ;;
 start)
     # start ARGUMENTS...: of docker run. One that was made but could not be started must not pass for one that ran.

@@ -41,6 +41,29 @@ run "an_instance_always_has_an_end_at_which_it_is_deleted" {
   }
 }
 
+run "a_startup_script_is_a_metadata_item" {
+  command = plan
+
+  variables {
+    metadata       = { colour = "blue" }
+    startup_script = "#!/bin/sh\ntrue\n"
+  }
+
+  assert {
+    condition     = google_compute_instance.run.metadata["startup-script"] == "#!/bin/sh\ntrue\n" && google_compute_instance.run.metadata["colour"] == "blue"
+    error_message = "the script is the item startup-script, beside the others"
+  }
+}
+
+run "without_a_startup_script_there_is_no_item_for_it" {
+  command = plan
+
+  assert {
+    condition     = !contains(keys(google_compute_instance.run.metadata), "startup-script")
+    error_message = "null is no script"
+  }
+}
+
 run "nobody_comes_in_who_was_not_let_in" {
   command = plan
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import operator
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from glgpu.rehearsal import docker_engine
 from glgpu.rehearsal.docker_engine import DAEMON, Engine, Refusal, print_objects, with_tag
+from glgpu.rehearsal.guest_programs import nvidia_smi
 from glgpu.rehearsal.guest_programs.container_supervisor import write_json
 from glgpu.rehearsal.guest_programs.guest import Guest
 
@@ -35,8 +38,17 @@ TOOLKIT = (
     "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
     "unable to start container process: error during container init: error running prestart hook #0: exit status 1, "
     "stdout: , stderr: Auto-detected mode as 'legacy'\n"
-    "nvidia-container-cli: initialization error: nvml error: driver not loaded: unknown"
+    "nvidia-container-cli: {}: unknown"
 )
+CONDITION = re.compile(r"(?P<fact>\w+)(?P<operator>>=|<=|!=|<|>|=)(?P<value>[\w.]+)")
+COMPARE: dict[str, Callable[[list[int], list[int]], bool]] = {
+    ">=": operator.ge, "<=": operator.le, "!=": operator.ne, "<": operator.lt, ">": operator.gt, "=": operator.eq,
+}  # fmt: skip
+RUNTIMES = {
+    "io.containerd.runc.v2": {"path": "runc"},
+    "nvidia": {"path": "nvidia-container-runtime"},
+    "runc": {"path": "runc"},
+}
 
 
 def image_at(words: list[str]) -> int:
@@ -95,6 +107,12 @@ class GuestDocker:
                 return self.inspect_images(words)
             case ["run", *words]:
                 return self.run(words)
+            case ["info"]:
+                print(f"Server:\n Runtimes: {' '.join(RUNTIMES)}\n Default Runtime: runc")
+                return 0
+            case ["info", "--format", "{{json .Runtimes}}"]:
+                print(json.dumps(RUNTIMES, separators=(",", ":")))
+                return 0
             case ["ps", *words] if self.client:
                 return self.engine(["ps", "--filter", f"label=glgpu-vm={self.guest.machine['instance_id']}", *words])
         return self.engine(argv)
@@ -224,8 +242,13 @@ class GuestDocker:
         if self.guest.machine["gpu_count"]:
             asked = options
             options = without_gpus(options)
-            if options != asked and not self.guest.machine["driver"]:
-                raise Refusal(f"docker: {DAEMON}{TOOLKIT}\n\nRun 'docker run --help' for more information", 125)
+            if options != asked:
+                self.give_gpus(image)
+                if options[-2:] == ["--entrypoint", "nvidia-smi"] and not command:
+                    # The toolkit brings it into the container, where this one's folder is not.
+                    text, code = nvidia_smi.answer(self.guest.machine, [])
+                    sys.stdout.write(text)
+                    return code
         if self.client is not None:
             own = ["--label", f"glgpu-vm={self.guest.machine['instance_id']}"]
             if os.getuid() != 0:
@@ -233,6 +256,31 @@ class GuestDocker:
                 own += ["--user", f"{os.getuid()}:{os.getgid()}"]
             options = [*own, *options]
         return self.engine(["run", *options, image, *command])
+
+    def give_gpus(self, image: str) -> None:
+        """Do what NVIDIA's toolkit does before a container starts.
+
+        Raises:
+            Refusal: The driver does not answer, or is older than the image's NVIDIA_REQUIRE_CUDA wants it.
+        """
+        machine = self.guest.machine
+        problem = ""
+        if not machine["driver"]:
+            problem = "initialization error: nvml error: driver not loaded"
+        elif machine["library"] != machine["driver"]:
+            problem = "initialization error: nvml error: driver/library version mismatch"
+        else:
+            environment = ((self.local(image) or {}).get("Config") or {}).get("Env") or []
+            wanted = [text.partition("=")[2] for text in environment if text.startswith("NVIDIA_REQUIRE_CUDA=")]
+            if wanted and not satisfied(wanted[-1], machine["driver"]):
+                first = wanted[-1].split()[0].partition(",")[0]
+                problem = (
+                    f"requirement error: unsatisfied condition: {first}, please update your driver to a newer "
+                    "version, or use an earlier cuda container"
+                )
+        if problem:
+            text = TOOLKIT.format(problem)
+            raise Refusal(f"docker: {DAEMON}{text}\n\nRun 'docker run --help' for more information", 125)
 
     # --- registries
 
@@ -293,6 +341,30 @@ def docker_usage(verb: str, text: str) -> NoReturn:
     raise Refusal(
         f"{text}\n\nUsage:  docker {verb} [OPTIONS] [SERVER]\n\nRun 'docker {verb} --help' for more information", 125
     )
+
+
+def satisfied(requirement: str, driver: str) -> bool:
+    """Whether a driver meets NVIDIA_REQUIRE_CUDA, where a blank means or, and a comma means and.
+
+    https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/docker-specialized.html#constraints
+    """
+    facts = {"cuda": nvidia_smi.cuda_of(driver), "driver": driver, "brand": "tesla"}
+
+    def holds(condition: str) -> bool:
+        match = CONDITION.fullmatch(condition)
+        if match is None or match["fact"] not in facts:
+            return False
+        have, want = facts[match["fact"]], match["value"]
+        if match["fact"] == "brand":
+            return (have == want) == (match["operator"] == "=")
+        return COMPARE[match["operator"]](version(have), version(want))
+
+    return any(all(holds(condition) for condition in choice.split(",")) for choice in requirement.split())
+
+
+def version(text: str) -> list[int]:
+    """A version as numbers that can be compared."""
+    return [int(part) for part in text.split(".")]
 
 
 def untagged(reference: str) -> str:

@@ -45,6 +45,18 @@ NO_DRIVER = (
 )
 
 
+MISMATCH = 18
+"""nvidia-smi's exit code for a library that does not fit the kernel's module (NVML_ERROR_LIB_RM_VERSION_MISMATCH)."""
+CUDA_VERSIONS = {"580": "13.0", "570": "12.8", "550": "12.4", "535": "12.2"}
+"""The newest CUDA that a driver branch runs
+(https://docs.nvidia.com/datacenter/tesla/drivers/cuda-toolkit-driver-and-architecture-matrix.html)."""
+
+
+def cuda_of(driver: str) -> str:
+    """The newest CUDA that a driver runs."""
+    return CUDA_VERSIONS.get(driver.partition(".")[0], "13.0")
+
+
 def gpus(machine: dict[str, Any]) -> list[dict[str, str]]:
     """Every GPU's fields by the names of ``--help-query-gpu``, without units."""
     model = MODELS.get(machine["gpu_type"], Model(f"NVIDIA {machine['gpu_type']}", 16384, 300, "8.0"))
@@ -82,7 +94,8 @@ def query(fields: list[str], formats: list[str], found: list[dict[str, str]]) ->
 
 def table(machine: dict[str, Any], found: list[dict[str, str]]) -> str:
     """What it prints without arguments, in short."""
-    lines = [f"| NVIDIA-SMI {machine['driver']}    Driver Version: {machine['driver']}    CUDA Version: 13.0 |"]
+    driver = machine["driver"]
+    lines = [f"| NVIDIA-SMI {driver}    Driver Version: {driver}    CUDA Version: {cuda_of(driver)} |"]
     for gpu in found:
         lines.append(
             f"| {gpu['index']}  {gpu['name']}  {gpu['gpu_bus_id']} | {gpu['temperature.gpu']}C  {gpu['pstate']} "
@@ -95,6 +108,10 @@ def answer(machine: dict[str, Any], argv: list[str]) -> tuple[str, int]:
     """Output and exit code of one call."""
     if not machine["gpu_count"] or not machine["driver"]:
         return NO_DRIVER, 9
+    if machine["library"] != machine["driver"]:
+        library = ".".join(machine["library"].split(".")[:2])
+        text = f"Failed to initialize NVML: Driver/library version mismatch\nNVML library version: {library}\n"
+        return text, MISMATCH
     found = gpus(machine)
     if argv == []:
         return table(machine, found), 0

@@ -1,0 +1,854 @@
+"""What the other side's words mean: one ordered table, the first rule that matches is the answer.
+
+Terraform prints the messages of Google's errors, seldom their codes, so most rules match either. The order is that of
+causes: what explains the other words in a text comes before them. A full disk stands before the pull that it stopped,
+a stockout before Terraform's frame around it, an expired token before the 403 that follows from it, and words that
+every program uses (not found, timed out, 503) come last. Case counts where Google's codes would be ordinary words.
+
+The wordings are those of public issue trackers (tests/fixtures/errors names each place), of Google's API, of gcloud, of
+the google provider, of Docker, OpenSSH, git, GitLab and NVIDIA.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from glgpu.errors import ErrorClass
+from glgpu.links import (
+    BILLING,
+    CUDA,
+    FEDERATION,
+    GPU_ZONES,
+    IAP,
+    ORG_POLICIES,
+    QUOTAS,
+    SSH_TROUBLE,
+    TOKENS,
+)
+
+ACCESS_PAGE = "docs/how-to/google-cloud-access.md"
+DOCTOR = "`glgpu doctor` looks for what can be wrong before a VM is bought"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One meaning.
+
+    Attributes:
+        klass: The class.
+        pattern: What the text looks like; the groups ``a`` and ``b`` may be used in cause and remedy.
+        cause: One line; empty: the line that matched.
+        remedy: One line.
+    """
+
+    klass: ErrorClass
+    pattern: re.Pattern[str]
+    cause: str
+    remedy: str
+
+
+def _rule(klass: ErrorClass, *patterns: str, cause: str = "", remedy: str) -> Rule:
+    """A rule whose patterns are alternatives.
+
+    What people paste has been wrapped by gcloud, or by their terminal: a blank stands for any white space. A dot stays
+    on its line; an ellipsis stands for a few lines of anything.
+    """
+    spaced = "|".join(patterns).replace(" ", r"\s+").replace("\N{HORIZONTAL ELLIPSIS}", r"[\s\S]{0,400}?")
+    return Rule(klass, re.compile(spaced, re.IGNORECASE | re.MULTILINE), cause, remedy)
+
+
+def _status(codes: str) -> str:
+    """An HTTP status where a text speaks of one; any three digits may be a line number."""
+    return (
+        r"(?:Error|HTTP(?:/[\d.]+)?|status(?: code)?|(?<!exit\x20)code|returned error|response code)['\"]?[:=]? ?"
+        rf"['\"]?(?:{codes})\b|^(?:\S+(?:Error|Exception|Unavailable|Forbidden|NotFound): )?(?:{codes}) "
+        rf"(?:GET|HEAD|POST|PUT|PATCH|DELETE|[A-Z][a-z]+ Error)\b|[<(]HttpError (?:{codes})\b"
+    )
+
+
+_STATE = (
+    r"(?:Error (?:loading|saving|refreshing|locking|reading|writing|migrating|inspecting|acquiring|releasing)"
+    r"(?: the)?(?: \S+)? state"
+    r"|Failed to (?:get existing workspaces|open state file|(?:load|save|persist|upload|read|write|lock|unlock|get|open"
+    r"|retrieve)(?: the)?(?: \S+)? state)|querying Cloud Storage failed|HTTP remote state|tfstate\b|\.tflock\b)"
+)
+"""A text that speaks of Terraform's state."""
+
+_REPOSITORY = r"(?:Could not read from remote repository|fatal: unable to access|fatal: clone of|RPC failed)"
+_NO_WAY = (
+    r"(?:Could ?n.t resolve host|Could not resolve|Name or service not known|name resolution|no such host|not known"
+    r"|Connection refused|Connection timed out|Operation timed out|timed out after|Connection reset|No route to host"
+    r"|Network is unreachable|Failed to connect to|Connection closed by|kex_exchange_identification|banner exchange"
+    r"|TLS connect error|gnutls_handshake|GnuTLS recv|SSL certificate problem|SSL_ERROR|SSL_connect|SSL_read"
+    r"|certificate verif|Recv failure|early EOF|HTTP/2 stream|transfer closed|unexpected disconnect|HTTP code 407)"
+)
+
+GPU_AND_MEMORY = (
+    _rule(
+        ErrorClass.OOM,
+        r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY",
+        r"cudaErrorMemoryAllocation|cudaMalloc failed: out of memory",
+        r"CU(?:BLAS|DNN|SOLVER|FFT)_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|OOM when allocating tensor",
+        r"RESOURCE_EXHAUSTED: (?:Out of memory|Failed to allocate)|Resource exhausted: OOM|ResourceExhaustedError",
+        r"Failed to allocate (?:request for )?[\d.]+ ?[KMG]i?B.{0,60}device|ran out of memory trying to allocate",
+        r"HIP out of memory|not enough (?:GPU|VRAM) memory|No available memory for the cache blocks",
+        r"CUDA runtime error \(2\) ?: out of memory",
+        cause="the GPU's memory is too small for what the training wants at once",
+        remedy="train with smaller batches, or set machine.gpu to one with more memory: `glgpu gpus` lists them",
+    ),
+    _rule(
+        ErrorClass.OOM,
+        r"DataLoader worker \(pid[^)]*\) is killed by signal: Bus error|DataLoader…out of shared memory",
+        r"insufficient shared memory \(shm\)|increase(?: the)? shared memory limit",
+        r"unable to (?:write to|mmap|resize|open) (?:file|shared memory object|\d+ bytes from file) </?torch_",
+        r"Bus error.{0,80}core dumped…shm|/dev/shm.{0,120}No space left on device",
+        cause="the container's shared memory (/dev/shm) is too small for its data loader",
+        remedy="leave `train.shm_gb` out, which gives the container the VM's own, or use fewer loader workers",
+    ),
+    _rule(
+        ErrorClass.OOM,
+        r"OOM-?Killed\W{1,4}(?:true\b|$)|Reason: +OOMKilled|\bOOMKilled\b(?!\W{1,4}false)|\boom-kill\b|oom_reaper",
+        r"Out of memory: Kill(?:ed)? process|Memory cgroup out of memory|invoked oom-killer|\bOOM killer\b",
+        r"exit(?:ed)?(?: with)?(?: non-zero)?(?: exit)?(?: code| status| value)?[ :=(]{1,3}-?137\b",
+        r"exit status 137\b|status code 137\b|ExitCode\W{1,4}137\b|^(?:\S+: )?line \d+: +\d+ Killed\b|^Killed$",
+        r"DefaultCPUAllocator: (?:can't|not enough) (?:allocate )?memory|^(?:[\w.]+\.)?_?(?:Array)?MemoryError\b",
+        r"Unable to allocate [\d.]+ ?[KMGT]iB for an array|Cannot allocate memory|std::bad_alloc",
+        r"killed by signal: Killed|died with <Signals\.SIGKILL|Signal 9 \(SIGKILL\)|SIGKILL.{0,40}out of memory",
+        r"(?<!_)\bexitcode ?: -9\b|terminated.{0,60}due to (?:low memory|memory pressure|out.of.memory)",
+        cause="the machine ran out of memory and the process was killed",
+        remedy="set machine.type to one with more memory, or train with smaller batches and fewer loader "
+        "workers: `glgpu gpus` lists them",
+    ),
+    _rule(
+        ErrorClass.DRIVER,
+        r"no kernel image is available|cudaErrorNoKernelImageForDevice|CUDA_ERROR_NO_BINARY_FOR_GPU",
+        r"device kernel image is invalid|CUDA error: invalid device function|PTX was compiled with an unsupported",
+        r"cudaErrorUnsupportedPtxVersion|CUDA_ERROR_(?:UNSUPPORTED_PTX_VERSION|INVALID_PTX)",
+        r"Unsupported gpu architecture|is not compatible with the current PyTorch installation",
+        r"no longer supports? this GPU because it is too old|CUDA version \([\d.]+\) mismatches the version",
+        r"__nvJitLink\w+|ptxas.{0,80}too old|older than the ptxas version",
+        r"minimum (?:CUDA|cuda) capability supported by this library",
+        cause="the container's CUDA libraries were not built for this GPU, or are newer than the VM's driver",
+        remedy=f"set train.image to one whose CUDA fits GPU and driver ({CUDA.url}); `glgpu gpus` names the driver",
+    ),
+    _rule(
+        ErrorClass.DRIVER,
+        r"could not select device driver|unknown(?: or invalid)? runtime(?: name)?(?: specified)?:? \"?nvidia",
+        r"nvidia-container-cli: (?!initialization error|requirement|mount error|detection error)",
+        r"nvidia-container-runtime|unresolvable CDI devices?|failed to inject CDI|libnvidia-container|nvidia-ctk",
+        r"nvidia-container-toolkit",
+        cause="Docker on the VM cannot hand the GPU to a container: the NVIDIA container toolkit is missing or broken",
+        remedy="set machine.image to a boot image with NVIDIA's container toolkit, such as the default; on the "
+        "VM, `docker info` lists the runtimes",
+    ),
+    _rule(
+        ErrorClass.DRIVER,
+        r"NVIDIA-SMI (?:has failed|couldn't)|CUDA-capable device\(s\) is/are|CUDA backend failed",
+        r"GPU vendor from CDI|no known GPU vendor|kernel source tree for the currently running",
+        r"(?:load|insert|build) the '?\S*nvidia\S*'? kernel module|nvidia-container-cli|Failed to initialize NVML",
+        r"NVML: (?:Driver|Unknown)|nvml error|Driver/library version mismatch|NVMLError_?\w*",
+        r"nvidia-smi\W{1,4}(?:command )?not found|NVRM: |\bXid \(PCI|\"nvidia-smi\": (?:executable|stat)",
+        r"nvidia-smi: (?:No such|cannot)|GPU is lost|has fallen off the bus|forward compatibility was attempted",
+        r"cudaErrorCompatNotSupportedOnDevice|CUDA driver version is insufficient|cudaErrorInsufficientDriver",
+        r"NVIDIA driver on your system is too old|NVIDIA driver is too old|Found no NVIDIA driver",
+        r"could not find (?:any )?(?:cuda|nvidia) drivers?|No CUDA GPUs are available",
+        r"CUDA driver initialization failed|CUDA initialization: |CUDA unknown error",
+        r"cuda runtime error \((?:30|35|38|100|804)\)|no CUDA-capable device",
+        r"CUDA error: (?:initialization error|system not yet initialized|unknown error|system has"
+        r" unsupported display driver|unsupported display driver|driver shutting down|API call is not"
+        r" supported|OS call failed|invalid device ordinal)",
+        r"CUDA_ERROR_(?:NO_DEVICE|UNKNOWN|NOT_INITIALIZED|SYSTEM_\w+|COMPAT_\w+|STUB_LIBRARY|INVALID_DEVICE"
+        r"|OPERATING_SYSTEM)",
+        r"kernel driver does not appear to be running|kernel version [\d.]+ does not match DSO version",
+        r"Torch not compiled with CUDA enabled|torch\.cuda\.is_available\(\) is False",
+        r"libcuda\.so(?:\.1)?\b.{0,20}(?:cannot open|not found|No such)",
+        r"Unable to determine the device handle for GPU|/dev/nvidia\S*: no such file|custom device \"?/dev/nvidia",
+        r"Module nvidia(?:[-_]\w+)? not found|nvidia\.ko\b|RmInitAdapter failed|nvidia-modprobe",
+        r"No supported GPU\(s\) detected|No NVIDIA GPU detected|modprobe: \S+ .{0,40}\bnvidia",
+        r"^No devices were found|CUDNN_STATUS_NOT_INITIALIZED|driver_version\W{1,4}0\b.{0,80}cuda",
+        r"installed version of the CUDA driver is",
+        r"NVIDIA (?:kernel )?(?:driver|module).{0,80}(?:fail(?:ed|s)|not loaded|could not be loaded|not"
+        r" installed|is missing)",
+        r"fail(?:ed|ure)? .{0,60}NVIDIA (?:GPU )?driver",
+        remedy="set machine.image to a boot image whose NVIDIA driver fits GPU and container image, such as the "
+        f"default: `glgpu gpus` names the driver of each GPU, {CUDA.url} what a CUDA version needs",
+    ),
+)
+
+DISK = (
+    _rule(
+        ErrorClass.DISK_FULL,
+        r"No space left on (?:the )?device|\bENOSPC\b|disk quota exceeded|not enough (?:free )?(?:disk )?space",
+        r"don't have enough free (?:disk )?space|insufficient (?:free )?disk space|out of disk space",
+        r"disk(?: is)? full|write error: no space|not enough space on (?:the )?disk|storage is full",
+        r"There is not enough space",
+        cause="a disk is full",
+        remedy="on the VM: set a larger machine.disk_gb; on the runner: make room, `docker system prune` helps; "
+        "docs/reference/errors.md",
+    ),
+)
+
+CAPACITY = (
+    _rule(
+        ErrorClass.PREEMPTED,
+        r"compute\.instances\.preempted|\b(?:was|been|got|gets|is being|were) pre-?empted",
+        r"instance/preempted\W+TRUE|preempted by (?:Compute Engine|Google|GCE|GCP)",
+        r"(?:instance|VM|node|machine) pre-?empt(?:ed|ion)\b",
+        r"(?:spot|preemptible) (?:VM|instance|node)s? .{0,40}(?:reclaimed|terminated|stopped|shut down|interrupted)",
+        r"Received pre-?emption|pre-?emption (?:signal|notice|event)|PreemptionError",
+        cause="Google took the spot VM away",
+        remedy="run the pipeline again: `glgpu run` on a laptop; `spot: never` buys a VM that is not preempted",
+    ),
+    _rule(
+        ErrorClass.STOCKOUT,
+        r"(?:ZONE_|REGION_)?RESOURCE_POOL_EXHAUSTED|insufficientCapacity|INSUFFICIENT_CAPACITY|\bstockout\b",
+        r"\bSTOCKED_?OUT\b",
+        r"(?:does not|doesn't|do not|did not) (?:currently )?have (?:enough|sufficient) (?:resources|capacity)",
+        r"is currently unavailable in the (?:\S+ )?zone",
+        r"(?:not|isn't) enough (?:resources|capacity) (?:available|in)",
+        r"(?:zone|region) .{0,80}(?:out of|exhausted of) (?:capacity|resources)|resource pool (?:is )?exhausted",
+        r"(?:lack of|insufficient|no(?: available)?) capacity (?:in|for|available|to)",
+        r"resources? (?:are|is) (?:currently )?(?:exhausted|unavailable) in (?:the )?(?:zone|region)",
+        r"GCE out of resources|GCE_STOCKOUT|\breason\W{1,4}resource_availability",
+        r"(?:There is|We have) no more capacity in the zone|Try a different zone, or try again later",
+        remedy="add zones or GPUs to machine.zones and machine.gpu: `glgpu gpus` lists where each is offered; "
+        "or try later",
+    ),
+)
+
+LIMITS = (
+    _rule(
+        ErrorClass.RATE_LIMIT,
+        r"toomanyrequests: |reached your (?:unauthenticated |authenticated )?pull rate limit|increase-rate-limit",
+        r"pull rate limit",
+        cause="the registry has had too many pulls from this address or account",
+        remedy="wait, or log in to the registry, which raises the limit: set GLGPU_REGISTRY_USER and "
+        "GLGPU_REGISTRY_PASSWORD, and test them with `docker login`",
+    ),
+    _rule(
+        ErrorClass.RATE_LIMIT,
+        r"(?:rate|user_?rate|daily) ?_?limit ?_?exceeded|RATE_LIMIT_EXCEEDED|RESOURCE_OPERATION_RATE_EXCEEDED",
+        r"CONCURRENT_OPERATIONS_QUOTA_EXCEEDED|Too ?Many ?Requests",
+        r"(?:exceeded|hit|over|API|secondary) (?:\S+ ){0,3}rate limit",
+        r"Quota exceeded for quota (?:group|metric)…(?:per (?:second|minute|day|user|100 seconds)|Requests)",
+        r"Resource has been exhausted \(e\.g\. check quota\)",
+        r"(?:requests?|queries) per (?:second|minute|day)\b.{0,60}exceed|^Retry later$",
+        r"You (?:have )?(?:exceeded|reached) .{0,40}rate limit",
+        r"rate limit(?:ing|ed)?\b.{0,40}(?:wait|retry|reached)",
+        cause="too many requests in a short time",
+        remedy=f"wait a minute, then retry the job; limits of the cloud project: {QUOTAS.url}",
+    ),
+    _rule(
+        ErrorClass.QUOTA_GLOBAL,
+        r"Quota ['\"]?(?P<a>\w{1,40}?ALL_REGIONS\b)|\b(?P<b>\w{1,40}?[-_]ALL[-_]REGIONS\b)",
+        cause="the cloud project's quota {a}{b} is used up, in all regions together",
+        remedy=f"ask for more of {{a}}{{b}}: {QUOTAS.url} (`GPUS_ALL_REGIONS` is 0 at first in many projects)",
+    ),
+    _rule(
+        ErrorClass.QUOTA_GLOBAL,
+        r"Quota ['\"]?(?P<a>[\w-]+)['\"]? exceeded\.? +Limit: [\d.]+ globally",
+        r"Insufficient (?:global|project) quota.{0,80}?resource:? \"?(?P<b>\w+)",
+        cause="the cloud project's quota {a}{b} is used up",
+        remedy=f"ask for more of {{a}}{{b}}: {QUOTAS.url}",
+    ),
+    _rule(
+        ErrorClass.QUOTA_REGION,
+        r"Quota ['\"](?P<a>[\w-]+)['\"] exceeded\.? +(?P<b>Limit: [\d.]+(?: in (?:region|zone) [\w-]+)?)",
+        cause="the quota {a} is used up ({b})",
+        remedy=f"name zones of another region, or ask for more: {QUOTAS.url}; `glgpu gpus` shows what is left where",
+    ),
+    _rule(
+        ErrorClass.QUOTA_REGION,
+        r"Quota ['\"]?[\w-]+['\"]? (?:has been )?exceeded|(?-i:\bQUOTA_EXCEEDED\b)|\bquotaExceeded\b",
+        r"\bQuotaFailure\b|Quota limit ['\"]?[\w-]+['\"]? has been exceeded",
+        r"Insufficient (?:regional |zonal )?quota|exceeds? (?:the )?quota|quota (?:metrics? )?exceed",
+        r"Quota exceeded|exceed(?:s|ed|ing)?(?: \S+){0,4} quota\b|Quota (?:violated|exhausted)",
+        r"(?:quota|limit) .{0,60}(?:is|was) (?:0|zero|used up)\b.{0,40}(?:GPU|region)|not enough quota|no quota",
+        r"-per-project-(?:region|zone)\b|insufficientQuota|out of quota|quotas? (?:\w+ )?exceeded",
+        remedy=f"name zones of another region, or ask for more: {QUOTAS.url}; `glgpu gpus` shows what is left where",
+    ),
+    _rule(
+        ErrorClass.RATE_LIMIT,
+        _status("429"),
+        cause="too many requests in a short time",
+        remedy=f"wait a minute, then retry the job; limits of the cloud project: {QUOTAS.url}",
+    ),
+)
+
+PROJECT = (
+    _rule(
+        ErrorClass.BILLING,
+        r"BILLING_(?:DISABLED|NOT_\w+)|UREQ_PROJECT_BILLING\w*|has billing disabled",
+        r"billing (?:must|has to|needs to|to) be enabled|requires? (?:an? )?(?:active )?billing",
+        r"billing_?NotEnabled|(?:accountDisabled|billingNotActive)\b",
+        r"billing (?:account )?(?:for (?:this |the |owning )*project(?: \S+)? )?(?:'\S+' )?is (?:\w+ in"
+        r" state \w+|disabled|closed|absent|delinquent|inactive|not (?:active|enabled|found|open|in good"
+        r"|linked|valid|associated))",
+        r"billing account .{0,80}(?:not in good standing|is (?:closed|disabled|delinquent)|absent)",
+        r"absent billing account|enable billing",
+        r"not (?:linked|attached|associated) (?:to|with) (?:a|an|any) (?:\w+ )?billing",
+        r"check (?:the )?billing account|(?:billing|payment).{0,60}(?:suspended|overdue|past due)",
+        r"no billing account|CONSUMER_SUSPENDED|Consumer '?\S+'? has been suspended",
+        r"project (?:\S+ )?(?:has been|is|was) suspended",
+        cause="billing is not active for the cloud project, or the project is suspended",
+        remedy=f"link an open billing account to the cloud project: {BILLING.url}, or `gcloud billing projects "
+        "link PROJECT --billing-account ACCOUNT`",
+    ),
+    _rule(
+        ErrorClass.API_DISABLED,
+        r"(?P<a>[A-Z][\w\x20()-]{0,80} API) has not been used in project …/apis?/(?:api|library)/(?P<b>[\w.]+)",
+        cause="the {a} is not enabled in the cloud project",
+        remedy="enable it: `gcloud services enable {b} --project PROJECT`",
+    ),
+    _rule(
+        ErrorClass.API_DISABLED,
+        r"API \[(?P<a>[\w.]+\.googleapis\.com)\] (?:is )?not enabled",
+        r"(?-i:SERVICE_DISABLED)…\W(?P<b>[a-z]\w*\.googleapis\.com)",
+        cause="the API {a}{b} is not enabled in the cloud project",
+        remedy="enable it: `gcloud services enable {a}{b} --project PROJECT`",
+    ),
+    _rule(
+        ErrorClass.API_DISABLED,
+        r"accessNotConfigured|SERVICE_DISABLED|Access Not Configured|\bAPI has not been used in",
+        r"\bAPI(?: \S+)? (?:is|was|has) (?:not (?:been )?(?:enabled|activated)|disabled)",
+        r"APIs? (?:must|needs? to|to) be enabled|it is disabled\. (?:Enable it|Please enable)",
+        r"service \S+\.googleapis\.com is not enabled|(?:enable|activate) the [\w\x20]{3,60} API\b",
+        r"SERVICE_CONFIG_NOT_FOUND_OR_PERMISSION_DENIED.{0,80}not enabled|has not enabled the API",
+        cause="an API is not enabled in the cloud project",
+        remedy="enable the one that the text names; if none: `gcloud services enable compute.googleapis.com "
+        "--project PROJECT`",
+    ),
+    _rule(
+        ErrorClass.ORG_POLICY,
+        r"Constraint ['\"]?(?:constraints/)?(?P<a>[\w.]+)['\"]? (?:is )?violated",
+        r"constraints?['\"]?[:/ ]{1,3}['\"]?(?:customConstraints/|constraints/)?(?P<b>(?:compute|iam|gcp"
+        r"|storage|serviceuser|essentialcontacts|sql|resourcemanager|custom|ainotebooks|container|run)\.\w+)",
+        cause="the organisation policy {a}{b} forbids it",
+        remedy=f"ask whoever keeps your organisation's policies about {{a}}{{b}}: {ORG_POLICIES.url}; `gcloud "
+        "org-policies list --project PROJECT` shows them",
+    ),
+    _rule(
+        ErrorClass.ORG_POLICY,
+        r"(?:by|due to|violates?|violated|because of)(?: \w+){0,3} organi[sz]ation(?:'s|al)?(?: \w+)? polic(?:y|ies)",
+        r"(?:denied by|custom) org polic|organi[sz]ation policy|violates constraint|vpcServiceControls",
+        r"VPC Service Controls|prohibited by organi[sz]ation|do(?:es)? not belong to a permitted customer",
+        r"org[- ]policy .{0,40}(?:denie|violat|forbid)",
+        r"(?:ORG_POLICY|ORGANIZATION_POLICY|SECURITY_POLICY)_VIOLATED",
+        r"Key creation is not allowed on this service account",
+        r"is not allowed by (?:an? )?(?:organization|org) policy|restricted by (?:an )?organi[sz]ation",
+        remedy=f"ask whoever keeps your organisation's policies: {ORG_POLICIES.url}; `gcloud org-policies list "
+        "--project PROJECT` shows them",
+    ),
+)
+
+STATE = (
+    _rule(
+        ErrorClass.STATE_LOCK,
+        r"state (?:is |blob is )?already locked|workspace (?:is )?already locked|Lock Info:",
+        r"Error (?:releasing|unlocking)(?: the)? state|Failed to unlock (?:the )?state",
+        r"state lock was not released|(?:423|409).{0,40}state.{0,20}locked",
+        rf"{_STATE}…(?:HTTP remote state already locked|resource temporarily unavailable|response code 423"
+        r"|pre-?conditions? you specified|Precondition Failed|conditionNotMet)",
+        r"state lock (?:timeout|could not be acquired)|LocalState not locked|force-unlock",
+        cause="Terraform's state of this run is locked by another job, or by one that was killed",
+        remedy="wait for that job, or end the run: `glgpu destroy` breaks a lock that was left behind",
+    ),
+    _rule(
+        ErrorClass.STATE_ACCESS,
+        r"HTTP remote state endpoint (?:requires|invalid) auth",
+        rf"{_STATE}…(?:{_status('40[134]')}|does not have storage\.|bucket doesn't exist|access denied"
+        r"|AccessDenied|Permission .{0,40}denied|permission denied|Forbidden|Unauthorized"
+        r"|(?-i:PERMISSION_DENIED))",
+        rf"(?:does not have storage\.|bucket doesn't exist|AccessDenied)…{_STATE}",
+        cause="access to Terraform's state is refused, or there is none where it is looked for",
+        remedy="GitLab wants Maintainer rights for it: set GLGPU_GITLAB_TOKEN, or `state: local`; a bucket "
+        "wants the role storage.objectAdmin (docs/how-to/google-cloud-access.md)",
+    ),
+)
+
+IMAGES_DENIED = (
+    _rule(
+        ErrorClass.IMAGE_PULL,
+        r"pull access denied|manifest unknown|was deleted or has expired|MANIFEST_UNKNOWN|NAME_UNKNOWN",
+        r"NAME_INVALID|invalid reference format|name unknown|manifest for \S+ not found|no matching manifest",
+        r"repository does not exist|no basic auth credentials|ErrImagePull|ImagePullBackOff|InvalidImageName",
+        r"error from registry: |pulling (?:the )?image …(?:denied|unauthorized|not found)",
+        r"(?:(?-i:docker|daemon|registry|/v2/|manifest|image|pull).{0,400}"
+        r"|^)(?<!permission\x20)(?:unauthorized|denied): ",
+        r"requested access to the resource is denied|failed to authorize: ",
+        r"fetch (?:anonymous|oauth) token…40[134]|failed to resolve reference …(?:not found|40[134]|denied)",
+        r"docker\.io/\S+: not found|unauthorized: ",
+        r"(?:authentication required|incorrect username or password).{0,120}(?:registry|docker)",
+        r"failed to pull image(?!…(?:timeout|timed out|no such host|refused|reset|x509|50[0234]|EOF|toomanyrequests))",
+        r"Head \"?https?://[^\s\"]+/v2/\S+: (?:denied|unauthorized|no basic)",
+        r"/v2/[^\s\"]+/manifests/[^\s\"]+\"?:? .{0,60}(?:40[134]|denied|unauthorized|not found)",
+        r"filesystem layer verification failed|no match for platform in manifest",
+        r"image \S+ not found.{0,60}(?:registry|pull)|Unable to find image …(?:denied|unauthorized|not found)",
+        r"login attempt to https?://\S+ failed with status: 40[13]",
+        remedy="check train.image and the registry's login (GLGPU_REGISTRY_USER, GLGPU_REGISTRY_PASSWORD): "
+        "`docker manifest inspect IMAGE` tells whether it can be had",
+    ),
+)
+
+RIGHTS = (
+    _rule(
+        ErrorClass.PERMISSION,
+        r"iam\.serviceAccounts\.(?P<a>actAs)\b|\bactAs\b|SERVICE_ACCOUNT_ACCESS_DENIED",
+        r"does not have access to service account",
+        cause="the caller may not use the VM's service account (iam.serviceAccounts.actAs)",
+        remedy="grant it roles/iam.serviceAccountUser on that account: `gcloud iam service-accounts "
+        f"add-iam-policy-binding` ({ACCESS_PAGE})",
+    ),
+    _rule(
+        ErrorClass.PERMISSION,
+        r"iam\.serviceAccounts\.(?P<a>getAccessToken|getOpenIdToken|signBlob|signJwt|implicitDelegation)",
+        cause="the caller may not act as the service account (iam.serviceAccounts.{a})",
+        remedy="grant the federated identity roles/iam.workloadIdentityUser on that account: `gcloud iam "
+        f"service-accounts add-iam-policy-binding` ({ACCESS_PAGE})",
+    ),
+    _rule(
+        ErrorClass.PERMISSION,
+        r"(?:start-iap-tunnel|\biap\b)…(?:4033|not authorized)|\[?4033: ['\"]?not authorized|iap\.tunnelInstances",
+        cause="the caller may not use IAP's tunnel to the VM",
+        remedy=f"grant it roles/iap.tunnelResourceAccessor: `gcloud projects add-iam-policy-binding` ({IAP.url})",
+    ),
+    _rule(
+        ErrorClass.PERMISSION,
+        r"Required ['\"]?(?P<a>[a-z]\w*\.[\w.]+\w)['\"]? permission",
+        r"Permissions?:? ['\"\[]*(?P<b>[a-z]\w*\.[\w.]+\w)['\"\]]* (?:is |are )?(?:required|denied|missing)",
+        cause="the caller lacks the permission {a}{b}",
+        remedy="grant a role with {a}{b} to the account that glgpu uses: `gcloud projects "
+        f"add-iam-policy-binding` ({ACCESS_PAGE})",
+    ),
+    _rule(
+        ErrorClass.PERMISSION,
+        r"(?<!Anonymous\x20caller\x20)does not have (?P<a>[a-z]\w*\.\w[\w.]*\w) (?:access|permission)",
+        r"missing (?:the )?(?:required )?(?:IAM )?permissions?:? ['\"\[]*(?P<b>[a-z]\w*\.\w[\w.]*\w)",
+        cause="the caller lacks the permission {a}{b}",
+        remedy="grant a role with {a}{b} to the account that glgpu uses: `gcloud projects "
+        f"add-iam-policy-binding` ({ACCESS_PAGE})",
+    ),
+)
+
+CREDENTIALS = (
+    _rule(
+        ErrorClass.AUTH,
+        r"rejected by the attribute condition|sts\.googleapis\.com…(?:error|40[0-3])|federated token",
+        r"invalid_target|(?:audience|issuer) in (?:the )?ID Token|ID Token issued at|stale to sign-in",
+        r"Identity Pool subject token|value for \"?audience\"?|given credential('s)? |mapped attribute",
+        r"google\.subject|attribute (?:condition|mapping)(?! must)|connecting to the given credential",
+        r"workload ?identity ?(?:pool|federation|provider)…(?:invalid|fail|error|denied|expired|does not exist)",
+        r"identity token.{0,60}(?:expired|invalid|malformed)|OIDC token .{0,80}(?:expired|invalid|fail)",
+        remedy=f"check GLGPU_WIF_PROVIDER, its audience and its conditions ({ACCESS_PAGE}, {FEDERATION.url})",
+    ),
+    _rule(
+        ErrorClass.GITLAB_AUTH,
+        r"Gitlab(?:Authentication|Http|Get|Create|List|Update|Delete)?Error\W{1,3}40(?:1|3: (?:403"
+        r" )?\W*insufficient_scope)",
+        r"insufficient_scope|insufficient_granular_scope",
+        r"The request requires higher privileges than provided by the access token|HTTP Basic: Access denied",
+        r"Token (?:was|has been) (?:revoked|expired)\. You (?:have|can)|Token is expired\. You can",
+        r"(?:gitlab\.exceptions|PRIVATE-TOKEN|JOB-TOKEN|CI_JOB_TOKEN|/api/v4"
+        r"|gitlab\.[\w-]+/).{0,200}(?:\b401\b|invalid_token|Unauthorized|expired)",
+        r"\"message\" ?: ?\"401 Unauthorized\"|\"error\" ?: ?\"invalid_token\"|Invalid (?:CI )?job token",
+        r"401 Unauthorized[\s\S]{0,100}(?:gitlab\.\w|/api/v4)|job token .{0,40}(?:invalid|expired)",
+        r"Authentication failed for 'https?://[^']*gitlab|Git credentials? .{0,60}gitlab.{0,60}expired",
+        cause="GitLab does not accept the token, or it may not do this",
+        remedy="renew GLGPU_GITLAB_TOKEN: a project access token with the role Maintainer and the scope api "
+        f"({TOKENS.url})",
+    ),
+    _rule(
+        ErrorClass.AUTH,
+        r"wandb…(?:api_key not configured|Unable to authenticate|API key.{0,40}(?:invalid|must be)"
+        r"|permission denied|40[13])",
+        r"huggingface…(?:40[13] Client Error|gated repo|Invalid (?:user token|username or password)"
+        r"|awaiting a review)",
+        r"(?:gated repo|Invalid credentials in Authorization header|Token is required)…huggingface|GatedRepoError",
+        cause="a service that the training uses does not accept its credentials, or was given none",
+        remedy="name the CI variable with its token under train.secrets (docs/reference/settings.md)",
+    ),
+    _rule(
+        ErrorClass.AUTH,
+        r"(?-i:\bUNAUTHENTICATED\b)|Invalid (?:OAuth )?Credentials|invalid authentication credentials",
+        r"missing (?:a )?(?:required|valid) (?:authentication|API key)|could(?: not|n't) find default credentials",
+        r"No credentials loaded|neither `credentials` nor",
+        r"default credentials (?:were|are|was) not (?:found|available)",
+        r"could not automatically determine credentials|DefaultCredentialsError|invalid_grant|invalid_client",
+        r"unauthorized_client|invalid_rapt|invalid_scope",
+        r"(?:Google|Application)[ -]Default[ -]Credentials .{0,80}(?:not|unavailable|missing|invalid|expired)",
+        r"Unable to acquire impersonated credentials|impersonat\w+.{0,120}(?:status code 40|unable|fail)",
+        r"(?-i:\bRefreshError\b)|problem refreshing your current auth tokens",
+        r"Reauthentication (?:is )?(?:required|failed)",
+        r"reauth(?:entication)? (?:is )?(?:required|related error|failed)|not currently have an active account",
+        r"does not have any valid credentials|gcloud auth (?:application-default )?(?:login|activate)",
+        r"(?:could not|cannot|unable to) (?:fetch|refresh|generate|obtain|get|retrieve)(?: \w+){0,2}"
+        r" (?:access )?token",
+        r"Token has been expired or revoked|Invalid JWT|ACCESS_TOKEN_(?:EXPIRED|TYPE_UNSUPPORTED)",
+        r"CREDENTIALS_MISSING|expired (?:access )?token|token (?:has |is )?expired|API key not valid",
+        r"API keys are not supported|API_KEY_INVALID|Anonymous caller|Login Required\b|(?-i:\bauthError\b)",
+        r"Expected OAuth 2 access token|JSON credentials are not valid|does not have a valid type",
+        r"Could not (?:deserialize|parse) (?:the )?(?:provided )?(?:key|certificate|public key)",
+        r"No key could be detected|service account (?:info|key) .{0,60}(?:not|invalid|disabled|expired)",
+        r"invalid private key|private key should be a PEM|credentials? file .{0,60}(?:not|invalid)",
+        r"does not contain a client_email|Unable to parse (?:the )?(?:JSON )?credentials",
+        r"not in the expected format\. The fields|error getting credentials",
+        r"metadata\.google\.internal(?!\W{0,3}(?:Name|Temp|nodename))…(?:status|Failed|not defined)",
+        r"(?<!resolve\x20)(?:Failed|Unable|not) (?!resolv).{0,60}metadata(?:\.google| server|server)",
+        r"instance/service-accounts/\S+ not defined|Compute Engine Metadata server unavailable",
+        r"(?:googleapis?|google\.|GCP|Google Cloud)…(?:401 Unauthorized|Error 401)|account not found.{0,40}grant",
+        cause="Google does not accept the credentials, or there are none",
+        remedy=f"set up Workload Identity Federation or GOOGLE_CREDENTIALS ({ACCESS_PAGE}); on a laptop: "
+        "`gcloud auth application-default login`",
+    ),
+)
+
+PLACES = (
+    _rule(
+        ErrorClass.NOT_AVAILABLE,
+        r"(?:machine|accelerator|disk|guest accelerator) ?types?.{0,160}(?:(?:does|do) not exist|is not"
+        r" (?:available|supported|offered)|are not (?:available|supported)(?! in regional)|was not found"
+        r"|not found|cannot be found|could not be found|unavailable)",
+        r"/(?:acceleratorTypes|machineTypes|diskTypes)/\S+?['\"]?,? (?:was )?not found|does not exist in zone",
+        r"referenced (?:accelerator|machine|disk)Type resource cannot be found",
+        r"/(?:acceleratorTypes|machineTypes|diskTypes)/[^'\"\s]+['\"]\.? .{0,80}(?:not (?:found|exist"
+        r"|supported|available)|cannot be found)",
+        r"(?:is|are) not (?:available|supported|offered|allowed) in (?:the )?(?:specified |requested |this "
+        r"|given )*(?:zone|region|location)\b",
+        r"not supported (?:by|in) zone",
+        r"(?:GPU|accelerator|machine family|machine series)\S* .{0,80}(?:not|only) (?:available|supported"
+        r"|offered) (?:in|for)",
+        r"(?:no longer|not) (?:available|supported|offered).{0,60}nvidia-",
+        r"nvidia-tesla-k80.{0,80}(?:retired|no longer|deprecated)|No zones? (?:found|available|offer)",
+        r"doesn't (?:offer|support) (?:the )?(?:GPU|accelerator|machine)",
+        remedy=f"name another zone or type: `glgpu gpus` lists where each GPU is offered ({GPU_ZONES.url})",
+    ),
+    _rule(
+        ErrorClass.IMAGE,
+        r"Could not find (?:the )?image|could not find any (?:non-deprecated )?image",
+        r"/images/[^'\"\s]*['\"]?,? (?:was |is )?(?:not found|obsolete|deleted)",
+        r"referenced image resource cannot be found|Error (?:resolving|getting|retrieving) (?:source )?image",
+        r"image family .{0,120}(?:not found|does not exist|no longer|deprecated|empty)",
+        r"No (?:\w+ )?images? .{0,60}(?:found|match).{0,60}famil",
+        r"(?:sourceImage|source_image|boot image)…(?:not found|cannot be found|does not exist|not valid"
+        r"|invalid|deprecated|obsolete)",
+        r"/global/images/…(?:was not found|not found|cannot be found|deprecat|obsolete)|URL of the source image",
+        r"source image .{0,80}(?:not|invalid)|image \S+ (?:has been|was|is) (?:deprecated|obsolete|deleted)",
+        cause="the VM's boot image, or its family, cannot be had",
+        remedy="set machine.image to one that exists: `gcloud compute images list --project "
+        "deeplearning-platform-release`",
+    ),
+)
+
+REPOSITORIES = (
+    _rule(
+        ErrorClass.NETWORK,
+        rf"{_NO_WAY}…{_REPOSITORY}|{_REPOSITORY}…{_NO_WAY}",
+        remedy="the way to the git server is closed or broken: set `code: job`, which needs none from the VM",
+    ),
+    _rule(
+        ErrorClass.CODE,
+        r"Could not read from remote repository|couldn't find remote ref|not our ref",
+        r"Repository not found(?!.{0,40}url)|did not contain [0-9a-f]{40}|reference is not a tree",
+        r"unadvertised object|fatal: repository …not found|project you were looking for could not be found",
+        r"not allowed to download code|Remote branch \S+ not found|No url found for submodule",
+        r"(?:clone of|fetch of submodule|submodule) …failed|upload-pack: not our",
+        r"does not appear to be a git repository|not a git repository|dubious ownership",
+        r"(?:could not|cannot) (?:read|fetch|clone) .{0,60}(?:repository|submodule|Username)",
+        r"could not read (?:Username|Password)|terminal prompts disabled|Authentication failed for '",
+        r"Support for password authentication was removed|pathspec '.{0,120}did not match any",
+        r"unknown revision or path|bad object [0-9a-f]{7,}|unable to read tree|smudge (?:filter lfs failed|error)",
+        r"\bLFS\b.{0,120}(?:error|fail|quota|not found|missing)|over its data quota",
+        r"git-lfs.{0,60}(?:not found|fail)|shallow update not allowed",
+        r"fatal: unable to access …(?:error: 40[134]|403|404)",
+        r"remote: (?:ERROR|HTTP Basic|The project|Not Found|Forbidden)",
+        r"(?:deploy key|key) .{0,40}(?:is not|does not have) .{0,40}(?:allowed|access).{0,40}(?:project|repositor)",
+        remedy="check that the commit is pushed and that the project and its submodules can be read (`git "
+        "ls-remote` tells), or set `code: job`",
+    ),
+)
+
+WAY_TO_THE_VM = (
+    _rule(
+        ErrorClass.SSH,
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key verification failed|No \S+ host key is known",
+        r"host key mismatch|host key for \S+ has changed|knownhosts: key (?:mismatch|is unknown)",
+        r"Server \S+ not found in known_hosts",
+        cause="the machine that answers does not have the host key that was expected",
+        remedy="another machine may have its address by now: bring the run down with `glgpu destroy`, then run "
+        "it again",
+    ),
+    _rule(
+        ErrorClass.SSH,
+        r"Permission denied \((?:publickey|password|keyboard|gssapi|hostbased)|Too many authentication failures",
+        r"unable to authenticate, attempted methods|No more authentication methods|Load key \"",
+        r"UNPROTECTED PRIVATE KEY|AuthenticationException|Authentication failed\.$",
+        r"no matching (?:host key|key exchange|cipher)|invalid format.{0,40}key|Could not SSH into the instance",
+        r"SSH key has not propagated|oslogin.{0,80}(?:denied|not allowed|fail)|not a valid key file",
+        remedy="the VM does not take the login key: OS Login may be forced, or the guest agent is missing from "
+        f"the boot image ({SSH_TROUBLE.url})",
+    ),
+    _rule(
+        ErrorClass.SSH,
+        r"start-iap-tunnel|failed to connect to backend|\b40(?:03|10|47|51|80): ['\"]|tunnel-through-iap",
+        r"Failed to lookup instance|Failed to connect to port 22|destination read failed",
+        r"IAP (?:tunnel|TCP).{0,80}(?:fail|error|clos|refus|timed)|(?:open|establish|creat)\w* .{0,20}IAP tunnel",
+        remedy="check the firewall rule for IAP's range 35.235.240.0/20 and that the VM runs its SSH server: "
+        f"{IAP.url}",
+    ),
+    _rule(
+        ErrorClass.SSH,
+        r"kex_exchange_identification|ssh_exchange_identification|banner exchange|banner line|SSH protocol banner",
+        r"kex_protocol_error|ssh: connect to host|connect to (?:address|host) \S+ port 22\b",
+        r"(?:port |:)22(?:: |,? )(?:connect: )?(?:Connection|i/o|Operation|No route|Network|timed|timeout|connection)",
+        r"dial tcp \S+:22\b|Unable to connect to port 22|ssh: handshake failed",
+        r"Connection (?:closed|reset) by (?:\S+ )*(?:port \d+|remote host)|Connection to \S+ closed",
+        r"client_loop: send disconnect|Timeout, server \S+ not responding|packet_write_(?:wait|poll)|ssh_packet",
+        r"ssh_dispatch_run_fatal|ssh\w* exited with return code 255|\[?/usr/bin/ssh\]? exited",
+        r"NoValidConnectionsError|SSHException|mux_client",
+        r"SSH connection .{0,80}(?:fail|lost|clos|refus|timed|drop|broke|could not)",
+        r"(?:fail|unable|could not)\w* .{0,60}(?:\bSSH\b|ssh to)|timeout - last error|error connecting to SSH",
+        r"asyncssh\.\w*(?:Error|Lost)|UNREACHABLE!.{0,120}ssh|waiting for SSH|subsystem request failed",
+        r"lost connection$|rsync.{0,120}connection unexpectedly closed|paramiko",
+        remedy="look at the VM's serial console and the network's firewall, then retry the job: "
+        f"{SSH_TROUBLE.url}; `gcloud compute instances get-serial-port-output NAME --zone ZONE`",
+    ),
+)
+
+REFUSED = (
+    _rule(
+        ErrorClass.NOT_FOUND,
+        r"The referenced \w+ resource cannot be found",
+        remedy="check the name in glgpu.yml and the cloud project: `glgpu doctor` looks up each",
+    ),
+    _rule(
+        ErrorClass.CONFIG,
+        r"\[[^\]]{2,120}\] features are not compatible|(?:features?|InstanceTaxonomies) are not compatible",
+        r"do not support live migration|cannot be smaller than the image|size cannot be smaller",
+        r"must specify a subnet|is in custom subnet mode|Invalid resource name",
+        r"Invalid value for (?:field|argument|variable|input variable|\[)|Invalid value specified for",
+        r"must be a match of regex|Preemptible (?:VM|instance)s? (?:cannot|can't|are not)|automatically restarted",
+        r"on-?host-?maintenance.{0,60}(?:must|TERMINATE)|Invalid (?:number|count) of (?:accelerators|GPUs)",
+        r"GPUs? .{0,60}(?:cannot|can't|can only|must) be (?:attached|used)|cannot be attached to|Unknown zone",
+        r"Unknown region|Invalid (?:zone|region|machine type|accelerator)",
+        r"Unsupported (?:argument|block type|attribute)|Missing required argument",
+        r"Invalid value for (?:input )?variable|Reference to undeclared|Argument or block definition required",
+        r"Invalid provider configuration|No value for required variable|Value for undeclared variable",
+        r"Invalid (?:block|attribute|character|expression|function argument|reference|template|index)",
+        r"Inconsistent conditional|Incorrect attribute value type|Unsuitable value type",
+        r"Project could not be determined|exec format error|executable file not found in",
+        r"exec: \"[^\"]*\": (?:stat|permission|is a directory)|invalid mount config|unknown flag: ",
+        r"flag provided but not defined|unrecognized arguments|(?:is|are) not valid for this machine",
+        r"project: required field is not set",
+        r"(?-i:parameterNotSpecified|badRequest|INVALID_ARGUMENT|INVALID_USAGE|invalidParameter)",
+        r"Required field .{0,80}not (?:specified|set)|Request contains an invalid argument",
+        r"VM_MIN_COUNT_NOT_REACHED",
+        remedy="mend the value that the text names in glgpu.yml: docs/reference/settings.md has every key",
+    ),
+    _rule(
+        ErrorClass.TRANSIENT,
+        r"concurrent policy changes|retry the whole read-modify-write|operationInProgress",
+        r"operation .{0,60}in progress\. .{0,40}again",
+        remedy="somebody else changed the same thing at that moment: retry the job; `glgpu doctor` shows the "
+        "state of things",
+    ),
+    _rule(
+        ErrorClass.CONFLICT,
+        r"alreadyExists|already exists?\b|(?-i:ALREADY_EXISTS)|resourceInUseByAnotherResource",
+        r"(?-i:RESOURCE_IN_USE\w*)|conditionNotMet|is already (?:being )?used by|is already in use",
+        r"already been (?:taken|used)|Supplied fingerprint|fingerprint does not match|address already in use",
+        r"port is already allocated|name is not available|already (?:attached|mounted|running|member)",
+        r"is being used by|in use by (?:container|another)|etag (?:mismatch|does not match)",
+        r"pre-?conditions? you specified did not hold",
+        _status("409|412"),
+        remedy="clear up what is left of the run, then retry the job: `glgpu destroy`",
+    ),
+)
+"""Said of a request that reached the other side."""
+
+GITLAB = (
+    _rule(
+        ErrorClass.OUT_OF_TIME,
+        r"execution took longer than|exceeded the maximum execution time",
+        r"maximum (?:run|execution) (?:time|duration)|job (?:has )?(?:timed out|exceeded)",
+        r"max_?run_?duration.{0,60}(?:reached|exceeded|expired|terminat)|script timeout|RUNNER_SCRIPT_TIMEOUT",
+        r"job_execution_timeout",
+        cause="the job's or the VM's time was up",
+        remedy="raise machine.max_hours and the jobs' timeouts (docs/reference/inputs.md), or train for a shorter time",
+    ),
+    _rule(
+        ErrorClass.GITLAB,
+        r"413 (?:Request Entity|Payload|Content) Too Large|artifacts?.{0,120}too large|too large archive",
+        cause="the artifacts are larger than GitLab takes",
+        remedy="set `storage.artifact_mb` to what the instance allows (docs/reference/settings.md)",
+    ),
+    _rule(
+        ErrorClass.GITLAB,
+        r"Gitlab\w*Error\W{1,3}(?:400|403|405|422|409)|(?:gitlab\.\w|/api/v4).{0,200}403 Forbidden",
+        r"\"message\" ?: ?\"403 Forbidden|GitLab: (?:You are not allowed|Disallowed)",
+        r"403 Forbidden.{0,80}(?:token|gitlab|/api/v4)|gitlab\S*(?:Error|Exception)\S*: 403",
+        cause="GitLab refused a call",
+        remedy=f"GLGPU_GITLAB_TOKEN needs the role Maintainer and the scope api ({TOKENS.url}); `glgpu doctor` "
+        "checks it",
+    ),
+)
+
+NETWORKS = (
+    _rule(
+        ErrorClass.TOOL_MISSING,
+        r"\b(?P<a>terraform|tofu|gcloud|docker|git|git-lfs|ssh|gsutil|glgpu)\b:? (?:command )?not found",
+        r"Unsupported (?P<b>Terraform) Core version|Cannot connect to the (?P<c>Docker) daemon",
+        r"No such file or directory: '(?P<d>terraform|tofu|gcloud|docker|git|ssh)'",
+        r"(?P<e>docker)\.sock: connect: (?:permission|no such)",
+        cause="a program is missing here, too old, or does not run: {a}{b}{c}{d}{e}",
+        remedy="use the job image, or install it; Terraform from 1.5 on: `terraform version`, Docker: `docker info`",
+    ),
+    _rule(
+        ErrorClass.TRANSIENT,
+        r"too many 50[0-4] error responses|giving up after \d+ attempt.{0,60}50[0-4]",
+        r"HTTP remote state internal server error",
+        remedy="the other side failed and may work again: retry the job; `glgpu doctor` shows whether it does",
+    ),
+    _rule(
+        ErrorClass.NETWORK,
+        r"connection (?:was )?(?:refused|reset|aborted|timed out|broken|closed|error|lost|terminated|failure|died)",
+        r"connect(?:ion)?:? ?(?:ECONN|timeout)|no route to host|Name or service not known|no such host",
+        r"nodename nor servname|(?:Temporary failure|failure) in name|name (?:does not|could not) resol",
+        r"could(?: not|n't) resolve|Temporary failure resolving|unable to resolve|DNS (?:resolution|lookup|error)",
+        r"NameResolutionError|NewConnectionError|server misbehaving|getaddrinfo",
+        r"\bE(?:CONNREFUSED|CONNRESET|TIMEDOUT|HOSTUNREACH|NOTFOUND|AI_AGAIN|NETUNREACH|PIPE)\b",
+        r"network (?:is )?unreachable|host (?:is )?unreachable|Host is down",
+        r"(?:connect\w*|connection|read|write|request|operation|handshake|socket|lookup|dial\w*|transfer"
+        r"|download|fetch\w*|host|http\S*|url|server|GET|POST) .{0,80}?(?:timed[ -]out|time-out)\b",
+        r"connect(?:ion)? ?timeout(?! ?[=:]|\w)|\bi/o timeout",
+        r"timeout (?:awaiting|exceeded while|was reached|expired|while (?:connecting|reading))",
+        r"timed out (?:after \d|\(|while (?:connecting|reading|fetching|downloading))",
+        r"(?:Read|Connect|Connection|Socket|Pool)Timeout(?:Error)?\b|TimeoutError: (?:\[Errno|timed out|The read)",
+        r"\btimed out\.?['\")]|context deadline exceeded|Client\.Timeout|request canceled while",
+        r"^(?:\w+: )?(?:curl|wget)…timed out|Errno 110|DEADLINE_EXCEEDED|proxyconnect|Proxy ?Error",
+        r"Tunnel connection failed|HTTP code 407|Proxy Authentication Required|(?:from|through|via) proxy",
+        r"TLS handshake|SSL ?handshake|handshake (?:failure|failed|timeout)",
+        r"certificate[ _-](?:verif\w+|has expired|is not (?:yet )?valid|signed by|chain|required|problem|relies on)",
+        r"x509: |SSL(?:Error|EOFError|CertVerificationError)\b|SSL certificate|SSL_ERROR|\bssl\.c:|\btls: ",
+        r"SSL routines|CERTIFICATE_VERIFY_FAILED|self[- ]signed certificate|unable to get (?:local )?issuer",
+        r"wrong version number|gave HTTP response to HTTPS|EOF occurred in violation|bad record mac",
+        r"Max retries exceeded|Connection aborted|RemoteDisconnected|Remote end closed|ProtocolError",
+        r"IncompleteRead|ChunkedEncodingError|unexpected EOF(?! while (?:parsing|looking|scanning))|: EOF$",
+        r"early EOF|Failed to establish a new connection|failed to connect(?: to)?\b|cannot (?:connect|reach)",
+        r"could(?: not|n't) connect|unable to (?:connect|reach)|unable to access (?!.{0,200}error: [45]\d\d)",
+        r"failed to connect to all addresses|cannot assign requested address",
+        r"curl: \((?:5|6|7|16|18|28|35|52|55|56|60|77|92)\)|http2: (?:client connection|timeout|server sent)",
+        r"stream (?:error|was reset)|peer closed|Software caused connection abort|broken pipe|URLError",
+        r"(?:Connection|ConnectionReset|ConnectionRefused|ConnectionAborted|BrokenPipe)Error\b",
+        r"ClientConnectorError|ServerDisconnectedError|Network error|network(?:ing)? (?:failure|problem|timeout)",
+        r"the remote end hung up|RPC failed|TransportError|dial (?:tcp|udp)\b|Recv failure|Send failure",
+        r"Could not reach|not reachable|unreachable network|Socket (?:closed|error)",
+        remedy="check names, proxies, firewalls and certificates on the way to the other side, then retry the "
+        f"job; {DOCTOR}",
+    ),
+    _rule(
+        ErrorClass.TRANSIENT,
+        r"backendError|internalError|(?-i:INTERNAL_ERROR|\bUNAVAILABLE\b|\bABORTED\b)",
+        r"(?:code = |StatusCode\.|error: )(?:Unavailable|Internal|Aborted)\b|Internal error\b",
+        r"internal (?:server )?error|Service ?Unavailable|Bad ?Gateway|Gateway ?Time-?out|RESOURCE_NOT_READY",
+        r"resourceNotReady|is not ready\b|operationInProgress|OPERATION_IN_PROGRESS",
+        r"service is (?:currently |temporarily )?unavailable|temporarily (?:unavailable|unable|overloaded)",
+        r"temporary (?:error|failure|problem)|(?:please )?(?:try|retry) again (?:later|in|after|shortly|soon)",
+        r"please (?:try|retry) (?:again|the)",
+        r"(?:concurrent|simultaneous) (?:policy )?(?:changes|modification|updates)|503 Service",
+        r"HTTP (?:response code: )?50[0234]|server (?:error|is overloaded|is busy)|(?:is|was) overloaded",
+        r"code_?: ?(?:13|14)\b|(?-i:\bINTERNAL\b: )|unknown: Internal",
+        _status("50[0234]"),
+        r"^50[0234] (?:Server|Service|Bad|Gateway|Internal)",
+        remedy="the other side failed and may work again: retry the job; `glgpu doctor` shows whether it does",
+    ),
+)
+
+REMAINDER = (
+    _rule(
+        ErrorClass.STATE_LOCK,
+        r"Error (?:acquiring|locking)(?: the)? state|Unable to acquire (?:the )?state lock|state lock",
+        cause="Terraform's state of this run cannot be locked",
+        remedy="`glgpu destroy` breaks a lock that was left behind; or set `state: local`",
+    ),
+    _rule(
+        ErrorClass.STATE_ACCESS,
+        rf"{_STATE}|Error(?:: Failed to)? (?:writ|upload|persist)\w* state|state snapshot was created by",
+        r"Backend (?:initialization|configuration) (?:required|changed)|unsupported checkable object kind",
+        r"state data in \S+ does not have",
+        remedy="look at the state in GitLab (Operate > Terraform states, docs/reference/terraform.md), or set "
+        "`state: local`",
+    ),
+    _rule(
+        ErrorClass.PERMISSION,
+        r"(?-i:\bPERMISSION_DENIED\b|\bIAM_PERMISSION_DENIED\b)",
+        r"does not have (?:the )?(?:sufficient |required |enough |necessary )?permissions?\b",
+        r"(?:caller|client|user|principal|account|service account) .{0,80}(?:not (?:authorized|have)|lacks?"
+        r"|is missing|denied)",
+        r"Policy update access denied|insufficient (?:authentication )?(?:scopes?|permissions?)",
+        r"ACCESS_TOKEN_SCOPE_INSUFFICIENT|not authorized (?:to|for)",
+        r"(?:access|authorization) (?:was |is )?(?:denied|forbidden|unauthorized)",
+        r"googleapis?\.com…(?:Forbidden|\b403\b)|Permission denied on resource",
+        r"Missing or insufficient permissions|Not authorized|(?-i:\bforbidden\b)|Request had insufficient",
+        r"\bis not authorized\b|SERVICE_CONFIG_NOT_FOUND_OR_PERMISSION_DENIED|scope\(s\) are not authorized",
+        r"needs? the .{0,60}\b(?:IAM )?role\b",
+        r"(?:google|gcloud|GCP|Error|HttpError|exceptions?)\S*[: ].{0,40}\b403\b",
+        remedy=f"grant the missing role to the account that glgpu uses ({ACCESS_PAGE}); `glgpu doctor` names "
+        "what is missing",
+    ),
+    _rule(
+        ErrorClass.AUTH,
+        r"401 (?:Client Error|Unauthorized)|\bUnauthorized\b",
+        _status("401"),
+        cause="the other side does not accept the credentials, or was given none",
+        remedy=f"renew the token or key that is meant; Google's: {ACCESS_PAGE}, GitLab's: {TOKENS.url}",
+    ),
+    _rule(
+        ErrorClass.DRIVER,
+        r"Could not load dynamic library 'lib(?:cuda|cublas|cufft|curand|cusolver|cusparse|cudnn|cudart)",
+        r"Cannot dlopen some GPU libraries|failed call to cuInit",
+        r"lib(?:cudart|cublas|cudnn|cufft|curand|cusolver|cusparse|nccl|nvrtc)\S*\.so\S*: (?:cannot open|undefined)",
+        r"Could not (?:find|locate|load) (?:library )?\W?lib(?:cu|nv)\w+",
+        remedy=f"set train.image to one with the CUDA libraries that the framework wants ({CUDA.url})",
+    ),
+    _rule(
+        ErrorClass.NOT_FOUND,
+        r"(?-i:\bnotFound\b|\bNOT_FOUND\b|RESOURCE_NOT_FOUND|NoSuchBucket|NoSuchKey)",
+        r"(?:resource|project|network|subnetwork|bucket|object|account|instance|zone|region|repository"
+        r"|entity|disk|pool|provider|variable|secret|group|user|member|policy|role|key) …(?:was not found"
+        r"|not found|does not exist|doesn't exist|could not be found|cannot be found)",
+        r"404 (?:Not Found|Client Error|Project|File|Page)|Requested entity was not found",
+        r"Unknown (?:project|service account|user)|Gaia id not found|No default subnetwork|no default network",
+        r"could not find (?:the )?(?:network|subnetwork|project|instance|bucket)|The specified bucket",
+        r"may be incorrect or|RepositoryNotFoundError|EntryNotFoundError|does not have a provider named",
+        r"VPC_NOT_FOUND|SUBNET_NOT_FOUND\w*",
+        _status("404"),
+        remedy="check the name in glgpu.yml and the cloud project: `glgpu doctor` looks up each",
+    ),
+    _rule(
+        ErrorClass.CONFIG,
+        r"(?:google|gcloud|HttpError|compute)\S* .{0,80}\b400\b|(?-i:FAILED_PRECONDITION|UNSUPPORTED_OPERATION)",
+        r"googleapi: Error 400",
+        remedy="mend the value that the text names in glgpu.yml: docs/reference/settings.md has every key",
+    ),
+)
+
+RULES: tuple[Rule, ...] = (
+    *GPU_AND_MEMORY,
+    *DISK,
+    *CAPACITY,
+    *LIMITS,
+    *PROJECT,
+    *STATE,
+    *IMAGES_DENIED,
+    *RIGHTS,
+    *CREDENTIALS,
+    *PLACES,
+    *REPOSITORIES,
+    *WAY_TO_THE_VM,
+    *REFUSED,
+    *GITLAB,
+    *NETWORKS,
+    *REMAINDER,
+)
+"""In the order in which they are tried."""

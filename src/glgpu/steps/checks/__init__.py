@@ -1,0 +1,1 @@
+"""The checks of `glgpu doctor`: each looks at facts alone, and says what is wrong."""

@@ -1,0 +1,107 @@
+"""Settings that contradict each other, or the job that they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.lifetime import parse_duration, spoken
+from glgpu.settings import check_secrets
+from glgpu.steps.before_buying import settings_without_effect
+from glgpu.steps.checks.facts import Facts
+from glgpu.steps.checks.judging import Verdict, check, error, failed, warning
+
+HOSTED_SECONDS = 3 * 3600.0
+"""GitLab.com's hosted runners end every job then (https://docs.gitlab.com/ci/runners/hosted_runners/linux/)."""
+HOSTED = ("saas-", "runners-manager.gitlab.com", "gitlab-org-docker")
+"""What a hosted runner's tags or description contain."""
+
+
+@check("variables", "settings", "whether the job's own variables can be understood", "nothing")
+def variables(facts: Facts) -> Iterator[Verdict]:
+    """Each that cannot be read was left out, so that the others could be."""
+    yield from map(failed, facts.wrong_variables)
+
+
+@check("settings", "settings", "whether glgpu.yml is valid and means something", "glgpu.yml")
+def settings(facts: Facts) -> Iterator[Verdict]:
+    """The file, its overrides, and settings that are taken but do nothing."""
+    try:
+        found = facts.settings.get()
+    except Failure as failure:
+        yield failed(failure)
+        return
+    if not found.project:
+        yield error(
+            ErrorClass.CONFIG,
+            "the Google Cloud project is not set",
+            "set the CI variable GLGPU_PROJECT, or `project` in glgpu.yml",
+        )
+    for setting in settings_without_effect(found):
+        yield error(
+            ErrorClass.CONFIG, f"{setting} is part of glgpu's settings, but this version cannot do it", "leave it out"
+        )
+
+
+@check("training", "settings", "whether there is an image to train in", "glgpu.yml")
+def training(facts: Facts) -> Iterator[Verdict]:
+    """`glgpu train` has no default image."""
+    if facts.settings.get().train.image is None:
+        yield error(
+            ErrorClass.CONFIG,
+            "train.image is not set: there is nothing to train in",
+            "name a container image as train.image in glgpu.yml",
+        )
+
+
+@check("secrets", "settings", "whether what train.secrets names is there and can be masked", "glgpu.yml, a job")
+def secrets(facts: Facts) -> Iterator[Verdict]:
+    """All of them, where a run stops at the first."""
+    for name in facts.settings.get().train.secrets:
+        try:
+            check_secrets([name], facts.job.variables)
+        except Failure as failure:
+            yield failed(failure)
+
+
+@check("lifetimes", "settings", "whether machine.max_hours and the jobs' timeouts fit into each other", "a job's times")
+def lifetimes(facts: Facts) -> Iterator[Verdict]:
+    """A script that outlives its job takes after_script and artifacts with it."""
+    job, hours = facts.job, facts.settings.get().machine.max_hours
+    times = [time for time in (job.job_timeout, job.script_timeout) if time is not None]
+    if hours is not None and times and hours * 3600 > min(times):
+        yield error(
+            ErrorClass.CONFIG,
+            f"machine.max_hours is {hours:g}, but the train job ends its script after {spoken(min(times))}",
+            "lower machine.max_hours, or raise the include's inputs script_timeout and job_timeout",
+        )
+    after = job.variables.get("RUNNER_AFTER_SCRIPT_TIMEOUT", "")
+    if job.job_timeout is None or job.script_timeout is None:
+        return
+    whole = job.script_timeout + (parse_duration(after) if after else 0.0)
+    if whole >= job.job_timeout:
+        yield warning(
+            ErrorClass.CONFIG,
+            f"script and after_script may take {spoken(whole)}, the job {spoken(job.job_timeout)}: a job that reaches "
+            "its own timeout loses its after_script and its artifacts",
+            "raise the include's input job_timeout, or lower script_timeout",
+        )
+
+
+@check("hosted-runner", "settings", "whether a hosted runner would end the job before its time", "a job")
+def hosted_runner(facts: Facts) -> Iterator[Verdict]:
+    """GitLab.com's own limit, which no timeout of the project lifts."""
+    job = facts.job
+    told = job.variables.get("CI_RUNNER_DESCRIPTION", "") + job.variables.get("CI_RUNNER_TAGS", "")
+    if not any(word in told for word in HOSTED):
+        return
+    if job.job_timeout is not None and job.job_timeout > HOSTED_SECONDS:
+        yield warning(
+            ErrorClass.CONFIG,
+            f"this runner is one of GitLab.com's own, which ends every job after {spoken(HOSTED_SECONDS)}; "
+            f"the job's timeout is {spoken(job.job_timeout)}",
+            "leave the inputs job_timeout and script_timeout out, or name a runner of your own with the input tag",
+        )
+
+
+CHECKS = (variables, settings, training, secrets, lifetimes, hosted_runner)
