@@ -137,6 +137,10 @@ class Outside:
         class Refusal(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 _, target, *_ = [*self.rfile.readline().decode("latin-1").split(), "", ""]
+                import sys
+                lines=[]
+                while (l:=self.rfile.readline().strip()): lines.append(l)
+                print("OUT", target, lines, file=sys.__stderr__)
                 wanted[target] += 1
                 self.wfile.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 

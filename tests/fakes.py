@@ -21,6 +21,7 @@ from glgpu.interfaces import (
     Backend,
     BootImage,
     CloudProject,
+    Endpoint,
     FirewallRule,
     Insert,
     Instance,
@@ -755,7 +756,7 @@ class Stage:
     stacks: list[FakeStack] = field(default_factory=list)
     applies: Callable[[FakeStack], None] = lambda _: None
     refuses: dict[str, Failure] = field(default_factory=dict)
-    connected: list[tuple[str, int, str]] = field(default_factory=list)
+    connected: list[tuple[Endpoint, str]] = field(default_factory=list)
     buckets: dict[str, FakeStates] = field(default_factory=dict)
 
     @property
@@ -839,8 +840,8 @@ def make_stage(folder: Path, **variables: str) -> Stage:
     cloud, forge, machine = FakeCloud(clock), FakeForge(), FakeMachine()
     name = job.name()
 
-    def connect(address: str, port: int, _folder: Path, host_key: str) -> FakeMachine:
-        stage.connected.append((address, port, host_key))
+    def connect(endpoint: Endpoint, _folder: Path, host_key: str) -> FakeMachine:
+        stage.connected.append((endpoint, host_key))
         return machine
 
     def stack_for(given: Mapping[str, object], state: Backend | None) -> FakeStack:

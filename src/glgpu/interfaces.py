@@ -758,8 +758,40 @@ class Machine(Protocol):
         """Start a shell command and talk to it; after ``timeout`` seconds the connection ends."""
 
 
-Connect = Callable[[str, int, Path, str], Machine]
-"""address, port, folder with the login key, pinned host key -> the VM."""
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a VM's SSH server answers.
+
+    Attributes:
+        name: Instance name.
+        zone: Its zone.
+        address: IPv4 address; empty where it has none that its callers can reach.
+        port: TCP port.
+        through_iap: Whether the way leads through Identity-Aware Proxy.
+    """
+
+    name: str
+    zone: str
+    address: str
+    port: int
+    through_iap: bool = False
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A program that ssh starts to get at a VM.
+
+    Attributes:
+        command: OpenSSH's ProxyCommand.
+        environment: Variables for it.
+    """
+
+    command: str
+    environment: Mapping[str, str]
+
+
+Connect = Callable[[Endpoint, Path, str], Machine]
+"""where, folder with the login key, pinned host key -> the VM."""
 StackFor = Callable[[Mapping[str, object], Backend | None], Stack]
 """variables, where its state is (None: nowhere, thrown away) -> Terraform."""
 BucketFor = Callable[[str], StateStore]

@@ -50,6 +50,7 @@ class Job:
         compute_endpoint: ``http://host:port`` of another Compute Engine; empty: Google's.
         google_endpoint: The same for all other Google APIs.
         registry_endpoint: The same for the container registries, all of them.
+        iap_endpoint: Where Identity-Aware Proxy's tunnels begin; empty: Google's own place.
         google_token: A ready access token; empty: application default credentials.
         google_credentials: ``GOOGLE_CREDENTIALS``: a key's JSON text or its path.
         federation: Workload Identity Federation: provider, service account, identity token; None where not used.
@@ -83,6 +84,7 @@ class Job:
     compute_endpoint: str
     google_endpoint: str
     registry_endpoint: str
+    iap_endpoint: str
     google_token: str = field(repr=False)
     google_credentials: str = field(repr=False)
     federation: Federation | None = field(repr=False)
@@ -169,6 +171,7 @@ def read_job(environment: Mapping[str, str], folder: Path, now: float) -> Job:
         compute_endpoint=_endpoint("GLGPU_COMPUTE_ENDPOINT", get("GLGPU_COMPUTE_ENDPOINT")),
         google_endpoint=_endpoint("GLGPU_GOOGLE_ENDPOINT", get("GLGPU_GOOGLE_ENDPOINT")),
         registry_endpoint=_endpoint("GLGPU_REGISTRY_ENDPOINT", get("GLGPU_REGISTRY_ENDPOINT")),
+        iap_endpoint=get("GLGPU_IAP_ENDPOINT"),
         google_token=get("GOOGLE_OAUTH_ACCESS_TOKEN"),
         google_credentials=get("GOOGLE_CREDENTIALS"),
         federation=Federation(provider, get("GLGPU_WIF_SERVICE_ACCOUNT"), token) if provider and token else None,

@@ -19,6 +19,7 @@ from glgpu.clients.container_registry import ContainerRegistry
 from glgpu.clients.gitlab_project import GitlabProject
 from glgpu.clients.google_login import terraform_environment
 from glgpu.clients.google_project import GoogleProject
+from glgpu.clients.iap_tunnel import iap_proxy
 from glgpu.clients.local_repository import LocalRepository
 from glgpu.clients.local_tools import LocalTools
 from glgpu.clients.remote_machine import RemoteMachine, make_login_key
@@ -27,7 +28,7 @@ from glgpu.clock import Clock, SystemClock
 from glgpu.console import Console
 from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import Backend, Stack
+from glgpu.interfaces import Backend, Endpoint, Stack
 from glgpu.job import Job, hide_tokens, read_job
 from glgpu.masking import Masker
 from glgpu.run_names import Kind, RunName
@@ -170,11 +171,13 @@ def offer_sources(
     if not settings.project:
         yield settings.machine, None, None
         return
+    another_s = job.scratch.exists()  # a run that is under way here has its key in it
     _make_scratch(job.scratch)
     try:
         yield settings.machine, ComputeCatalogue(job, settings.project), BillingCatalogue(job)
     finally:
-        shutil.rmtree(job.scratch, ignore_errors=True)
+        if not another_s:
+            shutil.rmtree(job.scratch, ignore_errors=True)
 
 
 def under_name(run: Run, name: RunName) -> Run:
@@ -212,6 +215,10 @@ def _wire(console: Console, job: Job, settings: Settings, name: RunName, base: s
             say=lambda line: console.say(f"terraform: {line}"),
         )
 
+    def connect(endpoint: Endpoint, folder: Path, host_key: str) -> RemoteMachine:
+        proxy = iap_proxy(job, settings.project or "", endpoint) if endpoint.through_iap else None
+        return RemoteMachine(endpoint, folder, host_key, proxy)
+
     _make_scratch(job.scratch)
     return Run(
         name=name,
@@ -222,7 +229,7 @@ def _wire(console: Console, job: Job, settings: Settings, name: RunName, base: s
         catalogue=ComputeCatalogue(job, settings.project or ""),
         forge=GitlabProject(job),
         bucket_for=lambda name: CloudStorage(job, name),
-        connect=RemoteMachine,
+        connect=connect,
         stack_for=stack_for,
         make_login_key=make_login_key,
         repository=LocalRepository(job.project_dir),

@@ -187,7 +187,7 @@ def test_an_insert_belongs_to_one_name_and_one_zone(bench: Bench) -> None:
     assert bench.cloud.inserts(bench.vm.name, "europe-west4-b") == []
 
 
-@pytest.mark.parametrize("form", ["", "sentence"])
+@pytest.mark.parametrize("form", ["", "sentence", "metadata"])
 def test_a_failed_insert_says_why_and_which_zones_have_capacity(bench: Bench, form: str) -> None:
     bench.cloud.delete_instance(bench.vm.name, ZONE)
     before = {one.operation for one in bench.cloud.inserts(bench.vm.name, ZONE)}

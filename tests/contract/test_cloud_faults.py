@@ -94,6 +94,7 @@ def test_a_state_holds_where_its_rule_says() -> None:
     ("form", "code", "named"),
     [
         ("", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", ("europe-west4-b", "europe-west4-c")),
+        ("metadata", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", ("europe-west4-b", "europe-west4-c")),
         ("sentence", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", ("europe-west4-b", "europe-west4-c")),
         ("plain", "ZONE_RESOURCE_POOL_EXHAUSTED", ()),
     ],

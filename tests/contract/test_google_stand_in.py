@@ -296,6 +296,20 @@ def test_a_service_account_s_key_gives_a_token(cloud: Google) -> None:
         service_account.Credentials.from_service_account_info(stranger, scopes=SCOPES).refresh(Transport())
 
 
+def test_a_service_account_s_key_signs_tokens_itself(cloud: Google) -> None:
+    key = cloud.apis.new_key(cloud.apis.account)
+    credentials = service_account.Credentials.from_service_account_info(key, scopes=SCOPES, always_use_jwt_access=True)
+    credentials._create_self_signed_jwt("https://compute.googleapis.com/")
+    credentials.refresh(Transport())
+    assert cloud.ask("GET", f"/v1/projects/{PROJECT}", token=credentials.token)[0] == 200
+    head, claims, signature = credentials.token.split(".")
+    forged = f"{head}.{claims}.{signature[::-1]}"
+    assert cloud.ask("GET", f"/v1/projects/{PROJECT}", token=forged)[0] == 401
+    assert [call for call in cloud.calls.lines() if call["target"] == "/token"] == []
+    cloud.clock.advance(3700)
+    assert cloud.ask("GET", f"/v1/projects/{PROJECT}", token=credentials.token)[0] == 401
+
+
 # Cloud Storage
 
 

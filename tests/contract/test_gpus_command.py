@@ -46,6 +46,13 @@ def test_zones_limits_and_todays_prices_are_joined(world: Lab, tmp_path: Path) -
     assert not (tmp_path / ".glgpu").exists()
 
 
+def test_the_key_of_a_run_that_is_under_way_is_left_alone(world: Lab, tmp_path: Path) -> None:
+    (tmp_path / ".glgpu").mkdir()
+    (tmp_path / ".glgpu/login").write_text("key")
+    assert call(world, tmp_path, "--gpu", "nvidia-l4").exit_code == 0
+    assert (tmp_path / ".glgpu/login").read_text() == "key"
+
+
 def test_the_regions_of_glgpu_yml_count(world: Lab, tmp_path: Path) -> None:
     (tmp_path / "glgpu.yml").write_text(SETTINGS)
     told = call(world, tmp_path, "--json")

@@ -14,7 +14,7 @@ import pytest
 from fakes import FakeMachine
 from glgpu.clients.remote_machine import RemoteMachine
 from glgpu.errors import Failure
-from glgpu.interfaces import Instance, Machine
+from glgpu.interfaces import Endpoint, Instance, Machine
 from glgpu.steps.context import Run
 from glgpu.steps.door import Guest, Way, log_in, open_door
 from glgpu.steps.guest import command
@@ -148,7 +148,7 @@ def test_a_wrong_host_key_is_refused(real: Real, tmp_path: Path) -> None:
     (tmp_path / "login").chmod(0o600)
     port = int(real.run.cloud.find(real.vm.name)[0].metadata["glgpu-ssh-port"])
     other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAfuCHKVTjquxvt6CM6tdG4SLp1Btn/nOeHHE5UOzRdf"
-    done = RemoteMachine(real.vm.address, port, tmp_path, other).run("true", timeout=20)
+    done = RemoteMachine(Endpoint("vm", "z", real.vm.address, port), tmp_path, other).run("true", timeout=20)
     assert done.code == 255
     assert "Host key verification failed" in done.complaint
 
@@ -194,5 +194,5 @@ def test_nothing_of_a_secret_is_on_a_command_line(real: Real) -> None:
 def test_an_ssh_that_is_missing_is_40(real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Failure) as caught:
-        RemoteMachine(real.vm.address, 22, tmp_path, "ssh-ed25519 A")
+        RemoteMachine(Endpoint("vm", "z", real.vm.address, 22), tmp_path, "ssh-ed25519 A")
     assert caught.value.exit_code == 40

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from applying import MakeWorkspace, Provider, Workspace
+from applying import TERRAFORM, MakeWorkspace, Provider, Workspace
 from cloud import IMAGE, NAME, TOKEN, VARIABLES, ZONE, Cloud
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.google_api import compute_api
@@ -234,6 +234,9 @@ def test_terraform_tests_of_the_module_pass(provider: Provider, workspace: MakeW
         pytest.skip(f"terraform 1.7: {provider.terraform} mocks no provider, the tests of gpu-vm did NOT run")
     module = workspace("gpu-vm", {}, environment={})
     (module.folder / "run.auto.tfvars.json").unlink()
+    refusals = (TERRAFORM / "rehearsal-vm/tests/variables.tftest.hcl").read_text(encoding="utf-8")
+    (module.folder / "tests/variables.tftest.hcl").write_text(f'mock_provider "google" {{}}\n\n{refusals}')
     module.init()
     said = module.run("test", "-no-color")
-    assert " 0 failed" in said, said
+    runs = sum(path.read_text().count("\nrun ") for path in (module.folder / "tests").glob("*.tftest.hcl"))
+    assert f"Success! {runs} passed, 0 failed." in said, said

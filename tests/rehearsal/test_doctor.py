@@ -17,7 +17,7 @@ from glgpu.console import Console
 from glgpu.masking import Masker
 from glgpu.rehearsal.command import adopt, job_by_hand, occasion
 from glgpu.rehearsal.defects import DEFECTS, Defect, Scene, drawn, make_healthy
-from glgpu.stages.doctor import doctor, exit_code
+from glgpu.stages.doctor import doctor
 from glgpu.steps.checks.catalogue import CHECKS
 from glgpu.steps.checks.judging import Finding
 from glgpu.wiring import make_sources
@@ -118,3 +118,67 @@ def test_every_check_has_a_defect_and_every_defect_a_check() -> None:
     for defect in DEFECTS:
         assert defect.hides | defect.besides <= set(names), defect.name
     assert len({defect.name for defect in DEFECTS}) == len(DEFECTS)
+
+
+def test_the_stand_ins_alone_can_be_served_with_defects(tmp_path: Path, checkout: Path) -> None:
+    words = ("--serve", "--defect", "disk-small", "--defect", "billing-off", checkout)
+    with started(tmp_path, *words, apart=True) as process:
+        assert process.stdout is not None
+        served = json.loads(process.stdout.readline())
+        code, found = told(served["environment"], checkout)
+        process.terminate()
+    assert (code, wrong(found)) == (2, {"disk-size", "billing"})
+
+
+def test_the_defects_are_listed_for_programs_and_meant_for_doctor_alone(tmp_path: Path) -> None:
+    listed = subprocess.run(
+        [GLGPU, "rehearse", "--list-defects", "--json"], capture_output=True, check=True, timeout=60
+    )
+    assert {one["name"]: set(one["checks"]) for one in json.loads(listed.stdout)} == {
+        defect.name: set(defect.checks) for defect in DEFECTS
+    }
+    for words in (["--defect", "disk-small"], ["--serve", "--defect", "no-such"]):
+        done = subprocess.run([GLGPU, "rehearse", *words], capture_output=True, cwd=tmp_path, check=False, timeout=60)
+        assert done.returncode == 2
+
+
+def test_on_a_laptop_without_gitlab_the_rest_is_asked_all_the_same(checkout: Path) -> None:
+    with scene_of(checkout) as scene:
+        environment = {name: value for name, value in scene.environment.items() if not name.startswith("CI_")}
+        del environment["GLGPU_GITLAB_TOKEN"]
+        code, found = told(environment, checkout)
+    assert code == 0
+    assert wrong(found) == set()
+    unasked = {one["check"] for one in found if one["status"] == "not checked"}
+    assert {check.name for check in CHECKS if check.subject == "GitLab"} - {"host-keys"} <= unasked
+    assert all(one["remedy"] for one in found if one["status"] == "not checked")
+
+
+def test_people_see_what_is_wrong_with_its_remedy_and_a_count_of_what_is_not(checkout: Path) -> None:
+    with scene_of(checkout) as scene:
+        for defect in DEFECTS:
+            if defect.name in ("gpu-quota-zero", "token-dies-soon"):
+                defect.draw(scene)
+        done = subprocess.run(
+            [GLGPU, "doctor"], cwd=checkout, env={**os.environ, **scene.environment}, capture_output=True, text=True,
+            check=False, timeout=120,
+        )  # fmt: skip
+        assert scene.adopted.token.value not in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0] == "== GitLab"
+    assert lines[1].startswith("warning: gitlab-token-days (GITLAB_AUTH, exit code 12): ")
+    assert lines[2].startswith("   remedy: ")
+    assert lines[3] == "== machine"
+    assert "NVIDIA_L4_GPUS in europe-west4 has room for 0" in lines[4]
+    assert lines[-1] == f"{len(CHECKS) - 2} checks good, 0 errors, 2 warnings, 0 not checked"
+    assert done.returncode == 0
+
+
+def test_a_broken_glgpu_yml_does_not_hide_the_rest(tmp_path: Path) -> None:
+    folder = repository(tmp_path / "repository", FILES)
+    with scene_of(folder) as scene:
+        (folder / "glgpu.yml").write_text("machines: {}\n")
+        scene.world.google.project.billing = False
+        code, found = told(scene.environment, folder)
+    assert code == 2
+    assert wrong(found) == {"settings", "billing"}

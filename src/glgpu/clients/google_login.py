@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from glgpu.errors import ErrorClass, Failure
@@ -46,10 +47,38 @@ def terraform_environment(job: Job) -> dict[str, str]:
         return {"GOOGLE_OAUTH_ACCESS_TOKEN": job.google_token}
     if job.federation:
         path = job.scratch / "google-credentials.json"
-        write_atomically(path, json.dumps(_federation_info(job.federation, job)).encode())
-        path.chmod(0o600)
+        _write_secret(path, json.dumps(_federation_info(job.federation, job)))
         return {"GOOGLE_CREDENTIALS": str(path)}
     return {}  # GOOGLE_CREDENTIALS and application default credentials are the provider's own business
+
+
+def gcloud_environment(job: Job) -> dict[str, str]:
+    """Variables by which gcloud finds the same credentials; a laptop's gcloud has a login of its own.
+
+    Every ``CLOUDSDK_`` variable stands for a property (https://cloud.google.com/sdk/docs/properties).
+    """
+    quiet = ("CORE_DISABLE_PROMPTS", "CORE_DISABLE_USAGE_REPORTING", "COMPONENT_MANAGER_DISABLE_UPDATE_CHECK")
+    found = {f"CLOUDSDK_{name}": "1" for name in (*quiet, "SURVEY_DISABLE_PROMPTS")}
+    if job.compute_endpoint:
+        found["CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE"] = f"{job.compute_endpoint}/compute/v1/"
+    if job.google_token:
+        path = job.scratch / "google-token"
+        _write_secret(path, job.google_token)
+        return {**found, "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE": str(path), "CLOUDSDK_CONFIG": str(job.scratch / "gcloud")}
+    info = _info(job)
+    named = job.variables.get("GOOGLE_APPLICATION_CREDENTIALS", "")
+    if info is None and not named:
+        return found
+    path = job.scratch / "gcloud-credentials.json"
+    if info is not None:
+        _write_secret(path, json.dumps(info))
+    found["CLOUDSDK_AUTH_CREDENTIAL_FILE_OVERRIDE"] = str(path) if info is not None else named
+    return {**found, "CLOUDSDK_CONFIG": str(job.scratch / "gcloud")}
+
+
+def _write_secret(path: Path, text: str) -> None:
+    write_atomically(path, text.encode())
+    path.chmod(0o600)
 
 
 def _info(job: Job) -> dict[str, Any] | None:
@@ -88,8 +117,7 @@ def _of_kind(info: Mapping[str, Any]) -> Any:
 def _federation_info(federation: Federation, job: Job) -> dict[str, Any]:
     """The form that google-auth and the provider share (https://google.aip.dev/auth/4117)."""
     token = job.scratch / "id-token"
-    write_atomically(token, federation.token.encode())
-    token.chmod(0o600)
+    _write_secret(token, federation.token)
     info: dict[str, Any] = {
         "type": "external_account",
         "audience": f"//iam.googleapis.com/{federation.provider}",

@@ -13,7 +13,8 @@ from typing import IO
 
 from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
-from glgpu.processes import Done, Running, TimedOut, need_tool, run
+from glgpu.interfaces import Endpoint, Proxy
+from glgpu.processes import Done, Running, TimedOut, environment, need_tool, run
 from glgpu.run_record import write_atomically
 
 USER = "glgpu"
@@ -26,13 +27,15 @@ class RemoteMachine:
     """One VM, as the user ``glgpu``.
 
     Args:
-        address: Its IPv4 address.
-        port: Of its SSH server.
+        endpoint: Where its SSH server answers.
         folder: Holds the login key ``login`` and gets the file of known hosts.
         host_key: The pinned key as ``ssh-ed25519 AAAA...``.
+        proxy: The way there, where it is not direct.
     """
 
-    def __init__(self, address: str, port: int, folder: Path, host_key: str) -> None:
+    def __init__(self, endpoint: Endpoint, folder: Path, host_key: str, proxy: Proxy | None = None) -> None:
+        address, port = endpoint.address or endpoint.name, endpoint.port
+        self._env = environment(proxy.environment) if proxy else None
         known = folder / f"known_hosts-{address}-{port}"
         try:
             write_atomically(known, f"[{address}]:{port} {host_key}\n{address} {host_key}\n".encode("ascii"))
@@ -52,6 +55,8 @@ class RemoteMachine:
             "ServerAliveCountMax": "3",
             "LogLevel": "ERROR",
         }
+        if proxy:
+            options["ProxyCommand"] = proxy.command
         self._argv = [need_tool("ssh", "to reach the VM"), "-F", "/dev/null", "-T", "-p", str(port), "-l", USER]
         for name, value in options.items():
             self._argv += ["-o", f"{name}={value}"]
@@ -61,7 +66,7 @@ class RemoteMachine:
         """Run a shell command to its end; 255 when there is no connection."""
         argv = [*self._argv, script]
         try:
-            done = run(argv, stdin=stdin, timeout=timeout)
+            done = run(argv, stdin=stdin, timeout=timeout, env=self._env)
         except TimedOut:
             return Done(argv, LOST, b"", f"no answer within {timeout:.0f} s".encode())
         return replace(done, code=_code(done.code))
@@ -74,7 +79,7 @@ class RemoteMachine:
             script: The command.
             timeout: Seconds after which the connection is cut, whatever it is about.
         """
-        with Running([*self._argv, script], stdin=True, stderr=True) as process:
+        with Running([*self._argv, script], env=self._env, stdin=True, stderr=True) as process:
             cut = threading.Timer(timeout, process.popen.kill) if timeout is not None else None
             if cut is not None:
                 cut.daemon = True

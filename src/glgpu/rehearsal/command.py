@@ -94,7 +94,8 @@ def rehearse(
             return _serve(console, world, adopt(world, repository, chosen, image), drawn)
         with console.section("stand-ins", "Stand-ins"):
             world.start(repository)
-            rehearsal = Rehearsal(console, world, adopt(world, repository, chosen, image), chosen)
+            adopted = adopt(world, repository, chosen, image, federated=True)
+            rehearsal = Rehearsal(console, world, adopted, chosen)
         return rehearsal.play()
     finally:
         # What is being cleared away is cleared away, however impatient somebody gets.
@@ -158,7 +159,9 @@ def _list(console: Console, as_json: bool) -> None:
     console.table(["fault", "exit code", "class", "what goes wrong", "who acts afterwards, and finds"], rows)
 
 
-def adopt(world: World, repository: Path, faults: Sequence[Fault], image: str | None) -> Adopted:
+def adopt(
+    world: World, repository: Path, faults: Sequence[Fault], image: str | None, *, federated: bool = False
+) -> Adopted:
     """Set the repository up in the stand-in GitLab, secrets from the caller's environment or made up."""
     own = process_environment()
     variables = []
@@ -173,7 +176,7 @@ def adopt(world: World, repository: Path, faults: Sequence[Fault], image: str | 
         if known:
             world.registry.images[full_name(known)] = Repository()
     branch = next((fault.branch for fault in faults if fault.branch != worlds.BRANCH), worlds.BRANCH)
-    adopted = world.adopt(repository, config=CONFIG, branch=branch, variables=variables)
+    adopted = world.adopt(repository, config=CONFIG, branch=branch, variables=variables, federated=federated)
     adopted.token.revoked = any(fault.token_revoked for fault in faults)
     return adopted
 

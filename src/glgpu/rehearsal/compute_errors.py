@@ -234,7 +234,7 @@ def stockout(
         gpu: Accelerator type and number, or None.
         others: Zones that have capacity.
         form: Which of Google's texts: ``plain`` has no details (the oldest), ``sentence`` names the other zones in
-            its message alone; else they are in the details too.
+            its message alone, ``metadata`` in its details alone; else both do.
     """
     where = (
         f"The zone 'projects/{project}/zones/{zone}' does not have enough resources available to fulfill the request."
@@ -250,7 +250,7 @@ def stockout(
     hint = (
         f"Consider trying your request in the {', '.join(others)} zone(s), which currently has capacity to accommodate "
         "your request. "
-        if others
+        if others and form != "metadata"
         else ""
     )
     sentence = (

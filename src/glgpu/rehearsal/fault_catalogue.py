@@ -342,7 +342,7 @@ FAULTS: tuple[Fault, ...] = (
         "guest-attributes-blocked",
         "a policy forbids guest attributes, so the VM can publish no host key there",
         0,
-        shows="the host key is read from the serial console",
+        shows="host key is read from its serial console",
         rules=[Rule("compute.guest-attributes-policy", "on")],
         variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
     ),

@@ -119,6 +119,7 @@ class GoogleCloud:
         self.identities = Identities(self.project)
         self.storage = Storage(self.project)
         self._federation = Federation(self.project, self.identities, fetch_keys)
+        tokens.believe = self._federation.believe
         self._handlers: dict[str, Handler] = {
             **ProjectServices(self.project).handlers(),
             **self.identities.handlers(),

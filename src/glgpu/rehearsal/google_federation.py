@@ -172,6 +172,21 @@ class Federation:
 
     # Keys
 
+    def believe(self, text: str) -> Principal | None:
+        """Who signed a token with a service account's key, for a scope or for one of Google's APIs."""
+        try:
+            token = Jwt.read(text)
+        except ValueError:
+            return None
+        claims, email, now = token.claims, str(token.claims.get("iss", "")), self._project.clock.now()
+        key = self._identities.key(email, str(token.header.get("kid")))
+        account = self._identities.account(email)
+        if key is None or account is None or account.get("disabled") or not token.signed_by(key):
+            return None
+        meant = claims.get("scope") or re.fullmatch(r"https://[a-z-]+\.googleapis\.com/", claims.get("aud", ""))
+        in_time = claims.get("iat", 0) - SKEW <= now < claims.get("exp", 0) <= claims.get("iat", 0) + LONGEST_LIFE
+        return service_account(email) if meant and in_time and claims.get("sub") == email else None
+
     def answer_key(self, body: bytes, address: str) -> Resource:
         """An access token for whoever shows that he has a service account's key (RFC 7523).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from glgpu.errors import ErrorClass, Failure
 from glgpu.machines import cuts
+from glgpu.processes import need_tool
 from glgpu.settings import Settings, check_secrets
 from glgpu.steps.bring_up import plan_lifetime
 from glgpu.steps.context import Run
@@ -22,6 +23,8 @@ def check_before_buying(run: Run) -> None:
         raise Failure(
             ErrorClass.CONFIG, "train.image is not set: there is nothing to train in", "name a container image there"
         )
+    if run.settings.network.access == "iap":
+        need_tool("gcloud", "for network.access: iap; the job image `job-iap` has it")
     for setting in settings_without_effect(run.settings):
         raise Failure(
             ErrorClass.CONFIG,

@@ -18,7 +18,7 @@ from ipaddress import IPv4Address
 
 from glgpu.clock import poll
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import FirewallRule, Instance, Machine
+from glgpu.interfaces import Endpoint, FirewallRule, Instance, Machine
 from glgpu.resources import resource_text
 from glgpu.steps.context import Run, hard_end_of, vanished
 from glgpu.steps.serial_console import WHOLE, ignores_keys, never_answered, printed_host_key
@@ -160,8 +160,7 @@ def log_in(run: Run, instance: Instance, way: Way, *, seconds: float | None = No
     host_key = _host_key(run, instance, end, start_up)
     _bring_key(run, instance, host_key)
     current = run.cloud.get(instance.name, instance.zone) or instance
-    address = current.internal_address if run.settings.network.access == "iap" else current.address
-    machine = run.connect(address or current.internal_address, int(ssh_port_of(current)), run.job.scratch, host_key)
+    machine = run.connect(_endpoint(run, current), run.job.scratch, host_key)
     said = ""
 
     def greet() -> str | None:
@@ -186,6 +185,12 @@ def log_in(run: Run, instance: Instance, way: Way, *, seconds: float | None = No
     if home is None:
         raise never_answered(run, current, f"does not let us in: {said}")
     return Guest(machine, home)
+
+
+def _endpoint(run: Run, instance: Instance) -> Endpoint:
+    iap = run.settings.network.access == "iap"
+    address = instance.internal_address if iap else instance.address or instance.internal_address
+    return Endpoint(instance.name, instance.zone, address, int(ssh_port_of(instance)), iap)
 
 
 def _bring_key(run: Run, instance: Instance, host_key: str) -> None:

@@ -1,5 +1,5 @@
 # The instance as planned for the google provider, which is mocked: `terraform init` has to find its binary all the same.
-# What the variables refuse is tested in the module beside this one, whose variables.tf is the same file.
+# What the variables refuse is in ../../rehearsal-vm/tests/variables.tftest.hcl; the tests run that file here as well.
 
 mock_provider "google" {}
 
@@ -61,6 +61,40 @@ run "without_a_startup_script_there_is_no_item_for_it" {
   assert {
     condition     = !contains(keys(google_compute_instance.run.metadata), "startup-script")
     error_message = "null is no script"
+  }
+}
+
+run "what_is_not_said_of_machine_and_network_is_filled_in" {
+  command = plan
+
+  assert {
+    condition     = google_compute_instance.run.boot_disk[0].initialize_params[0].size == 100
+    error_message = "the disk has 100 GB"
+  }
+
+  assert {
+    condition     = google_compute_instance.run.boot_disk[0].initialize_params[0].type == "pd-balanced"
+    error_message = "the disk is a balanced one"
+  }
+
+  assert {
+    condition     = google_compute_instance.run.network_interface[0].network == "default" && length(google_compute_instance.run.network_interface[0].access_config) == 1
+    error_message = "the VM is in the default network, with an external address"
+  }
+
+  assert {
+    condition     = google_compute_instance.run.labels == tomap({ glgpu = "managed", glgpu-expires = "1764000000" })
+    error_message = "the labels are those of the variable, and no more"
+  }
+
+  assert {
+    condition     = google_compute_instance.run.scheduling[0].on_host_maintenance == "TERMINATE" && !google_compute_instance.run.scheduling[0].automatic_restart
+    error_message = "a GPU cannot move to another host, and nothing starts the VM again"
+  }
+
+  assert {
+    condition     = google_compute_instance.run.timeouts.create == "20m"
+    error_message = "Terraform is more patient than any healthy insert is slow"
   }
 }
 
@@ -151,5 +185,31 @@ run "an_instance_without_external_address_is_reached_through_identity_aware_prox
   assert {
     condition     = output.ssh_port == 22
     error_message = "the SSH port is 22 where the metadata say nothing"
+  }
+}
+
+run "what_jobs_change_while_the_vm_lives_is_not_taken_back" {
+  variables {
+    labels = { glgpu = "managed", glgpu-expires = "1764009999", cost-centre = "vision" }
+    metadata = {
+      glgpu-host-key = "ssh-ed25519 AAAA"
+      glgpu-settings = "{}"
+      glgpu-ssh-port = "2222"
+    }
+  }
+
+  assert {
+    condition     = google_compute_instance.run.labels == tomap({ glgpu = "managed", glgpu-expires = "1764000000", cost-centre = "vision" })
+    error_message = "of the labels, the soft end alone is left as it was"
+  }
+
+  assert {
+    condition     = length(setintersection(keys(google_compute_instance.run.metadata), ["glgpu-host-key", "glgpu-ssh-port"])) == 0
+    error_message = "host key and SSH port are left as they were"
+  }
+
+  assert {
+    condition     = google_compute_instance.run.metadata["glgpu-settings"] == "{}"
+    error_message = "every other item is as it is asked for"
   }
 }
