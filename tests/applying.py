@@ -35,7 +35,7 @@ class Provider:
         program: Path of Terraform.
         terraform: Version of Terraform.
         version: Version of hashicorp/google.
-        source: Where it was found.
+        source: The folder of its program.
         mirror: A folder laid out as Terraform wants a file system mirror.
         config: A CLI configuration with that mirror and nothing else, for TF_CLI_CONFIG_FILE.
     """
@@ -82,7 +82,7 @@ def find_provider(folder: Path) -> Provider:
         program=program,
         terraform=tuple(map(int, told["terraform_version"].split("-")[0].split("."))),
         version=told["provider_selections"][str(PACKAGE)],
-        source=source,
+        source=next((mirror / PACKAGE).glob("*/*")).resolve(),
         mirror=mirror,
         config=_configuration(folder / "mirror.tfrc", mirror),
     )
@@ -137,10 +137,6 @@ class Outside:
         class Refusal(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 _, target, *_ = [*self.rfile.readline().decode("latin-1").split(), "", ""]
-                import sys
-                lines=[]
-                while (l:=self.rfile.readline().strip()): lines.append(l)
-                print("OUT", target, lines, file=sys.__stderr__)
                 wanted[target] += 1
                 self.wfile.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 

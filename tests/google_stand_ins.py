@@ -48,8 +48,9 @@ class Google:
         self.token = tokens.issue(self.apis.jobs())
         self.owner_token = tokens.issue(self.apis.owner())
         self.engine = ComputeEngine(
-            folder / "compute", self.clock, self.faults, self.calls, Network(), Room(), project=PROJECT, tokens=tokens
-        )
+            folder / "compute", self.clock, self.faults, self.calls, Network(), Room(), project=PROJECT, tokens=tokens,
+            allows=self.apis.allows,
+        )  # fmt: skip
 
     @property
     def endpoint(self) -> str:

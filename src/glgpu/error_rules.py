@@ -62,7 +62,7 @@ def _status(codes: str) -> str:
     """An HTTP status where a text speaks of one; any three digits may be a line number."""
     return (
         r"(?:Error|HTTP(?:/[\d.]+)?|status(?: code)?|(?<!exit\x20)code|returned error|response code)['\"]?[:=]? ?"
-        rf"['\"]?(?:{codes})\b|^(?:\S+(?:Error|Exception|Unavailable|Forbidden|NotFound): )?(?:{codes}) "
+        rf"['\"]?(?:{codes})\b|^(?:[\w.]+: )?(?:{codes}) "
         rf"(?:GET|HEAD|POST|PUT|PATCH|DELETE|[A-Z][a-z]+ Error)\b|[<(]HttpError (?:{codes})\b"
     )
 
@@ -104,18 +104,20 @@ GPU_AND_MEMORY = (
         r"unable to (?:write to|mmap|resize|open) (?:file|shared memory object|\d+ bytes from file) </?torch_",
         r"Bus error.{0,80}core dumped…shm|/dev/shm.{0,120}No space left on device",
         cause="the container's shared memory (/dev/shm) is too small for its data loader",
-        remedy="leave `train.shm_gb` out, which gives the container the VM's own, or use fewer loader workers",
+        remedy="leave `train.shm_gb` out, which gives the container the VM's own, or use fewer loader workers "
+        "(docs/reference/settings.md)",
     ),
     _rule(
         ErrorClass.OOM,
         r"OOM-?Killed\W{1,4}(?:true\b|$)|Reason: +OOMKilled|\bOOMKilled\b(?!\W{1,4}false)|\boom-kill\b|oom_reaper",
-        r"Out of memory: Kill(?:ed)? process|Memory cgroup out of memory|invoked oom-killer|\bOOM killer\b",
+        r"Out of memory: Kill(?:ed)? process|fatal error: out of memory|Memory cgroup out of memory",
+        r"invoked oom-killer|\bOOM killer\b",
         r"exit(?:ed)?(?: with)?(?: non-zero)?(?: exit)?(?: code| status| value)?[ :=(]{1,3}-?137\b",
         r"exit status 137\b|status code 137\b|ExitCode\W{1,4}137\b|^(?:\S+: )?line \d+: +\d+ Killed\b|^Killed$",
         r"DefaultCPUAllocator: (?:can't|not enough) (?:allocate )?memory|^(?:[\w.]+\.)?_?(?:Array)?MemoryError\b",
         r"Unable to allocate [\d.]+ ?[KMGT]iB for an array|Cannot allocate memory|std::bad_alloc",
         r"killed by signal: Killed|died with <Signals\.SIGKILL|Signal 9 \(SIGKILL\)|SIGKILL.{0,40}out of memory",
-        r"(?<!_)\bexitcode ?: -9\b|terminated.{0,60}due to (?:low memory|memory pressure|out.of.memory)",
+        r"\bexitcode\W{1,3}-9\b|terminated.{0,60}due to (?:low memory|memory pressure|out.of.memory)",
         cause="the machine ran out of memory and the process was killed",
         remedy="set machine.type to one with more memory, or train with smaller batches and fewer loader "
         "workers: `glgpu gpus` lists them",
@@ -144,8 +146,11 @@ GPU_AND_MEMORY = (
     ),
     _rule(
         ErrorClass.DRIVER,
-        r"NVIDIA-SMI (?:has failed|couldn't)|CUDA-capable device\(s\) is/are|CUDA backend failed",
-        r"GPU vendor from CDI|no known GPU vendor|kernel source tree for the currently running",
+        r"NVIDIA-SMI (?:has failed|couldn't)|CUDA-capable device\(s\) is/are|CUDA call failed lazily",
+        r"NVIDIA Driver was not detected|NVML Shared Library|nvidia-installer|NVIDIA kernel module",
+        r"no supported devices found for platform CUDA|CUDA failed to initialize|CUDNN_STATUS_ARCH_MISMATCH",
+        r"libnvidia-ml\.so|GPU functionality will not be available|CUDA backend failed|GPU vendor from CDI",
+        r"no known GPU vendor|kernel source tree for the currently running",
         r"(?:load|insert|build) the '?\S*nvidia\S*'? kernel module|nvidia-container-cli|Failed to initialize NVML",
         r"NVML: (?:Driver|Unknown)|nvml error|Driver/library version mismatch|NVMLError_?\w*",
         r"nvidia-smi\W{1,4}(?:command )?not found|NVRM: |\bXid \(PCI|\"nvidia-smi\": (?:executable|stat)",
@@ -155,8 +160,8 @@ GPU_AND_MEMORY = (
         r"could not find (?:any )?(?:cuda|nvidia) drivers?|No CUDA GPUs are available",
         r"CUDA driver initialization failed|CUDA initialization: |CUDA unknown error",
         r"cuda runtime error \((?:30|35|38|100|804)\)|no CUDA-capable device",
-        r"CUDA error: (?:initialization error|system not yet initialized|unknown error|system has"
-        r" unsupported display driver|unsupported display driver|driver shutting down|API call is not"
+        r"CUDA error(?: \(\d+\))?: (?:initialization error|system not yet initialized|unknown error|system"
+        r" has unsupported display driver|unsupported display driver|driver shutting down|API call is not"
         r" supported|OS call failed|invalid device ordinal)",
         r"CUDA_ERROR_(?:NO_DEVICE|UNKNOWN|NOT_INITIALIZED|SYSTEM_\w+|COMPAT_\w+|STUB_LIBRARY|INVALID_DEVICE"
         r"|OPERATING_SYSTEM)",
@@ -193,8 +198,8 @@ CAPACITY = (
     _rule(
         ErrorClass.PREEMPTED,
         r"compute\.instances\.preempted|\b(?:was|been|got|gets|is being|were) pre-?empted",
-        r"instance/preempted\W+TRUE|preempted by (?:Compute Engine|Google|GCE|GCP)",
-        r"(?:instance|VM|node|machine) pre-?empt(?:ed|ion)\b",
+        r"failed to start due to pre-?emption|instance/preempted\W+TRUE|reason\W{1,4}preempted\b",
+        r"preempted by (?:Compute Engine|Google|GCE|GCP)|(?:instance|VM|node|machine) pre-?empt(?:ed|ion)\b",
         r"(?:spot|preemptible) (?:VM|instance|node)s? .{0,40}(?:reclaimed|terminated|stopped|shut down|interrupted)",
         r"Received pre-?emption|pre-?emption (?:signal|notice|event)|PreemptionError",
         cause="Google took the spot VM away",
@@ -224,7 +229,7 @@ LIMITS = (
         r"pull rate limit",
         cause="the registry has had too many pulls from this address or account",
         remedy="wait, or log in to the registry, which raises the limit: set GLGPU_REGISTRY_USER and "
-        "GLGPU_REGISTRY_PASSWORD, and test them with `docker login`",
+        "GLGPU_REGISTRY_PASSWORD, and test them with `docker login REGISTRY`",
     ),
     _rule(
         ErrorClass.RATE_LIMIT,
@@ -286,7 +291,8 @@ PROJECT = (
         r" state \w+|disabled|closed|absent|delinquent|inactive|not (?:active|enabled|found|open|in good"
         r"|linked|valid|associated))",
         r"billing account .{0,80}(?:not in good standing|is (?:closed|disabled|delinquent)|absent)",
-        r"absent billing account|enable billing",
+        r"absent billing account|not have billing enabled|billing (?:is )?disabled",
+        r"billing account (?:is )?(?:closed|not configured|missing)|enable billing",
         r"not (?:linked|attached|associated) (?:to|with) (?:a|an|any) (?:\w+ )?billing",
         r"check (?:the )?billing account|(?:billing|payment).{0,60}(?:suspended|overdue|past due)",
         r"no billing account|CONSUMER_SUSPENDED|Consumer '?\S+'? has been suspended",
@@ -314,6 +320,7 @@ PROJECT = (
         r"\bAPI(?: \S+)? (?:is|was|has) (?:not (?:been )?(?:enabled|activated)|disabled)",
         r"APIs? (?:must|needs? to|to) be enabled|it is disabled\. (?:Enable it|Please enable)",
         r"service \S+\.googleapis\.com is not enabled|(?:enable|activate) the [\w\x20]{3,60} API\b",
+        r"APIs? (?:is|are) not enabled|service '?[\w.]+googleapis\.com'? is not enabled",
         r"SERVICE_CONFIG_NOT_FOUND_OR_PERMISSION_DENIED.{0,80}not enabled|has not enabled the API",
         cause="an API is not enabled in the cloud project",
         remedy="enable the one that the text names; if none: `gcloud services enable compute.googleapis.com "
@@ -370,10 +377,10 @@ STATE = (
 IMAGES_DENIED = (
     _rule(
         ErrorClass.IMAGE_PULL,
-        r"pull access denied|manifest unknown|was deleted or has expired|MANIFEST_UNKNOWN|NAME_UNKNOWN",
-        r"NAME_INVALID|invalid reference format|name unknown|manifest for \S+ not found|no matching manifest",
-        r"repository does not exist|no basic auth credentials|ErrImagePull|ImagePullBackOff|InvalidImageName",
-        r"error from registry: |pulling (?:the )?image …(?:denied|unauthorized|not found)",
+        r"pull access denied|manifest unknown|missing signature key|was deleted or has expired|MANIFEST_UNKNOWN",
+        r"NAME_UNKNOWN|NAME_INVALID|invalid reference format|name unknown|manifest for \S+ not found",
+        r"no matching manifest|repository does not exist|no basic auth credentials|ErrImagePull|ImagePullBackOff",
+        r"InvalidImageName|error from registry: |pulling (?:the )?image …(?:denied|unauthorized|not found)",
         r"(?:(?-i:docker|daemon|registry|/v2/|manifest|image|pull).{0,400}"
         r"|^)(?<!permission\x20)(?:unauthorized|denied): ",
         r"requested access to the resource is denied|failed to authorize: ",
@@ -397,21 +404,22 @@ RIGHTS = (
         r"iam\.serviceAccounts\.(?P<a>actAs)\b|\bactAs\b|SERVICE_ACCOUNT_ACCESS_DENIED",
         r"does not have access to service account",
         cause="the caller may not use the VM's service account (iam.serviceAccounts.actAs)",
-        remedy="grant it roles/iam.serviceAccountUser on that account: `gcloud iam service-accounts "
-        f"add-iam-policy-binding` ({ACCESS_PAGE})",
+        remedy="let it: `gcloud iam service-accounts add-iam-policy-binding THE_VM_S_ACCOUNT --member "
+        f"serviceAccount:THE_CALLER --role roles/iam.serviceAccountUser` ({ACCESS_PAGE})",
     ),
     _rule(
         ErrorClass.PERMISSION,
         r"iam\.serviceAccounts\.(?P<a>getAccessToken|getOpenIdToken|signBlob|signJwt|implicitDelegation)",
         cause="the caller may not act as the service account (iam.serviceAccounts.{a})",
-        remedy="grant the federated identity roles/iam.workloadIdentityUser on that account: `gcloud iam "
-        f"service-accounts add-iam-policy-binding` ({ACCESS_PAGE})",
+        remedy="let the federated identity: `gcloud iam service-accounts add-iam-policy-binding ACCOUNT "
+        f"--member principalSet://IDENTITIES --role roles/iam.workloadIdentityUser` ({ACCESS_PAGE})",
     ),
     _rule(
         ErrorClass.PERMISSION,
         r"(?:start-iap-tunnel|\biap\b)…(?:4033|not authorized)|\[?4033: ['\"]?not authorized|iap\.tunnelInstances",
         cause="the caller may not use IAP's tunnel to the VM",
-        remedy=f"grant it roles/iap.tunnelResourceAccessor: `gcloud projects add-iam-policy-binding` ({IAP.url})",
+        remedy="let it: `gcloud projects add-iam-policy-binding PROJECT --member serviceAccount:THE_CALLER "
+        f"--role roles/iap.tunnelResourceAccessor` ({IAP.url})",
     ),
     _rule(
         ErrorClass.PERMISSION,
@@ -419,7 +427,7 @@ RIGHTS = (
         r"Permissions?:? ['\"\[]*(?P<b>[a-z]\w*\.[\w.]+\w)['\"\]]* (?:is |are )?(?:required|denied|missing)",
         cause="the caller lacks the permission {a}{b}",
         remedy="grant a role with {a}{b} to the account that glgpu uses: `gcloud projects "
-        f"add-iam-policy-binding` ({ACCESS_PAGE})",
+        f"add-iam-policy-binding PROJECT --member serviceAccount:ACCOUNT --role ROLE` ({ACCESS_PAGE})",
     ),
     _rule(
         ErrorClass.PERMISSION,
@@ -427,7 +435,7 @@ RIGHTS = (
         r"missing (?:the )?(?:required )?(?:IAM )?permissions?:? ['\"\[]*(?P<b>[a-z]\w*\.\w[\w.]*\w)",
         cause="the caller lacks the permission {a}{b}",
         remedy="grant a role with {a}{b} to the account that glgpu uses: `gcloud projects "
-        f"add-iam-policy-binding` ({ACCESS_PAGE})",
+        f"add-iam-policy-binding PROJECT --member serviceAccount:ACCOUNT --role ROLE` ({ACCESS_PAGE})",
     ),
 )
 
@@ -492,7 +500,8 @@ CREDENTIALS = (
         r"No key could be detected|service account (?:info|key) .{0,60}(?:not|invalid|disabled|expired)",
         r"invalid private key|private key should be a PEM|credentials? file .{0,60}(?:not|invalid)",
         r"does not contain a client_email|Unable to parse (?:the )?(?:JSON )?credentials",
-        r"not in the expected format\. The fields|error getting credentials",
+        r"not in the expected format\. The fields|failed to generate Google Cloud|gcloud\.auth\.[\w.-]+\)",
+        r"google-github-actions/auth failed|could not read json file|error getting credentials",
         r"metadata\.google\.internal(?!\W{0,3}(?:Name|Temp|nodename))…(?:status|Failed|not defined)",
         r"(?<!resolve\x20)(?:Failed|Unable|not) (?!resolv).{0,60}metadata(?:\.google| server|server)",
         r"instance/service-accounts/\S+ not defined|Compute Engine Metadata server unavailable",
@@ -509,7 +518,9 @@ PLACES = (
         r"(?:machine|accelerator|disk|guest accelerator) ?types?.{0,160}(?:(?:does|do) not exist|is not"
         r" (?:available|supported|offered)|are not (?:available|supported)(?! in regional)|was not found"
         r"|not found|cannot be found|could not be found|unavailable)",
-        r"/(?:acceleratorTypes|machineTypes|diskTypes)/\S+?['\"]?,? (?:was )?not found|does not exist in zone",
+        r"/(?:acceleratorTypes|machineTypes|diskTypes)/\S+?['\"]?,? (?:was )?not found",
+        r"(?:does not|doesn't) (?:exist in|support) (?:the )?(?:zone|GPU)|does not exist in zone",
+        r"Machine type specified doesn't exist",
         r"referenced (?:accelerator|machine|disk)Type resource cannot be found",
         r"/(?:acceleratorTypes|machineTypes|diskTypes)/[^'\"\s]+['\"]\.? .{0,80}(?:not (?:found|exist"
         r"|supported|available)|cannot be found)",
@@ -544,14 +555,17 @@ REPOSITORIES = (
     _rule(
         ErrorClass.NETWORK,
         rf"{_NO_WAY}…{_REPOSITORY}|{_REPOSITORY}…{_NO_WAY}",
-        remedy="the way to the git server is closed or broken: set `code: job`, which needs none from the VM",
+        remedy="the way to the git server is closed or broken: set `code: job`, which needs none from the VM "
+        "(docs/reference/settings.md)",
     ),
     _rule(
         ErrorClass.CODE,
-        r"Could not read from remote repository|couldn't find remote ref|not our ref",
-        r"Repository not found(?!.{0,40}url)|did not contain [0-9a-f]{40}|reference is not a tree",
-        r"unadvertised object|fatal: repository …not found|project you were looking for could not be found",
-        r"not allowed to download code|Remote branch \S+ not found|No url found for submodule",
+        r"Could not read from remote repository|couldn't find remote ref",
+        r"fatal: (?:Could not parse object|bad revision|invalid refspec|bad object|ambiguous argument|remote error: )",
+        r"overwritten by checkout|Repository or object not found|not our ref|Repository not found(?!.{0,40}url)",
+        r"did not contain [0-9a-f]{40}|reference is not a tree|unadvertised object|fatal: repository …not found",
+        r"project you were looking for could not be found|not allowed to download code",
+        r"Remote branch \S+ not found|No url found for submodule",
         r"(?:clone of|fetch of submodule|submodule) …failed|upload-pack: not our",
         r"does not appear to be a git repository|not a git repository|dubious ownership",
         r"(?:could not|cannot) (?:read|fetch|clone) .{0,60}(?:repository|submodule|Username)",
@@ -564,7 +578,7 @@ REPOSITORIES = (
         r"remote: (?:ERROR|HTTP Basic|The project|Not Found|Forbidden)",
         r"(?:deploy key|key) .{0,40}(?:is not|does not have) .{0,40}(?:allowed|access).{0,40}(?:project|repositor)",
         remedy="check that the commit is pushed and that the project and its submodules can be read (`git "
-        "ls-remote` tells), or set `code: job`",
+        "ls-remote URL` tells), or set `code: job`",
     ),
 )
 
@@ -598,8 +612,9 @@ WAY_TO_THE_VM = (
     ),
     _rule(
         ErrorClass.SSH,
-        r"kex_exchange_identification|ssh_exchange_identification|banner exchange|banner line|SSH protocol banner",
-        r"kex_protocol_error|ssh: connect to host|connect to (?:address|host) \S+ port 22\b",
+        r"asyncssh[\w.]*(?:Error|Lost)|Bad owner or permissions on|Connection lost|kex_exchange_identification",
+        r"ssh_exchange_identification|banner exchange|banner line|SSH protocol banner|kex_protocol_error",
+        r"ssh: connect to host|connect to (?:address|host) \S+ port 22\b",
         r"(?:port |:)22(?:: |,? )(?:connect: )?(?:Connection|i/o|Operation|No route|Network|timed|timeout|connection)",
         r"dial tcp \S+:22\b|Unable to connect to port 22|ssh: handshake failed",
         r"Connection (?:closed|reset) by (?:\S+ )*(?:port \d+|remote host)|Connection to \S+ closed",
@@ -623,7 +638,8 @@ REFUSED = (
     ),
     _rule(
         ErrorClass.CONFIG,
-        r"\[[^\]]{2,120}\] features are not compatible|(?:features?|InstanceTaxonomies) are not compatible",
+        r"\[[^\]]{2,120}\] features (?:\w+ )*are not compatible|argument --[\w-]+: |number of accelerators",
+        r"must only contain lowercase|(?:features?|InstanceTaxonomies) are not compatible",
         r"do not support live migration|cannot be smaller than the image|size cannot be smaller",
         r"must specify a subnet|is in custom subnet mode|Invalid resource name",
         r"Invalid value for (?:field|argument|variable|input variable|\[)|Invalid value specified for",
@@ -705,8 +721,9 @@ NETWORKS = (
     ),
     _rule(
         ErrorClass.TRANSIENT,
-        r"too many 50[0-4] error responses|giving up after \d+ attempt.{0,60}50[0-4]",
-        r"HTTP remote state internal server error",
+        r"could not query provider registry.*\b50[0234]|checksums for provider: 50[0234]",
+        r"GitLab is (?:taking too much time|not responding)|too many 50[0-4] error responses",
+        r"giving up after \d+ attempt.{0,60}50[0-4]|HTTP remote state internal server error",
         remedy="the other side failed and may work again: retry the job; `glgpu doctor` shows whether it does",
     ),
     _rule(
@@ -748,7 +765,8 @@ NETWORKS = (
     ),
     _rule(
         ErrorClass.TRANSIENT,
-        r"backendError|internalError|(?-i:INTERNAL_ERROR|\bUNAVAILABLE\b|\bABORTED\b)",
+        r"Backend ?Error|backendError|internalError|operation was aborted",
+        r"(?-i:INTERNAL_ERROR|\bUNAVAILABLE\b|\bABORTED\b)",
         r"(?:code = |StatusCode\.|error: )(?:Unavailable|Internal|Aborted)\b|Internal error\b",
         r"internal (?:server )?error|Service ?Unavailable|Bad ?Gateway|Gateway ?Time-?out|RESOURCE_NOT_READY",
         r"resourceNotReady|is not ready\b|operationInProgress|OPERATION_IN_PROGRESS",
@@ -788,7 +806,7 @@ REMAINDER = (
         r"Policy update access denied|insufficient (?:authentication )?(?:scopes?|permissions?)",
         r"ACCESS_TOKEN_SCOPE_INSUFFICIENT|not authorized (?:to|for)",
         r"(?:access|authorization) (?:was |is )?(?:denied|forbidden|unauthorized)",
-        r"googleapis?\.com…(?:Forbidden|\b403\b)|Permission denied on resource",
+        r"googleapis?\.com…(?:Forbidden|\b403\b)|Permission denied on resource|does not have \w+\.\w+\.\w+",
         r"Missing or insufficient permissions|Not authorized|(?-i:\bforbidden\b)|Request had insufficient",
         r"\bis not authorized\b|SERVICE_CONFIG_NOT_FOUND_OR_PERMISSION_DENIED|scope\(s\) are not authorized",
         r"needs? the .{0,60}\b(?:IAM )?role\b",

@@ -146,6 +146,7 @@ def test_a_spot_vm_may_be_taken_away_while_it_is_created(google: Cloud) -> None:
     google.faults.rules.append(Rule(INSERT, "preempted"))
     said = error(google)
     assert (said["code"], said["message"]) == ("UNSUPPORTED_OPERATION", "Instance failed to start due to preemption.")
+    assert explain(f"{said['code']}: {said['message']}").klass is ErrorClass.PREEMPTED
     assert names(google, "instances") == names(google, "disks") == []
     assert error(google, spot=False) == {}
 

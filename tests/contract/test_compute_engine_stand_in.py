@@ -699,6 +699,18 @@ def test_what_is_not_served_says_so(cloud: Cloud) -> None:
     assert (status, message) == (501, "compute.instances.reset is not served by this stand-in.")
 
 
+def test_what_the_stand_in_did_not_expect_is_marked_in_the_log(cloud: Cloud) -> None:
+    cloud.project("POST", f"zones/{ZONE}/instances/vm-1/reset")
+    cloud.http("GET", "nothing")
+    cloud.project("POST", f"zones/{ZONE}/instances", {"name": "vm-1", "colour": "red"})
+    cloud.project("GET", f"zones/{ZONE}/instances/vm-1")
+    marks = [line["unserved"] for line in cloud.calls.lines()]
+    assert marks[0] == "compute.instances.reset is not served by this stand-in."
+    assert "was not found on this server" in marks[1]
+    assert "colour" in marks[2]
+    assert marks[3] == ""
+
+
 # Faults
 
 

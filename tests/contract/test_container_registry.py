@@ -110,6 +110,8 @@ def test_a_login_of_netrc_is_not_used(world: World, tmp_path: Path, monkeypatch:
     (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login {LOGIN[0]} password {LOGIN[1]}\n")
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    # It would go before the token.
+    assert client(world).manifest(IMAGE).platforms == ("linux/amd64",)
     world.registry.images[IMAGE] = Repository(login=LOGIN)
     assert refused(client(world), IMAGE).klass is ErrorClass.IMAGE_PULL
 

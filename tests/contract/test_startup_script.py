@@ -363,6 +363,14 @@ def test_a_policy_against_guest_attributes_does_not_stop_the_boot(guest: Guest) 
     assert (booted.code, booted.state.partition(" ")[0]) == (0, "ready")
 
 
+def test_an_image_without_curl_gets_it_before_it_is_needed(guest: Guest) -> None:
+    guest.lacks("curl")
+    booted = guest.boot()
+    assert booted.position("[install]", "[curl]") < booted.position("attributes/glgpu-startup")
+    assert booted.published[-1] == booted.state == "ready boot the VM has what a training needs"
+    assert booted.called("docker [pull]")
+
+
 def test_a_vm_that_glgpu_did_not_bring_up_pulls_nothing(guest: Guest) -> None:
     (guest.folder / "metadata").unlink()
     booted = guest.boot()

@@ -1,17 +1,22 @@
-"""terraform/bootstrap with the real hashicorp/google provider: one apply, as the stand-ins of all Google APIs see it."""
+"""terraform/bootstrap with the real hashicorp/google provider: one apply, as the stand-ins of all of Google see it."""
 
 from __future__ import annotations
 
 import json
-import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.auth import identity_pool
+from google.auth.exceptions import OAuthError
+from google.auth.transport.requests import Request as Transport
 
 from applying import MakeWorkspace, Tally, Workspace
 from glgpu import permissions
+from glgpu.rehearsal.google_access import user
+from glgpu.rehearsal.json_web_tokens import SigningKey
 from google_stand_ins import PROJECT, Google, all_of_google
 
 POOL = "projects/481516234299/locations/global/workloadIdentityPools/glgpu"
@@ -24,7 +29,8 @@ VARIABLES: dict[str, Any] = {
     "nat": ["europe-west4"],
     "users": ["user:ada@example.com"],
 }
-JOBS = f"serviceAccount:glgpu-jobs@{PROJECT}.iam.gserviceaccount.com"
+EMAIL = f"glgpu-jobs@{PROJECT}.iam.gserviceaccount.com"
+JOBS = f"serviceAccount:{EMAIL}"
 
 
 @pytest.fixture
@@ -66,7 +72,7 @@ def test_one_apply_makes_everything_and_a_second_plan_finds_it_so(bootstrap: Wor
     provider = apis.identities.providers["glgpu", "gitlab"]
     condition = "assertion.project_id in ['42', '4711'] && assertion.ref_protected == 'true'"
     assert (provider["attributeCondition"], provider["oidc"]["issuerUri"]) == (condition, "https://gitlab.example.com")
-    (trusted,) = apis.identities.policy_of(JOBS.partition(":")[2]).bindings
+    (trusted,) = apis.identities.policy_of(EMAIL).bindings
     assert trusted["members"] == [
         f"principalSet://iam.googleapis.com/{POOL}/attribute.project_id/{n}" for n in (42, 4711)
     ]
@@ -79,6 +85,101 @@ def test_one_apply_makes_everything_and_a_second_plan_finds_it_so(bootstrap: Wor
         "GLGPU_PROJECT": PROJECT,
         "GLGPU_STORAGE_BUCKET": f"{PROJECT}-glgpu",
         "GLGPU_WIF_PROVIDER": f"{POOL}/providers/gitlab",
-        "GLGPU_WIF_SERVICE_ACCOUNT": JOBS.partition(":")[2],
+        "GLGPU_WIF_SERVICE_ACCOUNT": EMAIL,
     }
+    assert "GLGPU_WIF_SERVICE_ACCOUNT=" + EMAIL in bootstrap.outputs()["next_step"]
+    rules = [call for call in google.calls.lines() if call["verb"] == "POST" and "/global/firewalls" in call["target"]]
+    assert [json.loads(call["body"])["sourceRanges"] for call in rules] == [["35.235.240.0/20"]]
     bootstrap.assert_no_drift()
+
+
+def test_its_account_has_just_what_it_needs_and_a_job_of_the_project_becomes_it(
+    bootstrap: Workspace, google: Google, tmp_path: Path
+) -> None:
+    # The smallest that jobs can do with: Google cannot reach this GitLab, and nothing is asked for that need not be.
+    key = SigningKey()
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [key.public]}), encoding="utf-8")
+    small: dict[str, Any] = {
+        "jwks_file": str(tmp_path / "keys.json"),
+        "bucket": None,
+        "nat": [],
+        "users": [],
+        "iap": False,
+    }
+    endpoints = {"compute_endpoint": google.engine.endpoint, "google_endpoint": google.endpoint}
+    bootstrap.write({**VARIABLES, **endpoints, **small})
+    bootstrap.apply()
+    told = bootstrap.outputs()["ci_variables"]
+    assert set(told) == {"GLGPU_PROJECT", "GLGPU_WIF_PROVIDER", "GLGPU_WIF_SERVICE_ACCOUNT"}
+
+    now = int(time.time())
+    claims = {
+        "iss": "https://gitlab.example.com", "aud": f"https://iam.googleapis.com/{told['GLGPU_WIF_PROVIDER']}",
+        "iat": now, "exp": now + 3600, "project_id": "4711", "job_id": "99", "ref_protected": "true",
+    }  # fmt: skip
+
+    def log_in(**changed: str) -> str:
+        (tmp_path / "jwt").write_text(key.sign({**claims, **changed}), encoding="utf-8")
+        account = f"serviceAccounts/{told['GLGPU_WIF_SERVICE_ACCOUNT']}:generateAccessToken"
+        credentials = identity_pool.Credentials.from_info(
+            {
+                "type": "external_account",
+                "audience": f"//iam.googleapis.com/{told['GLGPU_WIF_PROVIDER']}",
+                "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+                "token_url": f"{google.endpoint}/v1/token",
+                "service_account_impersonation_url": f"{google.endpoint}/v1/projects/-/{account}",
+                "credential_source": {"file": str(tmp_path / "jwt")},
+            },
+            scopes=["https://www.googleapis.com/auth/cloud-platform"],
+        )
+        credentials.refresh(Transport())
+        return str(credentials.token)
+
+    token = log_in()
+    asked = [
+        *permissions.RUN,
+        *permissions.LOOK,
+        *permissions.BUCKET,
+        *permissions.TUNNEL,
+        "iam.serviceAccounts.create",
+    ]
+    path = f"/v1/projects/{PROJECT}:testIamPermissions"
+    held = google.ask("POST", path, {"permissions": asked}, token=token)[1]["permissions"]
+    assert held == [*permissions.RUN, *permissions.LOOK]
+    for changed in ({"project_id": "4712"}, {"ref_protected": "false"}):
+        with pytest.raises(OAuthError, match="rejected by the attribute condition"):
+            log_in(**changed)
+
+
+def test_what_is_destroyed_is_gone_and_what_google_keeps_is_said(bootstrap: Workspace, google: Google) -> None:
+    bootstrap.apply()
+    assert "Destroy complete!" in bootstrap.destroy()
+    apis = google.apis
+    assert apis.storage.buckets == {}
+    assert apis.project.access.accounts == {}
+    assert [binding["role"] for binding in apis.project.access.policy.bindings] == ["roles/owner"]
+    assert {role["deleted"] for role in apis.project.access.roles.values()} == {True}
+    assert "compute.googleapis.com" in apis.project.services, "others may use it too"
+
+    # Google keeps the pool for 30 days, and refuses its id meanwhile; the roles it takes back by itself.
+    assert "Error creating WorkloadIdentityPool: googleapi: Error 409: Requested entity already exists" in (
+        bootstrap.apply(expect=1)
+    )
+    for name in (POOL, f"{POOL}/providers/gitlab"):
+        assert google.ask("POST", f"/v1/{name}:undelete", {}, token=google.owner_token)[0] == 200
+    pool = f"projects/{PROJECT}/locations/global/workloadIdentityPools/glgpu"
+    for address, name in (("pool", pool), ("pool_provider", f"{pool}/providers/gitlab")):
+        bootstrap.run("import", "-no-color", "-input=false", f"google_iam_workload_identity_{address}.gitlab", name)
+    assert "0 destroyed" in bootstrap.apply()
+    bootstrap.assert_no_drift()
+
+
+def test_a_project_that_nobody_pays_for_is_named(bootstrap: Workspace, google: Google) -> None:
+    google.apis.project.billing = False
+    assert "Billing must be enabled for activation of service(s)" in bootstrap.apply(expect=1)
+
+
+def test_somebody_without_the_right_to_is_refused(bootstrap: Workspace, google: Google) -> None:
+    stranger = google.apis.project.tokens.issue(user("eve@example.com"))
+    bootstrap.environment["GOOGLE_OAUTH_ACCESS_TOKEN"] = stranger
+    assert "Permission denied to list services for consumer container" in bootstrap.apply(expect=1)

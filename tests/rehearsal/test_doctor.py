@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from glgpu.steps.checks.catalogue import CHECKS
 from glgpu.steps.checks.judging import Finding
 from glgpu.wiring import make_sources
 from rehearsing import GLGPU, repository, started, world
+from remedies import problems
 
 THIS_PROCESS = {"PATH", "HOME", "PYTHONPATH"}
 """What a defect can only change for a process of its own."""
@@ -73,7 +75,7 @@ def wrong(found: list[dict[str, Any]]) -> set[str]:
 
 
 def plain(found: list[Finding]) -> list[dict[str, Any]]:
-    return [{"check": one.check.name, "status": one.verdict.status, "cause": one.verdict.cause} for one in found]
+    return [{"check": one.check.name, **dataclasses.asdict(one.verdict)} for one in found]
 
 
 def found_with(defects: list[Defect], checkout: Path) -> list[dict[str, Any]]:
@@ -99,6 +101,9 @@ def test_a_defect_is_found_by_its_check_and_by_no_other(defect: Defect, checkout
     assert wrong(found) - defect.besides == defect.checks, [one for one in found if one["status"] != "ok"]
     unasked = {one["check"] for one in found if one["status"] == "not checked"}
     assert unasked <= defect.hides | defect.checks, unasked - defect.hides
+    for one in found:
+        if one["status"] != "ok":
+            assert problems(one["remedy"]) == [], one["remedy"]
 
 
 @pytest.mark.parametrize("seed", range(6))

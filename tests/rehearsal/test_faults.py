@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from glgpu.processes import run
-from glgpu.rehearsal.fault_catalogue import FAULTS, Fault
+from glgpu.rehearsal.fault_catalogue import FAULTS, Fault, named
 from rehearsing import GLGPU, rehearse
 
 QUICK = {fault.exit_code: fault for fault in reversed(FAULTS) if fault.exit_code}
@@ -54,12 +54,22 @@ def test_the_list_names_every_fault_with_its_exit_code_and_the_layers_that_act_a
     assert all(re.search(rf"^{fault.form} +{fault.exit_code} ", table, re.MULTILINE) for fault in FAULTS)
 
 
-def test_an_unknown_fault_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    played = rehearse(tmp_path, "--fault", "bad-luck")
+@pytest.mark.parametrize("name", ["bad-luck", "stockout:nowhere", "quota-region:europe-west4-a", "train-fails:x"])
+def test_an_unknown_fault_or_place_is_refused_before_anything_starts(tmp_path: Path, name: str) -> None:
+    played = rehearse(tmp_path, "--fault", name)
     assert played.code == 2
-    assert "there is no fault 'bad-luck'" in played.text
+    assert f"there is no fault '{name}'" in played.text
     assert "known: train-fails, " in played.text
     assert "==" not in played.text
+
+
+def test_a_fault_may_be_given_a_place_or_left_to_its_example() -> None:
+    elsewhere, example, as_listed = (named(name) for name in ("stockout:us-east1-b", "stockout", "stockout:ZONE"))
+    assert elsewhere is not None
+    assert [rule.where for rule in elsewhere.rules] == ["us-east1-b"]
+    assert example is not None
+    assert [rule.where for rule in example.rules] == [example.example]
+    assert as_listed == example
 
 
 @pytest.mark.every_fault

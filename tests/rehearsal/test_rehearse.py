@@ -151,7 +151,7 @@ def test_a_repository_that_was_not_written_for_it_trains_with_its_own_requiremen
     played = rehearse(tmp_path, ".", environment={"API_KEY": secret})
     assert played.code == 0, played.text
     assert "installing requirements.txt into a cached layer (once)" in played.text
-    assert "rehearsal: ghcr.io/somebody/trainer:2 is not pulled; glgpu-rehearsal-base" in played.log("train")
+    assert "rehearsal: ghcr.io/somebody/trainer:2 is not pulled; glgpu-rehearsal-base" in played.text
     assert "hello from a requirement ['--name', \"a b; echo 'no'\"] 3" in played.log("train")
     # Where an engine runs, the training ran in a real container of it.
     engine = played.line("containers: ").startswith("Docker ")

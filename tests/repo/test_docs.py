@@ -13,7 +13,7 @@ import click
 import pytest
 import yaml
 
-from glgpu.errors import EXIT_CODES, EXIT_MEANINGS
+from glgpu.errors import EXIT_CODES, EXIT_MEANINGS, WORTH_A_RETRY
 from glgpu.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +47,11 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
 def test_every_error_class_is_described_with_its_exit_code() -> None:
     rows = table(page("reference/errors.md"), "class")
     assert {name: int(code) for name, code, _, _ in rows} == {str(klass): code for klass, code in EXIT_CODES.items()}
+
+
+def test_the_classes_that_a_retry_can_help_are_those_of_the_code() -> None:
+    _, _, told = page("reference/errors.md").partition("\n## Retries\n")
+    assert set(re.findall(r"\b[A-Z_]{3,}\b", told)) == {str(klass) for klass in WORTH_A_RETRY}
 
 
 def test_the_inputs_are_those_of_the_pipeline_file() -> None:

@@ -271,7 +271,7 @@ def test_what_the_start_up_script_could_not_do_is_said_before_the_vm_lets_us_in(
 def test_a_vm_that_restarts_over_and_over_is_given_up_early(stage: Stage, vm: Instance) -> None:
     stage.machine.reachable = False
     stage.cloud.console = "SeaBIOS (version 1.8.2-google)\n[    0.000000] Linux version 6.8\n" * 5
-    with pytest.raises(Failure, match="booted 5 times .* over and over") as caught:
+    with pytest.raises(Failure, match=r"booted 5 times .* over and over") as caught:
         logged_in(stage, vm)
     assert caught.value.exit_code == 13
     assert sum(stage.clock.slept) < 60

@@ -83,7 +83,7 @@ def test_a_legal_request_passes() -> None:
     compute_api().check_request(INSERT, {"name": "vm", "disks": disks, **fingerprints, "tags": {"items": ["a-b"]}})
 
 
-@pytest.mark.parametrize("size", ["100", 100, 100.0, 1e2, "100.0", "1e2"])
+@pytest.mark.parametrize("size", ["100", 100, 100.0, "100.0", "1e2"])
 def test_a_64_bit_number_may_come_in_any_form_that_googles_json_mapping_knows(size: Any) -> None:
     read = compute_api().read_request(INSERT, {"name": "vm", "disks": [{"diskSizeGb": size}]})
     assert read["disks"] == [{"diskSizeGb": "100"}]

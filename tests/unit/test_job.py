@@ -93,17 +93,17 @@ def test_a_server_that_is_no_address_is_refused(address: str) -> None:
 
 
 def test_a_duration_that_is_none_is_refused() -> None:
-    assert "'soon' is no duration" in refused(GLGPU_JOB_TIMEOUT="soon").cause
+    assert refused(GLGPU_JOB_TIMEOUT="soon").cause == "GLGPU_JOB_TIMEOUT: 'soon' is no duration"
 
 
 # Endpoints of other worlds
 
 
-@pytest.mark.parametrize("name", ["GLGPU_COMPUTE_ENDPOINT", "GLGPU_GOOGLE_ENDPOINT"])
+@pytest.mark.parametrize("name", ["GLGPU_COMPUTE_ENDPOINT", "GLGPU_GOOGLE_ENDPOINT", "GLGPU_REGISTRY_ENDPOINT"])
 def test_an_endpoint_is_scheme_host_and_port(name: str) -> None:
     for address in ("http://127.0.0.1:8798", "https://compute.example.com", "http://[::1]:80"):
         read = job(**{name: address + "/"})
-        assert address in (read.compute_endpoint, read.google_endpoint)
+        assert address in (read.compute_endpoint, read.google_endpoint, read.registry_endpoint)
     for wrong in (
         "127.0.0.1:8798",
         "http://",

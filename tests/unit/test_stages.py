@@ -45,6 +45,22 @@ def test_provision_leaves_a_vm_and_says_where_it_is(provisioned: Stage, tmp_path
     )
 
 
+def test_provision_says_where_the_vm_is_that_another_zone_had(stage: Stage, tmp_path: Path) -> None:
+    stage.set(machine={"zones": [ZONE, "europe-west1-b"]})
+
+    def scarce(stack: FakeStack) -> None:
+        if stack.variables["zone"] == ZONE:
+            stage.cloud.insert(stage.vm(), refusal(ErrorClass.STOCKOUT))
+        else:
+            stage.insert(stack)
+
+    stage.applies = scarce
+    provision(stage.run)
+    assert "GLGPU_ZONE=europe-west1-b\n" in (tmp_path / "glgpu.env").read_text()
+    destroy(stage.run)
+    assert stage.cloud.vms == {}
+
+
 def test_a_retried_provision_takes_over_its_own_vm_and_sees_that_it_is_ready(provisioned: Stage) -> None:
     provisioned.machine.calls.clear()
     provision(provisioned.run)

@@ -129,7 +129,7 @@ def test_a_vm_that_lives_on_is_said_with_a_link_and_a_command(whole: Stage) -> N
     failure = failure_of(whole)
     assert failure.exit_code == 30
     assert f"zones/{ZONE}/instances/{whole.name}?project=my-dl" in failure.cause
-    assert failure.remedy == f"gcloud compute instances delete {whole.name} --zone {ZONE} --project my-dl"
+    assert failure.remedy == f"`gcloud compute instances delete {whole.name} --zone {ZONE} --project my-dl`"
     assert whole.forge.states == {whole.name: "held"}
 
 

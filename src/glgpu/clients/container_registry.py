@@ -90,7 +90,7 @@ class _Asking:
             raise Failure(
                 ErrorClass.NETWORK,
                 f"the registry {self._host} cannot be reached from here",
-                "the VM may reach it all the same; check the image's name with `docker manifest inspect`",
+                "the VM may reach it all the same; check the image's name with `docker manifest inspect IMAGE`",
                 str(error),
             ) from None
         if answer.ok:

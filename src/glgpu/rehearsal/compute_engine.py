@@ -35,8 +35,9 @@ from glgpu.rehearsal.compute_errors import (
     unavailable,
 )
 from glgpu.rehearsal.compute_instances import SSH_PORT_ITEM, Instances
-from glgpu.rehearsal.compute_methods import INSERT_FAULTS, Firewalls, Methods, Request, permission, resource_path
+from glgpu.rehearsal.compute_methods import INSERT_FAULTS, Firewalls, Methods, Request, resource_path
 from glgpu.rehearsal.compute_operations import Operations
+from glgpu.rehearsal.compute_permissions import permission, permissions
 from glgpu.rehearsal.compute_resources import Links, Resource, fingerprint, new_id
 from glgpu.rehearsal.faults import Faults, Rule
 from glgpu.rehearsal.google_api import Method, Violation, compute_api
@@ -96,6 +97,18 @@ class Call:
 class ComputeEngine:
     """The server.
 
+    Args:
+        folder: Where it keeps what it cannot keep in memory.
+        clock: The world's clock.
+        faults: What goes wrong, by the methods' names.
+        calls: Where requests are logged, as ``compute``.
+        network: Under whose address callers are seen.
+        machines: Whoever runs the VMs.
+        project: Id of the one project.
+        tokens: The access tokens that it takes.
+        allows: Whether whoever has a token has a permission in the project.
+        latency: Seconds that each operation takes.
+
     Attributes:
         endpoint: ``http://127.0.0.1:PORT``; known from ``start`` on.
         operations: Its ``latency`` may be changed at any time.
@@ -114,6 +127,7 @@ class ComputeEngine:
         *,
         project: str,
         tokens: Container[str],
+        allows: Callable[[str, str], bool] = lambda _token, _permission: True,
         latency: float = 0.0,
     ) -> None:
         self.endpoint = ""
@@ -126,6 +140,7 @@ class ComputeEngine:
         self._machines = machines
         self._project = project
         self._tokens = tokens
+        self._allows = allows
         self._latency = latency
         self._api = compute_api()
         self._runner: web.AppRunner | None = None
@@ -235,7 +250,7 @@ class ComputeEngine:
         if found is None:
             raise _Unforeseen(404, "notFound", f"The requested URL {call.path} was not found on this server.")
         method, names = found
-        self._authenticate(call)
+        token = self._authenticate(call)
         pairs = parse_qsl(urlsplit(call.target).query, keep_blank_values=True)
         self._api.check_query(method, pairs)
         body = self._api.read_request(method, _json(call.body))
@@ -244,6 +259,9 @@ class ComputeEngine:
         await self._unless_broken(fault, permission(method), path)
         if names.get("project") != self._project and not _is_public(method, names):
             raise permission_denied(permission(method), f"projects/{names.get('project')}")
+        for needed in [] if _is_public(method, names) else permissions(method, body or {}):
+            if not self._allows(token, needed):
+                raise permission_denied(needed, path)
         answer = await self._methods.answer(Request(method, names, dict(pairs), body or {}, fault))
         if fault is not None and fault.action == "address":
             answer = with_address(answer, fault.argument)
@@ -296,10 +314,11 @@ class ComputeEngine:
             case unknown:
                 raise _Unforeseen(500, "backendError", f"The stand-in knows no fault '{unknown}' at {fault.point}.")
 
-    def _authenticate(self, call: Call) -> None:
+    def _authenticate(self, call: Call) -> str:
         scheme, _, token = call.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or token not in self._tokens:
             raise unauthenticated(given=bool(scheme))
+        return token
 
     def _log(self, call: Call, status: int | None, caller: list[str] | None = None, unserved: str = "") -> None:
         self._calls.add(

@@ -30,7 +30,7 @@ from glgpu.rehearsal.compute_orders import Order, check_labels, check_metadata, 
 from glgpu.rehearsal.compute_resources import Links, Resource, fingerprint, timestamp
 from glgpu.rehearsal.compute_shapes import Shapes, metadata, tags
 from glgpu.rehearsal.faults import Faults, Rule
-from glgpu.rehearsal.seams import Hardware, Hypervisor, MachineRoom
+from glgpu.rehearsal.seams import IAP_SOURCE, Hardware, Hypervisor, MachineRoom
 from glgpu.rehearsal.world_clock import WorldClock
 
 SSH_PORT_ITEM = "glgpu-ssh-port"
@@ -482,9 +482,13 @@ class Instances:
         }
 
     def may_connect(self, instance: Instance, source: str, port: int) -> bool:
-        """Whether the firewall lets ``source`` reach this TCP port of the instance's external address now."""
+        """Whether the firewall lets ``source`` reach this TCP port of the instance now.
+
+        From outside that takes an external address; Identity-Aware Proxy comes to the internal one.
+        """
         tags = set(instance.resource["tags"].get("items", []))
-        return instance.order.external and instance.status == "RUNNING" and self._admits(tags, source, port)
+        reachable = instance.order.external or source == IAP_SOURCE
+        return reachable and instance.status == "RUNNING" and self._admits(tags, source, port)
 
     # How it ends
 

@@ -425,12 +425,6 @@ class Methods:
         self._firewalls.pop(name, None)
 
 
-def permission(method: Method) -> str:
-    """The IAM permission that a method needs, ``compute.instances.create`` for example."""
-    verbs = {"insert": "create", "aggregatedList": "list", "patch": "update", "getFromFamily": "get", "wait": "get"}
-    return f"compute.{method.resource}.{verbs.get(method.verb, method.verb)}"
-
-
 def resource_path(names: dict[str, str], method: Method, body: Resource) -> str:
     """``projects/P/zones/Z/instances/N``: what a request is about, for a refusal."""
     words = [names.get(s[1:-1], s) if s.startswith("{") else s for s in method.segments]

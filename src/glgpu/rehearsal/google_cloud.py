@@ -138,6 +138,11 @@ class GoogleCloud:
         """Who the jobs are."""
         return service_account(self.account)
 
+    def allows(self, token: str, permission: str) -> bool:
+        """Whether whoever has a token has a permission in the project."""
+        principal = self.project.tokens.find(token)
+        return principal is not None and self.project.access.allows(principal, permission)
+
     def owner(self, email: str = "owner@example.com") -> Principal:
         """Somebody who may do everything in the project."""
         self.project.access.grant(OWNER, f"user:{email}")
@@ -265,9 +270,9 @@ class GoogleCloud:
         return await self._serve_method(verb, parts.path, parts.query, headers, body)
 
     async def _serve_method(self, verb: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        """Serve a call that the APIs' descriptions know."""
+        """Serve a call that the APIs' descriptions know, whether there is a slash at its end or not."""
         uploads, anonymous = path.startswith(f"/{UPLOADS}"), path == EXCHANGE_PATH
-        api, method, names = self._find(verb, re.sub(f"^/({UPLOADS}|{DOWNLOADS})", f"/{STORAGE}", path))
+        api, method, names = self._find(verb, re.sub(f"^/({UPLOADS}|{DOWNLOADS})", f"/{STORAGE}", path.rstrip("/")))
         pairs = parse_qsl(query, keep_blank_values=True)
         api.check_query(method, pairs)
         principal = NOBODY if anonymous else self._authenticate(headers)

@@ -125,6 +125,7 @@ class Storage:
             "storage.buckets.getIamPolicy": self._get_policy,
             "storage.buckets.setIamPolicy": self._set_policy,
             "storage.buckets.testIamPermissions": self._test_permissions,
+            "storage.anywhereCaches.list": self._list_caches,
             "storage.objects.insert": self._insert_object,
             "storage.objects.get": self._get_object,
             "storage.objects.list": self._list_objects,
@@ -260,6 +261,10 @@ class Storage:
         asked = tested(request.query["permissions"].split(","))
         held = [p for p in asked if self._project.access.allows(request.principal, p, bucket.policy)]
         return {"kind": "storage#testIamPermissionsResponse"} | ({"permissions": held} if held else {})
+
+    def _list_caches(self, request: Request) -> Resource:
+        self._bucket(request, "storage.anywhereCaches.list")
+        return {"kind": "storage#anywhereCaches"}
 
     # Objects
 

@@ -361,7 +361,7 @@ class Machine:
 
     async def _admit(self, link: Link) -> None:
         """Let a caller in, now or at one of TCP's later attempts, or never."""
-        caller = self.room.network.caller_address
+        caller = self.room.network.source_of(link.caller_port)
         rule = self.room.faults.at("vm.ssh.connect")
         self.log("connect", caller, fault=rule.action if rule else "")
         if rule is not None and rule.action == "reset":
@@ -657,6 +657,7 @@ class Link:
 
     def __init__(self, client: socket.socket, forget: Callable[[Link], None]) -> None:
         self._client = client
+        self.caller_port = int(client.getpeername()[1])
         self._client.setblocking(False)
         self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._forget = forget

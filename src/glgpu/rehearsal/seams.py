@@ -63,6 +63,10 @@ class MachineRoom(Protocol):
         """End a VM at once: no process of it survives. With ``delete`` its disk goes too. Unknown ids are fine."""
 
 
+IAP_SOURCE = "35.235.240.7"
+"""An address in the range that Identity-Aware Proxy connects from."""
+
+
 @dataclass
 class Network:
     """The path between callers and VMs.
@@ -71,11 +75,17 @@ class Network:
         caller_address: The address under which every caller on this machine is seen from outside: what the echo
             service tells and what the firewall judges. The player gives each job a new one, as hosted runners do.
         dropped: How VM connections fail at the moment: None (they work), ``reset`` or ``silence``.
+        proxied: Local ports from which somebody connects on behalf of callers, with the address he is seen under.
     """
 
     caller_address: str = "203.0.113.10"
     dropped: str | None = None
+    proxied: dict[int, str] = field(default_factory=dict)
     listeners: list[Callable[[], None]] = field(default_factory=list)
+
+    def source_of(self, port: int) -> str:
+        """The address under which a connection from this local port is seen."""
+        return self.proxied.get(port, self.caller_address)
 
     def change(self, *, caller_address: str | None = None, dropped: str | None = None) -> None:
         """Set what is given (``dropped`` always) and tell the listeners, who cut or freeze what is open."""

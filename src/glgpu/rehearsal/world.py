@@ -32,6 +32,7 @@ from glgpu.rehearsal.gitlab import GitLab
 from glgpu.rehearsal.gitlab_model import Project, Role, Token, User, Variable, secret
 from glgpu.rehearsal.google_access import Tokens
 from glgpu.rehearsal.google_cloud import GoogleCloud
+from glgpu.rehearsal.iap_relay import IapRelay
 from glgpu.rehearsal.machine_room import MachineRoom, reap
 from glgpu.rehearsal.seams import Network
 from glgpu.rehearsal.world_clock import WorldClock
@@ -98,7 +99,7 @@ class World:
         self.calls = CallLog(self.folder / "calls.jsonl")
         self.google_token = f"ya29.{secret('')}"
         self._latency = latency
-        self._started: list[GitLab | MachineRoom | ComputeEngine | GoogleCloud | ContainerRegistry] = []
+        self._started: list[GitLab | MachineRoom | ComputeEngine | GoogleCloud | ContainerRegistry | IapRelay] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stand-ins", daemon=True)
         self._note: Note | None = None
@@ -140,10 +141,12 @@ class World:
             self.machines,
             project=GOOGLE_PROJECT,
             tokens=tokens,
+            allows=self.google.allows,
             latency=self._latency,
         )
         self.registry = ContainerRegistry(self.clock, self.calls)
-        for part in (self.gitlab, self.machines, self.google, self.registry, self.compute):
+        self.iap = IapRelay(self.folder / "iap", self.clock, self.calls, self.network, self.google, self.compute)
+        for part in (self.gitlab, self.machines, self.google, self.registry, self.compute, self.iap):
             await part.start()
             self._started.insert(0, part)
 
@@ -241,6 +244,8 @@ class World:
             "GLGPU_COMPUTE_ENDPOINT": self.compute.endpoint,
             "GLGPU_GOOGLE_ENDPOINT": self.google.endpoint,
             "GLGPU_REGISTRY_ENDPOINT": self.registry.endpoint,
+            "GLGPU_IAP_ENDPOINT": self.iap.endpoint,
+            "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE": str(self.iap.certificate),
             "GLGPU_TERRAFORM_MODULE": "rehearsal-vm",
             "GLGPU_NETWORK_ECHO": f"{self.compute.endpoint}/echo",
         }
@@ -251,6 +256,8 @@ class World:
         programs.mkdir(exist_ok=True)
         if not (processes.find_tool("terraform") or processes.find_tool("tofu")):
             write_terraform(programs / "terraform")
+        if not processes.find_tool("gcloud"):
+            write_program(programs / "gcloud", "from glgpu.rehearsal.gcloud import main\n\nmain()\n")
         own = Path(sys.executable).parent
         return os.pathsep.join([str(own), process_environment().get("PATH", os.defpath), str(programs)])
 
@@ -336,6 +343,12 @@ def commit(folder: Path, branch: str) -> str:
         if done.code:
             raise Failure(ErrorClass.CODE, f"git {words[0]}: {done.complaint}", "check the repository's files")
     return done.text.strip()
+
+
+def write_program(path: Path, source: str) -> None:
+    """A program in Python that runs with what this one runs with."""
+    path.write_text(f"#!{sys.executable}\n{source}", encoding="utf-8")
+    path.chmod(0o755)
 
 
 def write_terraform(path: Path) -> None:

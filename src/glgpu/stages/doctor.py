@@ -53,8 +53,8 @@ def show(console: Console, found: Sequence[Finding]) -> None:
             console.say(f"   remedy: {one_line(verdict.remedy)}")
     counts = {status: sum(one.verdict.status == status for one in found) for status in ("error", "warning", "ok")}
     unseen_checks = {one.check.name for one in found if one.verdict.status == "not checked"}
-    parts = [f"{counts['error']} errors", f"{counts['warning']} warnings", f"{len(unseen_checks)} not checked"]
-    console.say(f"{counts['ok']} checks good, {', '.join(parts)}")
+    parts = [_counted(counts["error"], "error"), _counted(counts["warning"], "warning")]
+    console.say(f"{_counted(counts['ok'], 'check')} good, {', '.join(parts)}, {len(unseen_checks)} not checked")
 
 
 def show_json(console: Console, found: Sequence[Finding]) -> None:
@@ -69,6 +69,10 @@ def list_checks(console: Console, *, as_json: bool) -> None:
         console.say(json.dumps(told, indent=1))
         return
     console.table(["check", "subject", "asks", "needs"], [[c.name, c.subject, c.asks, c.needs] for c in CHECKS])
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _plain(verdict: Verdict) -> dict[str, str | None]:

@@ -151,7 +151,7 @@ def still_alive(run: Run, instances: list[Instance], why: str) -> Failure:
     return Failure(
         ErrorClass.STILL_ALIVE,
         f"still alive: {names}: {why}; see {link}",
-        f"gcloud compute instances delete {first.name} --zone {first.zone} --project {project}",
+        f"`gcloud compute instances delete {first.name} --zone {first.zone} --project {project}`",
     )
 
 
@@ -250,6 +250,6 @@ def _proof(run: Run, found: list[str], refused: Failure | None) -> Failure | Non
         return Failure(
             ErrorClass.STILL_ALIVE,
             f"the disk {name} in {zone} is still there",
-            f"gcloud compute disks delete {name} --zone {zone} --project {run.cloud.project}",
+            f"`gcloud compute disks delete {name} --zone {zone} --project {run.cloud.project}`",
         )
     return None

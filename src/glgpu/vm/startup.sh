@@ -95,7 +95,6 @@ see_to_docker() {
 add_repository() {
     site=https://nvidia.github.io/libnvidia-container
     key=$root/usr/share/keyrings/nvidia-container-toolkit.asc
-    has curl || install curl ca-certificates || return 1
     curl -fsSL -m 60 --retry 3 -o "$key" "$site/gpgkey" || return 1
     # apt-get puts the architecture in.
     # shellcheck disable=SC2016
@@ -157,6 +156,8 @@ mkdir -p "$DOCKER_CONFIG"
 host_key
 report working start 'the start-up script begins'
 keep_packages
+# Without it nobody hears of anything, and nothing is heard.
+has curl || install curl ca-certificates || say 'curl is missing and cannot be installed'
 # GPUS IMAGE, in one item; neither where the VM was not brought up by glgpu.
 read -r gpus image <<END
 $(curl -sf -m 10 --retry 3 -H 'Metadata-Flavor: Google' "$metadata/attributes/glgpu-startup")

@@ -159,7 +159,7 @@ class Facts:
         programs: Other programs, None where they are not there.
         providers: Folder -> versions of the google provider that Terraform will install from here.
         outdated: Python packages that are too old.
-        caller: Under which address this machine is seen.
+        caller: Under which address this machine is seen; empty where the settings do not need it.
     """
 
     now: float
@@ -315,6 +315,11 @@ def gather(sources: Sources, pool: ThreadPoolExecutor) -> Facts:
             )
         return sources.registry.manifest(image)
 
+    def caller() -> str:
+        net = settings.get().network
+        needed = net.access == "external" and net.allow == "auto"
+        return sources.caller_address(settings.get(), job) if needed else ""
+
     def missing_to_run() -> list[str]:
         tunnel = TUNNEL if settings.get().network.access == "iap" else ()
         return rights.missing_permissions((*RUN, *tunnel))
@@ -379,7 +384,7 @@ def gather(sources: Sources, pool: ThreadPoolExecutor) -> Facts:
         programs={name: _program(soon, sources.tools, name) for name in PROGRAMS},
         providers=soon(sources.tools.mirrored_providers),
         outdated=soon(sources.tools.outdated_packages),
-        caller=soon(lambda: sources.caller_address(settings.get(), job)),
+        caller=soon(caller),
     )
 
 

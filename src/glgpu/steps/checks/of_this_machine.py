@@ -8,15 +8,16 @@ from glgpu.errors import ErrorClass, Failure
 from glgpu.steps.checks.facts import Facts
 from glgpu.steps.checks.judging import Verdict, check, error, failed, warning
 
-OLDEST_GIT = (2, 22)
+OLDEST_GIT = (2, 23)
 """The first with `rev-list --no-object-names`, by which one commit's objects are listed
-(https://github.com/git/git/blob/master/Documentation/RelNotes/2.22.0.txt)."""
+(https://github.com/git/git/blob/master/Documentation/RelNotes/2.23.0.txt)."""
 OLDEST_PROVIDER = (7, 19)
 """The first with `poll_interval`, which the module sets."""
 PROVIDER_MODULE = "gpu-vm"
 OFF_SECONDS = 30.0
 TOO_FAR_OFF_SECONDS = 300.0
-"""Google and GitLab refuse tokens whose times lie further off (https://cloud.google.com/iam/docs/troubleshooting)."""
+"""A token signed by a clock that is minutes off is refused (https://github.com/googleapis/google-api-php-client/issues/1429);
+nobody says how many."""
 
 
 @check("terraform", "this machine", "whether there is Terraform 1.5 or OpenTofu 1.6, or newer", "nothing")
@@ -40,7 +41,7 @@ def provider(facts: Facts) -> Iterator[Verdict]:
                 ErrorClass.TOOL_MISSING,
                 f"{folder} holds hashicorp/google {_dotted(newest)}, and Terraform takes none from elsewhere then; "
                 f"{_dotted(OLDEST_PROVIDER)} is needed",
-                "put a newer one there with `terraform providers mirror`, or remove that folder",
+                "put a newer one there with `terraform providers mirror FOLDER`, or remove that folder",
             )
 
 
