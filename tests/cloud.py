@@ -81,6 +81,8 @@ class Cloud:
         self._loop = loop
         self.faults, self.calls = Faults(), CallLog(folder / "calls.jsonl")
         self.clock, self.room = WorldClock(), Room()
+        self._heard = threading.Condition()
+        self.calls.listeners.append(self._hear)
         self.engine = ComputeEngine(
             folder / "compute", self.clock, self.faults, self.calls, Network(), self.room,
             project=PROJECT, tokens={TOKEN}, latency=0.05,
@@ -118,6 +120,20 @@ class Cloud:
         """The calls that order an instance."""
         found = [call for call in self.calls.lines() if call["verb"] == "POST"]
         return [call for call in found if call["target"].partition("?")[0] == INSTANCES]
+
+    def until_answered(self, what: str, status: int, times: int = 1) -> None:
+        """Wait until so many requests with these words in their target have had such an answer."""
+
+        def enough() -> bool:
+            lines = self.calls.lines()
+            return sum(what in line["target"] and line["status"] == status for line in lines) >= times
+
+        with self._heard:
+            assert self._heard.wait_for(enough, timeout=120)
+
+    def _hear(self, _: object) -> None:
+        with self._heard:
+            self._heard.notify_all()
 
     def order(self, number: int = 0) -> dict[str, Any]:
         """The body of an insert, the first by default."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -61,49 +60,41 @@ class FailedCreation:
         return re.compile(".*?".join(map(re.escape, pieces)))
 
 
-def _until_asked(cloud: Cloud, what: str, status: int, times: int = 1) -> None:
-    """Wait until Terraform has had an answer so often."""
-    deadline = time.monotonic() + 60
-    while sum(what in call["target"] and call["status"] == status for call in cloud.calls.lines()) < times:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def _preempt(group: int, cloud: Cloud) -> None:
     """The VM is taken away before it has run, and still shown; Terraform goes on looking until somebody stops it."""
-    _until_asked(cloud, "/operations/", 200)
+    cloud.until_answered("/operations/", 200)
     instance = cloud.engine.instances.get(ZONE, NAME)
     cloud.room.meanwhile = lambda: instance.resource.update(status="TERMINATED")
     cloud.clock.advance(LATER)
-    _until_asked(cloud, f"/instances/{NAME}", 200, times=4)
+    cloud.until_answered(f"/instances/{NAME}", 200, times=4)
     os.killpg(group, signal.SIGTERM)
 
 
 def _vanish(group: int, cloud: Cloud) -> None:
     """The VM is deleted before it has run; the same, for 21 questions or three minutes."""
-    _until_asked(cloud, "/operations/", 200)
+    cloud.until_answered("/operations/", 200)
     cloud.engine.operations.latency = 0.0
     cloud.done("DELETE", f"zones/{ZONE}/instances/{NAME}")
     cloud.clock.advance(LATER)
-    _until_asked(cloud, f"/instances/{NAME}", 404, times=4)
+    cloud.until_answered(f"/instances/{NAME}", 404, times=4)
     os.killpg(group, signal.SIGTERM)
 
 
 def _terminate(group: int, cloud: Cloud) -> None:
     """SIGTERM to Terraform alone, which tells the provider to stop."""
-    _until_asked(cloud, "/operations/", 200)
+    cloud.until_answered("/operations/", 200)
     os.kill(group, signal.SIGTERM)
 
 
 def _terminate_group(group: int, cloud: Cloud) -> None:
     """SIGTERM to Terraform's group, as glgpu sends it: the provider dies of it."""
-    _until_asked(cloud, "/operations/", 200)
+    cloud.until_answered("/operations/", 200)
     os.killpg(group, signal.SIGTERM)
 
 
 def _kill(group: int, cloud: Cloud) -> None:
     """SIGKILL to Terraform: the provider lives on, until we end it."""
-    _until_asked(cloud, "/operations/", 200)
+    cloud.until_answered("/operations/", 200)
     children = psutil.Process(group).children(recursive=True)
     os.kill(group, signal.SIGKILL)
     assert any(child.is_running() for child in children)

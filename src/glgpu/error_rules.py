@@ -51,10 +51,11 @@ class Rule:
 def _rule(klass: ErrorClass, *patterns: str, cause: str = "", remedy: str) -> Rule:
     """A rule whose patterns are alternatives.
 
-    What people paste has been wrapped by gcloud, or by their terminal: a blank stands for any white space. A dot stays
-    on its line; an ellipsis stands for a few lines of anything.
+    What people paste has been wrapped by gcloud, or by their terminal: a blank stands for any white space, and for
+    none as well where a question mark follows. A dot stays on its line; an ellipsis stands for a few lines of anything.
     """
-    spaced = "|".join(patterns).replace(" ", r"\s+").replace("\N{HORIZONTAL ELLIPSIS}", r"[\s\S]{0,400}?")
+    spaced = "|".join(patterns).replace(" ?", r"\s*").replace(" ", r"\s+")
+    spaced = spaced.replace("\N{HORIZONTAL ELLIPSIS}", r"[\s\S]{0,400}?")
     return Rule(klass, re.compile(spaced, re.IGNORECASE | re.MULTILINE), cause, remedy)
 
 
@@ -138,8 +139,8 @@ GPU_AND_MEMORY = (
         ErrorClass.DRIVER,
         r"could not select device driver|unknown(?: or invalid)? runtime(?: name)?(?: specified)?:? \"?nvidia",
         r"nvidia-container-cli: (?!initialization error|requirement|mount error|detection error)",
-        r"nvidia-container-runtime|unresolvable CDI devices?|failed to inject CDI|libnvidia-container|nvidia-ctk",
-        r"nvidia-container-toolkit",
+        r"nvidia-container-runtime|NVIDIA Container Runtime|unresolvable CDI devices?|failed to inject CDI",
+        r"libnvidia-container|nvidia-ctk|nvidia-container-toolkit",
         cause="Docker on the VM cannot hand the GPU to a container: the NVIDIA container toolkit is missing or broken",
         remedy="set machine.image to a boot image with NVIDIA's container toolkit, such as the default; on the "
         "VM, `docker info` lists the runtimes",
@@ -446,7 +447,7 @@ CREDENTIALS = (
         r"invalid_target|(?:audience|issuer) in (?:the )?ID Token|ID Token issued at|stale to sign-in",
         r"Identity Pool subject token|value for \"?audience\"?|given credential('s)? |mapped attribute",
         r"google\.subject|attribute (?:condition|mapping)(?! must)|connecting to the given credential",
-        r"workload ?identity ?(?:pool|federation|provider)…(?:invalid|fail|error|denied|expired|does not exist)",
+        r"workload ?identity ?(?:pool|federation|provider).{0,120}(?:invalid|denied|expired|does not exist|disabled)",
         r"identity token.{0,60}(?:expired|invalid|malformed)|OIDC token .{0,80}(?:expired|invalid|fail)",
         remedy=f"check GLGPU_WIF_PROVIDER, its audience and its conditions ({ACCESS_PAGE}, {FEDERATION.url})",
     ),
@@ -501,7 +502,8 @@ CREDENTIALS = (
         r"invalid private key|private key should be a PEM|credentials? file .{0,60}(?:not|invalid)",
         r"does not contain a client_email|Unable to parse (?:the )?(?:JSON )?credentials",
         r"not in the expected format\. The fields|failed to generate Google Cloud|gcloud\.auth\.[\w.-]+\)",
-        r"google-github-actions/auth failed|could not read json file|error getting credentials",
+        r"google-github-actions/auth failed|could not read json file|service account not enabled",
+        r"error getting credentials",
         r"metadata\.google\.internal(?!\W{0,3}(?:Name|Temp|nodename))…(?:status|Failed|not defined)",
         r"(?<!resolve\x20)(?:Failed|Unable|not) (?!resolv).{0,60}metadata(?:\.google| server|server)",
         r"instance/service-accounts/\S+ not defined|Compute Engine Metadata server unavailable",

@@ -13,7 +13,7 @@ from google.auth import identity_pool
 from google.auth.exceptions import OAuthError
 from google.auth.transport.requests import Request as Transport
 
-from applying import MakeWorkspace, Tally, Workspace
+from applying import MakeWorkspace, Provider, Tally, Workspace
 from glgpu import permissions
 from glgpu.rehearsal.google_access import user
 from glgpu.rehearsal.json_web_tokens import SigningKey
@@ -172,6 +172,13 @@ def test_what_is_destroyed_is_gone_and_what_google_keeps_is_said(bootstrap: Work
         bootstrap.run("import", "-no-color", "-input=false", f"google_iam_workload_identity_{address}.gitlab", name)
     assert "0 destroyed" in bootstrap.apply()
     bootstrap.assert_no_drift()
+
+
+def test_terraform_tests_of_the_module_pass(provider: Provider, bootstrap: Workspace) -> None:
+    if provider.terraform < (1, 7):
+        pytest.skip("provider: terraform test mocks providers from 1.7 on, bootstrap's tests not run")
+    (bootstrap.folder / "run.auto.tfvars.json").unlink()
+    assert "0 failed" in bootstrap.run("test", "-no-color")
 
 
 def test_a_project_that_nobody_pays_for_is_named(bootstrap: Workspace, google: Google) -> None:

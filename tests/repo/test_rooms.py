@@ -14,11 +14,13 @@ SOURCE = Path(__file__).parents[2] / "src" / "glgpu"
 LIBRARY_ROOMS = {
     "google": {
         "clients/billing_catalogue.py",
+        "clients/cloud_storage.py",
         "clients/compute_catalogue.py",
         "clients/compute_engine.py",
         "clients/google_calls.py",
         "clients/google_login.py",
         "clients/google_project.py",
+        "rehearsal/gcloud.py",
     },
     "gitlab": {"clients/gitlab_project.py"},
     "python_terraform": {"clients/terraform_stack.py"},

@@ -50,7 +50,8 @@ class CallLog:
             headers: Request headers; token headers are masked here.
             body: Request body as text.
             caller: Command lines of the calling process and its ancestors, nearest first, where they were looked up.
-            **facts: Anything else worth keeping.
+            **facts: Anything else worth keeping. The Google stand-ins' ``unserved`` says why a call was none that they
+                expect, such as a path that they do not have; empty where it was.
         """
         kept = {k: ("(present)" if k.lower() in TOKEN_HEADERS else v) for k, v in (headers or {}).items()}
         line = {
