@@ -1,8 +1,9 @@
 """Reads back, raw and without any of glgpu, what is left in the stand-ins; run as a program of its own.
 
-Standard input: a JSON object with ``compute`` and ``google`` (base addresses), ``buckets``, ``project``, ``google_token``, ``gitlab`` (base
-address), ``gitlab_token`` (an administrator's), ``gitlab_project`` (id), ``gitlab_path`` and ``known_tokens`` (names of
-tokens that were there before). Standard output: a JSON object of lists, all empty when nothing is left.
+Standard input: a JSON object with ``compute``, ``google`` and ``gitlab`` (base addresses), ``project``,
+``google_token``, ``buckets``, ``gitlab_token`` (an administrator's), ``gitlab_project`` (id), ``gitlab_path`` and
+``known_tokens`` (names of tokens that were there before). Standard output: a JSON object of lists, all empty when
+nothing is left.
 """
 
 import json
