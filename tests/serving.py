@@ -30,6 +30,8 @@ class Served:
         """What is left in the stand-ins, by kind; kinds of which nothing is left are not in it."""
         question = {
             "compute": self.told["compute_endpoint"],
+            "google": self.environment["GLGPU_GOOGLE_ENDPOINT"],
+            "buckets": [],
             "project": self.told["google_project"],
             "google_token": self.told["google_access_token"],
             "gitlab": self.told["gitlab_url"],

@@ -576,7 +576,7 @@ REPOSITORIES = (
         r"unknown revision or path|bad object [0-9a-f]{7,}|unable to read tree|smudge (?:filter lfs failed|error)",
         r"\bLFS\b.{0,120}(?:error|fail|quota|not found|missing)|over its data quota",
         r"git-lfs.{0,60}(?:not found|fail)|shallow update not allowed",
-        r"fatal: unable to access …(?:error: 40[134]|403|404)",
+        r"fatal: unable to access .{0,300}(?:error: 40[134]|\b403\b|\b404\b)",
         r"remote: (?:ERROR|HTTP Basic|The project|Not Found|Forbidden)",
         r"(?:deploy key|key) .{0,40}(?:is not|does not have) .{0,40}(?:allowed|access).{0,40}(?:project|repositor)",
         remedy="check that the commit is pushed and that the project and its submodules can be read (`git "
@@ -619,7 +619,7 @@ WAY_TO_THE_VM = (
         r"ssh: connect to host|connect to (?:address|host) \S+ port 22\b",
         r"(?:port |:)22(?:: |,? )(?:connect: )?(?:Connection|i/o|Operation|No route|Network|timed|timeout|connection)",
         r"dial tcp \S+:22\b|Unable to connect to port 22|ssh: handshake failed",
-        r"Connection (?:closed|reset) by (?:\S+ )*(?:port \d+|remote host)|Connection to \S+ closed",
+        r"Connection (?:closed|reset) by .{0,80}(?:port \d+|remote host)|Connection to \S+ closed",
         r"client_loop: send disconnect|Timeout, server \S+ not responding|packet_write_(?:wait|poll)|ssh_packet",
         r"ssh_dispatch_run_fatal|ssh\w* exited with return code 255|\[?/usr/bin/ssh\]? exited",
         r"NoValidConnectionsError|SSHException|mux_client",
@@ -787,7 +787,7 @@ NETWORKS = (
 REMAINDER = (
     _rule(
         ErrorClass.STATE_LOCK,
-        r"Error (?:acquiring|locking)(?: the)? state|Unable to acquire (?:the )?state lock|state lock",
+        r"Error (?:acquiring|locking)(?: the)? state|(?:unable|failed|cannot|could not) .{0,40}state lock",
         cause="Terraform's state of this run cannot be locked",
         remedy="`glgpu destroy` breaks a lock that was left behind; or set `state: local`",
     ),
@@ -834,10 +834,10 @@ REMAINDER = (
     _rule(
         ErrorClass.NOT_FOUND,
         r"(?-i:\bnotFound\b|\bNOT_FOUND\b|RESOURCE_NOT_FOUND|NoSuchBucket|NoSuchKey)",
-        r"(?:resource|project|network|subnetwork|bucket|object|account|instance|zone|region|repository"
-        r"|entity|disk|pool|provider|variable|secret|group|user|member|policy|role|key) …(?:was not found"
-        r"|not found|does not exist|doesn't exist|could not be found|cannot be found)",
-        r"404 (?:Not Found|Client Error|Project|File|Page)|Requested entity was not found",
+        r"\b(?:resource|project|network|subnetwork|bucket|account|instance|zone|region"
+        r"|entity)s?\b.{0,120}(?:was not found|not found|does not exist|doesn't exist|could not be found"
+        r"|cannot be found)",
+        r"404 (?:Not Found|Client Error|\w+ Not Found)|Requested entity was not found",
         r"Unknown (?:project|service account|user)|Gaia id not found|No default subnetwork|no default network",
         r"could not find (?:the )?(?:network|subnetwork|project|instance|bucket)|The specified bucket",
         r"may be incorrect or|RepositoryNotFoundError|EntryNotFoundError|does not have a provider named",

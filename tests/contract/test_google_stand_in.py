@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,21 +169,23 @@ def provider(cloud: Google, issuer: Issuer) -> str:
     return name
 
 
+def federation(cloud: Google, provider: str, identity: Path, account: str | None = None) -> dict[str, Any]:
+    """What a file of Workload Identity Federation says, which google-auth and Go's clients read alike."""
+    iam = f"{cloud.endpoint}/v1/projects/-/serviceAccounts/{account or cloud.apis.account}:generateAccessToken"
+    return {
+        "type": "external_account",
+        "audience": f"//iam.googleapis.com/{provider}",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": f"{cloud.endpoint}/v1/token",
+        "service_account_impersonation_url": iam,
+        "credential_source": {"file": str(identity)},
+    }
+
+
 def federated(cloud: Google, provider: str, token: str, folder: Path, account: str | None = None) -> Any:
     """google-auth's credentials for an identity token."""
     (folder / "jwt").write_text(token, encoding="utf-8")
-    iam = f"{cloud.endpoint}/v1/projects/-/serviceAccounts/{account or cloud.apis.account}:generateAccessToken"
-    return identity_pool.Credentials.from_info(
-        {
-            "type": "external_account",
-            "audience": f"//iam.googleapis.com/{provider}",
-            "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
-            "token_url": f"{cloud.endpoint}/v1/token",
-            "service_account_impersonation_url": iam,
-            "credential_source": {"file": str(folder / "jwt")},
-        },
-        scopes=SCOPES,
-    )
+    return identity_pool.Credentials.from_info(federation(cloud, provider, folder / "jwt", account), scopes=SCOPES)
 
 
 def test_an_identity_token_becomes_the_service_account(
@@ -380,7 +382,9 @@ def test_a_bucket_s_name_is_taken_once_and_a_full_one_stays(cloud: Google, bucke
         client(cloud, cloud.owner_token).get_bucket("elsewhere")
 
 
-def test_terraform_keeps_its_state_there_and_locks_it(cloud: Google, bucket: storage.Bucket, tmp_path: Path) -> None:
+@pytest.fixture
+def terraform(cloud: Google, tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs Terraform with its gcs backend in the bucket: `terraform("apply", login={...})`."""
     program = shutil.which("terraform")
     if program is None:
         pytest.skip("terraform: no terraform on PATH, its gcs backend not held against the stand-in")
@@ -391,21 +395,50 @@ def test_terraform_keeps_its_state_there_and_locks_it(cloud: Google, bucket: sto
     )
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("GOOGLE", "TF_"))},
-        "GOOGLE_OAUTH_ACCESS_TOKEN": cloud.owner_token,
         "GOOGLE_BACKEND_STORAGE_CUSTOM_ENDPOINT": f"{cloud.endpoint}/storage/v1/",
         "CHECKPOINT_DISABLE": "1",
     }
 
-    def terraform(*words: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, login: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [program, *words, "-no-color"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-        )
+            [program, *words, "-no-color"], cwd=tmp_path, env={**environment, **login}, capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
 
+    yield run
+    assert [line["unserved"] for line in cloud.calls.lines() if line["unserved"]] == []
+
+
+def test_terraform_keeps_its_state_there_and_locks_it(
+    cloud: Google, bucket: storage.Bucket, terraform: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    login = {"GOOGLE_OAUTH_ACCESS_TOKEN": cloud.owner_token}
     for words in (["init"], ["apply", "-auto-approve"], ["plan", "-detailed-exitcode"]):
-        done = terraform(*words)
+        done = terraform(*words, login=login)
         assert done.returncode == 0, done.stdout + done.stderr
     state = json.loads(bucket.blob("states/run/default.tfstate").download_as_bytes())
     assert state["resources"][0]["name"] == "x"
     bucket.blob("states/run/default.tflock").upload_from_string(json.dumps({"ID": "1", "Who": "somebody"}).encode())
-    assert "Error acquiring the state lock" in terraform("apply", "-auto-approve").stderr
-    assert [line["unserved"] for line in cloud.calls.lines() if line["unserved"]] == []
+    assert "Error acquiring the state lock" in terraform("apply", "-auto-approve", login=login).stderr
+
+
+@pytest.mark.parametrize("way", ["federation", "key"])
+def test_terraform_s_backend_logs_in_without_a_token(
+    way: str,
+    cloud: Google,
+    bucket: storage.Bucket,
+    provider: str,
+    issuer: Issuer,
+    tmp_path: Path,
+    terraform: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    policy = bucket.get_iam_policy(requested_policy_version=3)
+    policy.bindings.append({"role": "roles/storage.objectUser", "members": {f"serviceAccount:{cloud.apis.account}"}})
+    bucket.set_iam_policy(policy)
+    (tmp_path / "jwt").write_text(issuer.token(), encoding="utf-8")
+    told = cloud.apis.new_key(cloud.apis.account) if way == "key" else federation(cloud, provider, tmp_path / "jwt")
+    (tmp_path / "login.json").write_text(json.dumps(told), encoding="utf-8")
+    for words in (["init"], ["apply", "-auto-approve"]):
+        done = terraform(*words, login={"GOOGLE_CREDENTIALS": str(tmp_path / "login.json")})
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert bucket.get_blob("states/run/default.tfstate") is not None

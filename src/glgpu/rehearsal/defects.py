@@ -485,7 +485,7 @@ DEFECTS: Sequence[Defect] = (
     _defect("compute-api-off", "apis", "a project without the Compute Engine API", _api_off("compute.googleapis.com")),
     _defect("permission-missing", "permissions", "a role that may not create VMs", _denied("compute.instances.create")),
     _defect("permission-to-look-missing", "permissions-to-look", "a role that may not list routers",
-            _denied("compute.routers.list")),
+            _denied("compute.routers.list"), hides=_words("nat")),
     _defect("account-foreign", "act-as", "a service account that we may not use", _foreign_account,
             "GLGPU_MACHINE_SERVICE_ACCOUNT"),
     _defect("bucket-missing", "bucket", "a bucket that is not there", _set(GLGPU_STORAGE_BUCKET="no-such-bucket"),

@@ -223,8 +223,9 @@ class Supervisor:
         match order["do"]:
             case "follow":
                 self.followers.append(client)
-                # For the entries written between the caller's last look and now.
-                client.send(b".")
+                # For the entries written between the caller's last look and now; it may have been killed since.
+                with suppress(OSError):
+                    client.send(b".")
             case "wait":
                 self.waiters.append(client)
             case "kill":
