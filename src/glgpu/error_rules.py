@@ -28,6 +28,7 @@ from glgpu.links import (
 )
 
 ACCESS_PAGE = "docs/how-to/google-cloud-access.md"
+ERRORS_PAGE = "docs/reference/errors.md"
 DOCTOR = "`glgpu doctor` looks for what can be wrong before a VM is bought"
 
 
@@ -85,16 +86,37 @@ _NO_WAY = (
     r"|certificate verif|Recv failure|early EOF|HTTP/2 stream|transfer closed|unexpected disconnect|HTTP code 407)"
 )
 
+_NO_TRANSPORT = (
+    r"(?:no route to host|i/o timeout|TLS handshake|connection (?:refused|reset|timed out)|network is unreachable"
+    r"|no such host|name resolution|server misbehaving|Client\.Timeout|context deadline exceeded|timed out|x509: "
+    r"|proxyconnect|unexpected EOF|: EOF\b|dial tcp\b)"
+)
+_REGISTRY_SAID_NO = r"(?:denied|unauthorized|manifest unknown|not found|\b40[134]\b)"
+_CANNOT = r"(?:could not|cannot|can't|unable to|fail(?:ed|s|ure)? to|errors?:?) "
+_OPERATION = r"(?:operation|change|update|request|modification)"
+_TAKEN = (
+    r"(?:alreadyExists|already exists?\b|(?-i:ALREADY_EXISTS)|resourceInUseByAnotherResource|(?-i:RESOURCE_IN_USE\w*)"
+    r"|is already (?:being )?used by|is already in use|already been (?:taken|used)|address already in use"
+    r"|port is already allocated|name is not available|already (?:attached|mounted|running|member)|is being used by"
+    r"|in use by (?:container|another))"
+)
+_SSH_HOST_KEY = (
+    r"(?:REMOTE HOST IDENTIFICATION HAS CHANGED|Host key verification failed|No \S+ host key is known"
+    r"|authenticity of host|host key for \S+ has changed|Server \S+ not found in known_hosts|host key mismatch"
+    r"|knownhosts: key (?:mismatch|is unknown))"
+)
+
 GPU_AND_MEMORY = (
     _rule(
         ErrorClass.OOM,
-        r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY",
+        r"CUDA out of memory|(?<!java\.lang\.)OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY"
+        r"|cuda.{0,200}\bout of memory\b",
+        r"Tried to allocate [^\n]{0,40}\bGPU\b",
         r"cudaErrorMemoryAllocation|cudaMalloc failed: out of memory",
         r"CU(?:BLAS|DNN|SOLVER|FFT)_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|OOM when allocating tensor",
         r"RESOURCE_EXHAUSTED: (?:Out of memory|Failed to allocate)|Resource exhausted: OOM|ResourceExhaustedError",
         r"Failed to allocate (?:request for )?[\d.]+ ?[KMG]i?B.{0,60}device|ran out of memory trying to allocate",
         r"HIP out of memory|not enough (?:GPU|VRAM) memory|No available memory for the cache blocks",
-        r"CUDA runtime error \(2\) ?: out of memory",
         cause="the GPU's memory is too small for what the training wants at once",
         remedy="train with smaller batches, or set machine.gpu to one with more memory: `glgpu gpus` lists them",
     ),
@@ -115,7 +137,11 @@ GPU_AND_MEMORY = (
         r"invoked oom-killer|\bOOM killer\b",
         r"exit(?:ed)?(?: with)?(?: non-zero)?(?: exit)?(?: code| status| value)?[ :=(]{1,3}-?137\b",
         r"exit status 137\b|status code 137\b|ExitCode\W{1,4}137\b|^(?:\S+: )?line \d+: +\d+ Killed\b|^Killed$",
-        r"DefaultCPUAllocator: (?:can't|not enough) (?:allocate )?memory|^(?:[\w.]+\.)?_?(?:Array)?MemoryError\b",
+        r"DefaultCPUAllocator: |posix_memalign\(.{0,60}\b12\b"
+        r"|(?<!except\x20)(?<!\w)_?(?:Array)?MemoryError\b(?! as\b|:$|[,)])",
+        r"(?:not enough|insufficient) (?:host |system |CPU )?memory|java\.lang\.OutOfMemoryError|out of host memory",
+        r"(?:could not|cannot|can't|failed to|unable to) allocate (?:memory|[\d.]+ ?(?:[KMGT]i?B|bytes)\b)",
+        r"oom_kill|\btask \d+: Out Of Memory|oom-kill(?:er)? event",
         r"Unable to allocate [\d.]+ ?[KMGT]iB for an array|Cannot allocate memory|std::bad_alloc",
         r"killed by signal: Killed|died with <Signals\.SIGKILL|Signal 9 \(SIGKILL\)|SIGKILL.{0,40}out of memory",
         r"\bexitcode\W{1,3}-9\b|terminated.{0,60}due to (?:low memory|memory pressure|out.of.memory)",
@@ -139,11 +165,59 @@ GPU_AND_MEMORY = (
         ErrorClass.DRIVER,
         r"could not select device driver|unknown(?: or invalid)? runtime(?: name)?(?: specified)?:? \"?nvidia",
         r"nvidia-container-cli: (?!initialization error|requirement|mount error|detection error)",
-        r"nvidia-container-runtime|NVIDIA Container Runtime|unresolvable CDI devices?|failed to inject CDI",
+        r"nvidia-container-runtime|NVIDIA Container Runtime|(?:unresolvable|no such|unknown"
+        r"|inject\w*) CDI (?:host )?device",
+        r"(?:unresolvable|inject\w*|no such|unknown) [^\n]{0,40}nvidia\.com/|CDI (?:host )?devices?\b.{0,80}(?:fail"
+        r"|no such|not found)",
         r"libnvidia-container|nvidia-ctk|nvidia-container-toolkit",
         cause="Docker on the VM cannot hand the GPU to a container: the NVIDIA container toolkit is missing or broken",
         remedy="set machine.image to a boot image with NVIDIA's container toolkit, such as the default; on the "
         "VM, `docker info` lists the runtimes",
+    ),
+    _rule(
+        ErrorClass.DRIVER,
+        r"Torch not compiled with CUDA|(?:not compiled|not built|built without|compiled without) (?:with )?(?:CUDA"
+        r"|GPU)\b",
+        r"jaxlib.{0,60}(?:no CUDA|without CUDA|not CUDA)|CUDA-enabled jaxlib is not installed",
+        cause="the container image's framework was built without CUDA",
+        remedy=f"set train.image to an image whose framework is built for CUDA ({CUDA.url}); `glgpu gpus` names the "
+        "driver",
+    ),
+    _rule(
+        ErrorClass.DRIVER,
+        r"fallen off the bus|(?:RmInitAdapter|rm_init_adapter) failed|Unable to determine the device handle"
+        r"|GPU is lost",
+        r"GPU (?:requires|needs) (?:a )?reset|uncorrectable ECC|\bXid \(PCI[^)]*\): (?:48|61|62|63|64|74|79|92|94|95"
+        r"|119|120)\b",
+        r"NVIDIA probe routine failed|row remap(?:ping|per) fail",
+        cause="the VM's GPU does not answer, or is broken",
+        remedy="take a new VM, best in another zone: name others first in machine.zones (`glgpu gpus` lists them), "
+        "then "
+        "retry the job; where every VM says so, set machine.image to the default",
+    ),
+    _rule(
+        ErrorClass.DRIVER,
+        r"CUDNN_STATUS_NOT_INITIALIZED",
+        cause="cuDNN could not start",
+        remedy="often the GPU's memory is full already: try smaller batches; else cuDNN in train.image and the VM's "
+        "driver "
+        f"do not fit ({CUDA.url}): `glgpu gpus` names the driver",
+    ),
+    _rule(
+        ErrorClass.DRIVER,
+        r"Bad return status for module build…nvidia|nvidia…Bad return status for module build",
+        r"DKMS\b.{0,40}nvidia.{0,100}fail|nvidia\S*(?: package)? .{0,60}(?:failed to build|build failed)",
+        r"kernel module (?:could not be|was not|cannot be|has not been) (?:built|created|inserted|compiled|installed)",
+        r"Unable to locate package linux-headers|kernel headers? (?:for \S+ )*(?:module )?\W?nvidia",
+        r"nvidia…(?:kernel[- ]|linux-)headers?\b.{0,80}(?:not found|missing|unable|could not|not installed)",
+        r"(?:kernel[- ]|linux-)headers?\b.{0,80}(?:not found|missing|unable|could not|not installed)…nvidia",
+        r"nouveau\b.{0,80}(?:in use|is loaded|being used|incompatible|must be disabled|conflict)",
+        r"(?:install_gpu_driver|cos-gpu-installer|gpu[- ]driver[- ]installer|NVIDIA-Linux-x86_64).{0,200}(?:fail"
+        r"|error|non-zero)",
+        r"No CUDA runtime is found|Error installing (?:the )?(?:GPU|NVIDIA) driver"
+        r"|installing (?:GPU )?drivers: .{0,80}exit",
+        remedy="set machine.image to a boot image that brings the NVIDIA driver with it, such as the default: "
+        f"`glgpu gpus` names the driver of each GPU, {CUDA.url} what a CUDA version needs",
     ),
     _rule(
         ErrorClass.DRIVER,
@@ -155,7 +229,7 @@ GPU_AND_MEMORY = (
         r"(?:load|insert|build) the '?\S*nvidia\S*'? kernel module|nvidia-container-cli|Failed to initialize NVML",
         r"NVML: (?:Driver|Unknown)|nvml error|Driver/library version mismatch|NVMLError_?\w*",
         r"nvidia-smi\W{1,4}(?:command )?not found|NVRM: |\bXid \(PCI|\"nvidia-smi\": (?:executable|stat)",
-        r"nvidia-smi: (?:No such|cannot)|GPU is lost|has fallen off the bus|forward compatibility was attempted",
+        r"nvidia-smi: (?:No such|cannot)|forward compatibility was attempted",
         r"cudaErrorCompatNotSupportedOnDevice|CUDA driver version is insufficient|cudaErrorInsufficientDriver",
         r"NVIDIA driver on your system is too old|NVIDIA driver is too old|Found no NVIDIA driver",
         r"could not find (?:any )?(?:cuda|nvidia) drivers?|No CUDA GPUs are available",
@@ -167,12 +241,12 @@ GPU_AND_MEMORY = (
         r"CUDA_ERROR_(?:NO_DEVICE|UNKNOWN|NOT_INITIALIZED|SYSTEM_\w+|COMPAT_\w+|STUB_LIBRARY|INVALID_DEVICE"
         r"|OPERATING_SYSTEM)",
         r"kernel driver does not appear to be running|kernel version [\d.]+ does not match DSO version",
-        r"Torch not compiled with CUDA enabled|torch\.cuda\.is_available\(\) is False",
+        r"torch\.cuda\.is_available\(\) is False",
         r"libcuda\.so(?:\.1)?\b.{0,20}(?:cannot open|not found|No such)",
-        r"Unable to determine the device handle for GPU|/dev/nvidia\S*: no such file|custom device \"?/dev/nvidia",
-        r"Module nvidia(?:[-_]\w+)? not found|nvidia\.ko\b|RmInitAdapter failed|nvidia-modprobe",
+        r"/dev/nvidia\S*: no such file|custom device \"?/dev/nvidia",
+        r"Module nvidia(?:[-_]\w+)? not found|nvidia\.ko\b|nvidia-modprobe",
         r"No supported GPU\(s\) detected|No NVIDIA GPU detected|modprobe: \S+ .{0,40}\bnvidia",
-        r"^No devices were found|CUDNN_STATUS_NOT_INITIALIZED|driver_version\W{1,4}0\b.{0,80}cuda",
+        r"^No devices were found|driver_version\W{1,4}0\b.{0,80}cuda",
         r"installed version of the CUDA driver is",
         r"NVIDIA (?:kernel )?(?:driver|module).{0,80}(?:fail(?:ed|s)|not loaded|could not be loaded|not"
         r" installed|is missing)",
@@ -191,7 +265,7 @@ DISK = (
         r"There is not enough space",
         cause="a disk is full",
         remedy="on the VM: set a larger machine.disk_gb; on the runner: make room, `docker system prune` helps; "
-        "docs/reference/errors.md",
+        f"{ERRORS_PAGE}",
     ),
 )
 
@@ -199,7 +273,16 @@ CAPACITY = (
     _rule(
         ErrorClass.PREEMPTED,
         r"compute\.instances\.preempted|\b(?:was|been|got|gets|is being|were) pre-?empted",
-        r"failed to start due to pre-?emption|instance/preempted\W+TRUE|reason\W{1,4}preempted\b",
+        r"(?:because of|due to|by|on account of|after) (?:\w+ )?pre-?emption\b|\bpre-?empted\W{1,5}(?:is "
+        r"|value )?TRUE\b",
+        r"(?:could not|cannot|failed|stopped|aborted|cancell?ed|ended|shut down|lost)\b[^.\n]{0,60}\bpre-?empt(?:ed"
+        r"|ion)\b",
+        r"reason\W{1,4}preempted\b|(?-i:\b(?:[A-Z]+_)?PREEMPTED\b)(?!\W{0,4}(?:false|0|no|none)\b)"
+        r"|ACPI G2 soft[- ]?off",
+        r"(?:received|got) (?:a |the )?(?:termination|interruption) notice|(?:termination"
+        r"|interruption) notice (?:received|from|for)",
+        r"metadata(?: server)?\b.{0,60}(?:announce\w* (?:the )?(?:termination|shutdown)|termination (?:notice|event))",
+        r"shut ?down (?:is )?imminent|^(?!.*\b(?:if|when|whenever|unless|once|should|until)\b).*\bis pre-?empted\b",
         r"preempted by (?:Compute Engine|Google|GCE|GCP)|(?:instance|VM|node|machine) pre-?empt(?:ed|ion)\b",
         r"(?:spot|preemptible) (?:VM|instance|node)s? .{0,40}(?:reclaimed|terminated|stopped|shut down|interrupted)",
         r"Received pre-?emption|pre-?emption (?:signal|notice|event)|PreemptionError",
@@ -214,7 +297,7 @@ CAPACITY = (
         r"is currently unavailable in the (?:\S+ )?zone",
         r"(?:not|isn't) enough (?:resources|capacity) (?:available|in)",
         r"(?:zone|region) .{0,80}(?:out of|exhausted of) (?:capacity|resources)|resource pool (?:is )?exhausted",
-        r"(?:lack of|insufficient|no(?: available)?) capacity (?:in|for|available|to)",
+        r"(?:lack of|insufficient|no(?: available| more)?) capacity (?:in|for|available|to|at|left|found|remaining)",
         r"resources? (?:are|is) (?:currently )?(?:exhausted|unavailable) in (?:the )?(?:zone|region)",
         r"GCE out of resources|GCE_STOCKOUT|\breason\W{1,4}resource_availability",
         r"(?:There is|We have) no more capacity in the zone|Try a different zone, or try again later",
@@ -295,6 +378,14 @@ PROJECT = (
         r"absent billing account|not have billing enabled|billing (?:is )?disabled",
         r"billing account (?:is )?(?:closed|not configured|missing)|enable billing",
         r"not (?:linked|attached|associated) (?:to|with) (?:a|an|any) (?:\w+ )?billing",
+        r"(?:inactive|suspended|closed|delinquent|disabled) billing (?:state|status|account)",
+        r"billing (?:state|status)\b.{0,60}(?:suspended|inactive|closed|delinquent|past due|overdue|not active)",
+        r"billing (?:is|was) (?:being |currently |still |not yet )*(?:\(?re-?\)?)?(?:activated|deactivated|inactive"
+        r"|off|suspended)\b",
+        r"billing is not (?:yet )?(?:enabled|active|configured|set up)|not (?:yet )?(?:configured|set up"
+        r"|activated) billing",
+        r"account (?:is|has been|was) (?:delinquent|past due|in arrears)|(?:invoice|payment) (?:is )?(?:overdue"
+        r"|past due)",
         r"check (?:the )?billing account|(?:billing|payment).{0,60}(?:suspended|overdue|past due)",
         r"no billing account|CONSUMER_SUSPENDED|Consumer '?\S+'? has been suspended",
         r"project (?:\S+ )?(?:has been|is|was) suspended",
@@ -355,6 +446,8 @@ STATE = (
         ErrorClass.STATE_LOCK,
         r"state (?:is |blob is )?already locked|workspace (?:is )?already locked|Lock Info:",
         r"Error (?:releasing|unlocking)(?: the)? state|Failed to unlock (?:the )?state",
+        rf"{_CANNOT}(?:releas|unlock)\w* .{{0,40}}\b(?:state|workspace|\S*tflock)\b|cannot be unlocked\b",
+        r"lock ID .{0,60}(?:does not|doesn't|did not) match",
         r"state lock was not released|(?:423|409).{0,40}state.{0,20}locked",
         rf"{_STATE}…(?:HTTP remote state already locked|resource temporarily unavailable|response code 423"
         r"|pre-?conditions? you specified|Precondition Failed|conditionNotMet)",
@@ -369,6 +462,9 @@ STATE = (
         r"|AccessDenied|Permission .{0,40}denied|permission denied|Forbidden|Unauthorized"
         r"|(?-i:PERMISSION_DENIED))",
         rf"(?:does not have storage\.|bucket doesn't exist|AccessDenied)…{_STATE}",
+        rf"(?:{_STATE}|state file)…(?:invalid character '|cannot unmarshal|unexpected end of JSON"
+        rf"|Unsupported state file)",
+        r"Unsupported state file format|state file could not be parsed",
         cause="access to Terraform's state is refused, or there is none where it is looked for",
         remedy="GitLab wants Maintainer rights for it: set GLGPU_GITLAB_TOKEN, or `state: local`; a bucket "
         "wants the role storage.objectAdmin (docs/how-to/google-cloud-access.md)",
@@ -377,10 +473,28 @@ STATE = (
 
 IMAGES_DENIED = (
     _rule(
+        ErrorClass.NETWORK,
+        rf"(?:fail\w* to pull|error pulling|failed to resolve reference|docker pull )"
+        rf"(?:(?!{_REGISTRY_SAID_NO})[\s\S]){{0,400}}?{_NO_TRANSPORT}",
+        cause="the way to the image's registry is closed or broken",
+        remedy="check names, proxies, firewalls and certificates on the way to the registry, then retry the job; "
+        "`docker manifest inspect IMAGE` tells whether it can be reached",
+    ),
+    _rule(
+        ErrorClass.IMAGE_PULL,
+        r"(?:Unauthenticated request|Anonymous caller)[^\n]{0,200}(?:artifactregistry|\bgcr\b|pkg\.dev|registr"
+        r"|\bimage\b)",
+        r"(?:pkg\.dev|\bgcr\.io|registr(?:y|ies)\b|\bimage\b)[^\n]{0,200}(?:Unauthenticated request|Anonymous caller)",
+        cause="the registry of the container image knows no caller: there was no login",
+        remedy="log in to it: set GLGPU_REGISTRY_USER and GLGPU_REGISTRY_PASSWORD, and test them with `docker login "
+        "REGISTRY`",
+    ),
+    _rule(
         ErrorClass.IMAGE_PULL,
         r"pull access denied|manifest unknown|missing signature key|was deleted or has expired|MANIFEST_UNKNOWN",
         r"NAME_UNKNOWN|NAME_INVALID|invalid reference format|name unknown|manifest for \S+ not found",
-        r"no matching manifest|repository does not exist|no basic auth credentials|ErrImagePull|ImagePullBackOff",
+        r"no such manifest: |no matching manifest|repository does not exist|no basic auth credentials|ErrImagePull"
+        r"|ImagePullBackOff",
         r"InvalidImageName|error from registry: |pulling (?:the )?image …(?:denied|unauthorized|not found)",
         r"(?:(?-i:docker|daemon|registry|/v2/|manifest|image|pull).{0,400}"
         r"|^)(?<!permission\x20)(?:unauthorized|denied): ",
@@ -401,6 +515,24 @@ IMAGES_DENIED = (
 
 RIGHTS = (
     _rule(
+        ErrorClass.AUTH,
+        r"Anonymous caller|\bunauthenticated (?:request|caller|call|user)s?\b",
+        r"\banonymous (?:request|access|user|client)s?\b.{0,80}(?:permission|not allowed|denied|does not have)",
+        cause="Google was asked by nobody: the call carried no credentials",
+        remedy=f"set up Workload Identity Federation or GOOGLE_CREDENTIALS ({ACCESS_PAGE}); on a laptop: "
+        "`gcloud auth application-default login`",
+    ),
+    _rule(
+        ErrorClass.PERMISSION,
+        r"insufficient (?:authentication |OAuth |access )?scopes|ACCESS_TOKEN_SCOPE_INSUFFICIENT"
+        r"|correct permission scopes",
+        r"scope\(s\) are not authorized|insufficientScopes?\b",
+        cause="the credentials were issued for too narrow a scope; a role does not widen it",
+        remedy="use credentials with the scope cloud-platform: on a laptop `gcloud auth application-default login`; "
+        "in CI "
+        f"Workload Identity Federation ({ACCESS_PAGE}); on a VM its own access scopes count",
+    ),
+    _rule(
         ErrorClass.PERMISSION,
         r"iam\.serviceAccounts\.(?P<a>actAs)\b|\bactAs\b|SERVICE_ACCOUNT_ACCESS_DENIED",
         r"does not have access to service account",
@@ -417,7 +549,16 @@ RIGHTS = (
     ),
     _rule(
         ErrorClass.PERMISSION,
-        r"(?:start-iap-tunnel|\biap\b)…(?:4033|not authorized)|\[?4033: ['\"]?not authorized|iap\.tunnelInstances",
+        r"(?:failed to generate Google Cloud|federated token|impersonat\w+ ?|generateAccessToken|generateIdToken)"
+        r"…(?:(?-i:PERMISSION_DENIED)|caller does not have permission)",
+        cause="the caller may not act as the service account",
+        remedy="let the federated identity: `gcloud iam service-accounts add-iam-policy-binding ACCOUNT "
+        f"--member principalSet://IDENTITIES --role roles/iam.workloadIdentityUser` ({ACCESS_PAGE})",
+    ),
+    _rule(
+        ErrorClass.PERMISSION,
+        r"Code: 4033\b|(?:start-iap-tunnel|\biap\b|Identity-Aware Proxy)…(?:4033|not authorized)"
+        r"|\[?4033: ['\"]?not authorized|iap\.tunnelInstances",
         cause="the caller may not use IAP's tunnel to the VM",
         remedy="let it: `gcloud projects add-iam-policy-binding PROJECT --member serviceAccount:THE_CALLER "
         f"--role roles/iap.tunnelResourceAccessor` ({IAP.url})",
@@ -432,7 +573,7 @@ RIGHTS = (
     ),
     _rule(
         ErrorClass.PERMISSION,
-        r"(?<!Anonymous\x20caller\x20)does not have (?P<a>[a-z]\w*\.\w[\w.]*\w) (?:access|permission)",
+        r"does not have (?P<a>[a-z]\w*\.\w[\w.]*\w) (?:access|permission)",
         r"missing (?:the )?(?:required )?(?:IAM )?permissions?:? ['\"\[]*(?P<b>[a-z]\w*\.\w[\w.]*\w)",
         cause="the caller lacks the permission {a}{b}",
         remedy="grant a role with {a}{b} to the account that glgpu uses: `gcloud projects "
@@ -495,10 +636,11 @@ CREDENTIALS = (
         r" (?:access )?token",
         r"Token has been expired or revoked|Invalid JWT|ACCESS_TOKEN_(?:EXPIRED|TYPE_UNSUPPORTED)",
         r"CREDENTIALS_MISSING|expired (?:access )?token|token (?:has |is )?expired|API key not valid",
-        r"API keys are not supported|API_KEY_INVALID|Anonymous caller|Login Required\b|(?-i:\bauthError\b)",
+        r"API keys are not supported|API_KEY_INVALID|Login Required\b|(?-i:\bauthError\b)",
         r"Expected OAuth 2 access token|JSON credentials are not valid|does not have a valid type",
         r"Could not (?:deserialize|parse) (?:the )?(?:provided )?(?:key|certificate|public key)",
         r"No key could be detected|service account (?:info|key) .{0,60}(?:not|invalid|disabled|expired)",
+        r"credentials?\b.{0,200}(?:invalid character '|cannot unmarshal|unexpected end of JSON)",
         r"invalid private key|private key should be a PEM|credentials? file .{0,60}(?:not|invalid)",
         r"does not contain a client_email|Unable to parse (?:the )?(?:JSON )?credentials",
         r"not in the expected format\. The fields|failed to generate Google Cloud|gcloud\.auth\.[\w.-]+\)",
@@ -546,6 +688,9 @@ PLACES = (
         r"(?:sourceImage|source_image|boot image)…(?:not found|cannot be found|does not exist|not valid"
         r"|invalid|deprecated|obsolete)",
         r"/global/images/…(?:was not found|not found|cannot be found|deprecat|obsolete)|URL of the source image",
+        r"image '?\S+'? (?:does not exist|(?:was |is |be )?not found|cannot be found|is not available) (?:at|in|on"
+        r"|with) "
+        r"(?:the )?(?:GCP|GCE|Google|Compute Engine|zone|provider|cloud)",
         r"source image .{0,80}(?:not|invalid)|image \S+ (?:has been|was|is) (?:deprecated|obsolete|deleted)",
         cause="the VM's boot image, or its family, cannot be had",
         remedy="set machine.image to one that exists: `gcloud compute images list --project "
@@ -554,6 +699,14 @@ PLACES = (
 )
 
 REPOSITORIES = (
+    _rule(
+        ErrorClass.CODE,
+        rf"{_SSH_HOST_KEY}[\s\S]{{0,200}}?(?:Could not read from remote|fatal: )",
+        rf"(?:Cloning into|\bgit@|git submodule update)[^\n]{{0,200}}(?:\n[^\n]{{0,200}})?{_SSH_HOST_KEY}",
+        cause="the git server's SSH host key is unknown there, or not the one that is known",
+        remedy="compare it with the key that the git server publishes and add it to known_hosts, or set `code: job`, "
+        "which needs no git on the VM; `git ls-remote URL` tells whether it works",
+    ),
     _rule(
         ErrorClass.NETWORK,
         rf"{_NO_WAY}…{_REPOSITORY}|{_REPOSITORY}…{_NO_WAY}",
@@ -576,7 +729,8 @@ REPOSITORIES = (
         r"unknown revision or path|bad object [0-9a-f]{7,}|unable to read tree|smudge (?:filter lfs failed|error)",
         r"\bLFS\b.{0,120}(?:error|fail|quota|not found|missing)|over its data quota",
         r"git-lfs.{0,60}(?:not found|fail)|shallow update not allowed",
-        r"fatal: unable to access .{0,300}(?:error: 40[134]|\b403\b|\b404\b)",
+        r"fatal: unable to access …(?:returned error: 40[134]|\b403\b|\b404\b)"
+        r"|unable to access '…returned error: 40[134]",
         r"remote: (?:ERROR|HTTP Basic|The project|Not Found|Forbidden)",
         r"(?:deploy key|key) .{0,40}(?:is not|does not have) .{0,40}(?:allowed|access).{0,40}(?:project|repositor)",
         remedy="check that the commit is pushed and that the project and its submodules can be read (`git "
@@ -587,12 +741,22 @@ REPOSITORIES = (
 WAY_TO_THE_VM = (
     _rule(
         ErrorClass.SSH,
-        r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key verification failed|No \S+ host key is known",
-        r"host key mismatch|host key for \S+ has changed|knownhosts: key (?:mismatch|is unknown)",
-        r"Server \S+ not found in known_hosts",
-        cause="the machine that answers does not have the host key that was expected",
-        remedy="another machine may have its address by now: bring the run down with `glgpu destroy`, then run "
-        "it again",
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|host key mismatch|host key for \S+ has changed"
+        r"|knownhosts: key mismatch",
+        cause="the machine that answers shows another SSH host key than the one that is known",
+        remedy="compare its fingerprint with the one on the VM's serial console (`gcloud compute instances "
+        "get-serial-port-output NAME --zone ZONE`); only if the address is that of the run's VM and the key did "
+        "change, "
+        "end the run: `glgpu destroy`",
+    ),
+    _rule(
+        ErrorClass.SSH,
+        rf"{_SSH_HOST_KEY}|can't be established…fingerprint",
+        cause="the SSH host key of the machine that answers is not known",
+        remedy="compare its fingerprint with the one on the VM's serial console (`gcloud compute instances "
+        "get-serial-port-output NAME --zone ZONE`), or with what another server, such as git's or a registry's, "
+        "publishes; "
+        "where they agree, add the key to known_hosts",
     ),
     _rule(
         ErrorClass.SSH,
@@ -600,13 +764,18 @@ WAY_TO_THE_VM = (
         r"unable to authenticate, attempted methods|No more authentication methods|Load key \"",
         r"UNPROTECTED PRIVATE KEY|AuthenticationException|Authentication failed\.$",
         r"no matching (?:host key|key exchange|cipher)|invalid format.{0,40}key|Could not SSH into the instance",
-        r"SSH key has not propagated|oslogin.{0,80}(?:denied|not allowed|fail)|not a valid key file",
+        r"sign_and_send_pubkey: |no mutual signature|agent refused operation|SSH key has not propagated"
+        r"|oslogin.{0,80}(?:denied|not allowed|fail)|not a valid key file",
         remedy="the VM does not take the login key: OS Login may be forced, or the guest agent is missing from "
         f"the boot image ({SSH_TROUBLE.url})",
     ),
     _rule(
         ErrorClass.SSH,
         r"start-iap-tunnel|failed to connect to backend|\b40(?:03|10|47|51|80): ['\"]|tunnel-through-iap",
+        r"Code: (?:40|10)\d\d, Reason: |(?:websocket|tunnel|relay|connection)\b.{0,80}Identity-Aware Proxy"
+        r"|cloudproxy\.app",
+        r"Identity-Aware Proxy.{0,120}(?:clos|fail|error|lost|abnormal|refus|timed|unreachable)",
+        r"not (?:been )?(?:allocated|have|assigned) an? (?:external|public) IP|no (?:external|public) IP address",
         r"Failed to lookup instance|Failed to connect to port 22|destination read failed",
         r"IAP (?:tunnel|TCP).{0,80}(?:fail|error|clos|refus|timed)|(?:open|establish|creat)\w* .{0,20}IAP tunnel",
         remedy="check the firewall rule for IAP's range 35.235.240.0/20 and that the VM runs its SSH server: "
@@ -639,7 +808,36 @@ REFUSED = (
         remedy="check the name in glgpu.yml and the cloud project: `glgpu doctor` looks up each",
     ),
     _rule(
+        ErrorClass.NOT_FOUND,
+        r"(?:Failed|could not|unable|cannot) (?:to )?find (?:project|region|zone|network|subnetwork|instance"
+        r"|service account)\b",
+        r"specified external IP address .{0,60}was not found|Service account \S+ does not exist",
+        remedy="check the name in glgpu.yml and the cloud project: `glgpu doctor` looks up each",
+    ),
+    _rule(
         ErrorClass.CONFIG,
+        r"attribute (?:condition|mapping) must|attribute_?(?:condition|mapping)\b.{0,80}(?:invalid|must)",
+        r"WorkloadIdentityPool\w*…(?:Error 400|INVALID_ARGUMENT)",
+        remedy=f"mend the Workload Identity provider, its conditions and mappings: {ACCESS_PAGE}",
+    ),
+    _rule(
+        ErrorClass.TRANSIENT,
+        r"concurrent policy changes|retry the whole read-modify-write|operationInProgress",
+        rf"(?:another|a concurrent|a previous|a pending) {_OPERATION}\b.{{0,60}}(?:running|in progress|pending"
+        rf"|under ?way|ongoing)",
+        rf"locked by another {_OPERATION}|busy with {_OPERATION}|\ban operation is (?:pending|running|in progress)",
+        r"operation\b.{0,60}(?:is )?(?:already|still|currently) (?:running|in progress|pending)",
+        r"operation .{0,60}in progress\. .{0,40}again",
+        remedy="somebody else changed the same thing at that moment: retry the job; `glgpu doctor` shows the "
+        "state of things",
+    ),
+    _rule(
+        ErrorClass.CONFIG,
+        r"Machine Types with more .{0,80}are not supported|disk type cannot be used by|property \[[\w/-]+\] "
+        r"(?:must be|is not|has not been)(?: currently)? set|Underspecified resource|Specify the \[--[\w-]+\]",
+        r"One of \[--[^\]]+\] must be|Scheduling must have|Cannot use default machine type"
+        r"|Please specify (?:a )?location",
+        r"(?:glgpu\.yml|\.tfvars|\.tf\.json)\b.{0,160}(?:invalid character|cannot unmarshal)",
         r"\[[^\]]{2,120}\] features (?:\w+ )*are not compatible|argument --[\w-]+: |number of accelerators",
         r"must only contain lowercase|(?:features?|InstanceTaxonomies) are not compatible",
         r"do not support live migration|cannot be smaller than the image|size cannot be smaller",
@@ -652,7 +850,8 @@ REFUSED = (
         r"Unsupported (?:argument|block type|attribute)|Missing required argument",
         r"Invalid value for (?:input )?variable|Reference to undeclared|Argument or block definition required",
         r"Invalid provider configuration|No value for required variable|Value for undeclared variable",
-        r"Invalid (?:block|attribute|character|expression|function argument|reference|template|index)",
+        r"Invalid character(?! '.{1,8}' (?:looking|after|in))|Invalid (?:block|attribute|expression"
+        r"|function argument|reference|template|index)",
         r"Inconsistent conditional|Incorrect attribute value type|Unsuitable value type",
         r"Project could not be determined|exec format error|executable file not found in",
         r"exec: \"[^\"]*\": (?:stat|permission|is a directory)|invalid mount config|unknown flag: ",
@@ -664,22 +863,30 @@ REFUSED = (
         remedy="mend the value that the text names in glgpu.yml: docs/reference/settings.md has every key",
     ),
     _rule(
-        ErrorClass.TRANSIENT,
-        r"concurrent policy changes|retry the whole read-modify-write|operationInProgress",
-        r"operation .{0,60}in progress\. .{0,40}again",
-        remedy="somebody else changed the same thing at that moment: retry the job; `glgpu doctor` shows the "
-        "state of things",
+        ErrorClass.CONFLICT,
+        r"Supplied fingerprint|fingerprint does not match|etag (?:mismatch|does not match)|conditionNotMet",
+        r"pre-?conditions? you specified did not hold",
+        _status("412"),
+        remedy="somebody else changed the same thing at that moment: retry the job; `glgpu doctor` shows the state of "
+        "things",
     ),
     _rule(
         ErrorClass.CONFLICT,
-        r"alreadyExists|already exists?\b|(?-i:ALREADY_EXISTS)|resourceInUseByAnotherResource",
-        r"(?-i:RESOURCE_IN_USE\w*)|conditionNotMet|is already (?:being )?used by|is already in use",
-        r"already been (?:taken|used)|Supplied fingerprint|fingerprint does not match|address already in use",
-        r"port is already allocated|name is not available|already (?:attached|mounted|running|member)",
-        r"is being used by|in use by (?:container|another)|etag (?:mismatch|does not match)",
-        r"pre-?conditions? you specified did not hold",
-        _status("409|412"),
-        remedy="clear up what is left of the run, then retry the job: `glgpu destroy`",
+        rf"\b(?P<a>glgpu-[\w-]+)\b[^\n]{{0,120}}{_TAKEN}|{_TAKEN}[^\n]{{0,120}}\b(?P<b>glgpu-[\w-]+)\b",
+        remedy="end the run that {a}{b} belongs to, if nobody needs it any more: `glgpu destroy`; then retry the job",
+    ),
+    _rule(
+        ErrorClass.CONFLICT,
+        rf"['\"](?P<a>[\w./:-]{{2,160}})['\"][^\n]{{0,60}}?{_TAKEN}",
+        remedy="{a} is no run's: rename it or remove it, if nobody needs it, or choose another name "
+        f"({ERRORS_PAGE} says how)",
+    ),
+    _rule(
+        ErrorClass.CONFLICT,
+        _TAKEN,
+        _status("409"),
+        remedy="rename or remove what the text names, if nobody needs it, or choose another name "
+        f"({ERRORS_PAGE} says how)",
     ),
 )
 """Said of a request that reached the other side."""
@@ -754,7 +961,7 @@ NETWORKS = (
         r"Max retries exceeded|Connection aborted|RemoteDisconnected|Remote end closed|ProtocolError",
         r"IncompleteRead|ChunkedEncodingError|unexpected EOF(?! while (?:parsing|looking|scanning))|: EOF$",
         r"early EOF|Failed to establish a new connection|failed to connect(?: to)?\b|cannot (?:connect|reach)",
-        r"could(?: not|n't) connect|unable to (?:connect|reach)|unable to access (?!.{0,200}error: [45]\d\d)",
+        r"could(?: not|n't) connect|unable to (?:connect|reach)|unable to access (?![\s\S]{0,300}error: [45]\d\d)",
         r"failed to connect to all addresses|cannot assign requested address",
         r"curl: \((?:5|6|7|16|18|28|35|52|55|56|60|77|92)\)|http2: (?:client connection|timeout|server sent)",
         r"stream (?:error|was reset)|peer closed|Software caused connection abort|broken pipe|URLError",
@@ -805,12 +1012,11 @@ REMAINDER = (
         r"does not have (?:the )?(?:sufficient |required |enough |necessary )?permissions?\b",
         r"(?:caller|client|user|principal|account|service account) .{0,80}(?:not (?:authorized|have)|lacks?"
         r"|is missing|denied)",
-        r"Policy update access denied|insufficient (?:authentication )?(?:scopes?|permissions?)",
-        r"ACCESS_TOKEN_SCOPE_INSUFFICIENT|not authorized (?:to|for)",
+        r"Policy update access denied|insufficient permissions?|not authorized (?:to|for)",
         r"(?:access|authorization) (?:was |is )?(?:denied|forbidden|unauthorized)",
         r"googleapis?\.com…(?:Forbidden|\b403\b)|Permission denied on resource|does not have \w+\.\w+\.\w+",
-        r"Missing or insufficient permissions|Not authorized|(?-i:\bforbidden\b)|Request had insufficient",
-        r"\bis not authorized\b|SERVICE_CONFIG_NOT_FOUND_OR_PERMISSION_DENIED|scope\(s\) are not authorized",
+        r"Missing or insufficient permissions|Not authorized|(?-i:\bforbidden\b)",
+        r"\bis not authorized\b|SERVICE_CONFIG_NOT_FOUND_OR_PERMISSION_DENIED",
         r"needs? the .{0,60}\b(?:IAM )?role\b",
         r"(?:google|gcloud|GCP|Error|HttpError|exceptions?)\S*[: ].{0,40}\b403\b",
         remedy=f"grant the missing role to the account that glgpu uses ({ACCESS_PAGE}); `glgpu doctor` names "

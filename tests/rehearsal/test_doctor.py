@@ -23,7 +23,7 @@ from glgpu.steps.checks.catalogue import CHECKS
 from glgpu.steps.checks.judging import Finding
 from glgpu.wiring import make_sources
 from rehearsing import GLGPU, repository, started, world
-from remedies import problems
+from remedies import helps, problems
 
 THIS_PROCESS = {"PATH", "HOME", "PYTHONPATH"}
 """What a defect can only change for a process of its own."""
@@ -104,6 +104,7 @@ def test_a_defect_is_found_by_its_check_and_by_no_other(defect: Defect, checkout
     for one in found:
         if one["status"] != "ok":
             assert problems(one["remedy"]) == [], one["remedy"]
+            assert helps(one["remedy"]), one["remedy"]
 
 
 @pytest.mark.parametrize("seed", range(6))

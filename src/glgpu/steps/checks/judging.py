@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from glgpu.errors import ErrorClass, Failure
@@ -11,6 +12,18 @@ from glgpu.steps.checks.facts import Facts
 
 Status = Literal["error", "warning", "ok", "not checked"]
 Subject = Literal["settings", "this machine", "GitLab", "Google Cloud", "machine", "network", "image"]
+
+PAGES: dict[Subject, str] = {
+    "settings": "docs/reference/settings.md",
+    "this machine": "docs/how-to/your-own-gitlab.md",
+    "GitLab": "docs/how-to/your-own-gitlab.md",
+    "Google Cloud": "docs/how-to/google-cloud-access.md",
+    "machine": "docs/reference/gpus.md",
+    "network": "docs/how-to/private-vms.md",
+    "image": "docs/reference/settings.md",
+}
+"""Where to read about a subject."""
+TO_FOLLOW = re.compile(r"`(?:glgpu|gcloud|docker|git|terraform) |https?://|docs/")
 
 
 @dataclass(frozen=True)
@@ -93,5 +106,13 @@ def findings(check: Check, facts: Facts) -> list[Finding]:
         verdicts = [unknown(failure.cause, failure.remedy)]
     except Exception as bug:
         cause = f"a bug in glgpu: {type(bug).__name__}: {bug}"
-        verdicts = [Verdict("not checked", ErrorClass.BUG, cause, "please report it")]
-    return [Finding(check, one) for one in verdicts or [Verdict("ok", None, "", "")]]
+        verdicts = [Verdict("not checked", ErrorClass.BUG, cause, "report it with the text above")]
+    return [Finding(check, _with_page(one, check)) for one in verdicts or [Verdict("ok", None, "", "")]]
+
+
+def _with_page(verdict: Verdict, check: Check) -> Verdict:
+    """A remedy that names neither a command nor an address says where to read more."""
+    said = verdict.remedy
+    return (
+        verdict if not said or TO_FOLLOW.search(said) else replace(verdict, remedy=f"{said} ({PAGES[check.subject]})")
+    )
