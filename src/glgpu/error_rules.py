@@ -63,7 +63,8 @@ def _rule(klass: ErrorClass, *patterns: str, cause: str = "", remedy: str) -> Ru
 def _status(codes: str) -> str:
     """An HTTP status where a text speaks of one; any three digits may be a line number."""
     return (
-        r"(?:Error|HTTP(?:/[\d.]+)?|status(?: code)?|(?<!exit\x20)code|returned error|response code)['\"]?[:=]? ?"
+        r"(?:(?<!Value)(?<!Index)(?<!Key)(?<!Type)(?<!Runtime)(?<!Assertion)Error|HTTP(?:/[\d.]+)?|status(?: code)?"
+        r"|(?<!exit\x20)code|returned error|response code)['\"]?[:=]? ?"
         rf"['\"]?(?:{codes})\b|^(?:[\w.]+: )?(?:{codes}) "
         rf"(?:GET|HEAD|POST|PUT|PATCH|DELETE|[A-Z][a-z]+ Error)\b|[<(]HttpError (?:{codes})\b"
     )
@@ -208,7 +209,8 @@ GPU_AND_MEMORY = (
         r"Bad return status for module build…nvidia|nvidia…Bad return status for module build",
         r"DKMS\b.{0,40}nvidia.{0,100}fail|nvidia\S*(?: package)? .{0,60}(?:failed to build|build failed)",
         r"kernel module (?:could not be|was not|cannot be|has not been) (?:built|created|inserted|compiled|installed)",
-        r"Unable to locate package linux-headers|kernel headers? (?:for \S+ )*(?:module )?\W?nvidia",
+        r"headers? for (?:\w+ ){0,3}kernel.{0,60}not (?:found|installed)…nvidia"
+        r"|Unable to locate package linux-headers|kernel headers? (?:for \S+ )*(?:module )?\W?nvidia",
         r"nvidia…(?:kernel[- ]|linux-)headers?\b.{0,80}(?:not found|missing|unable|could not|not installed)",
         r"(?:kernel[- ]|linux-)headers?\b.{0,80}(?:not found|missing|unable|could not|not installed)…nvidia",
         r"nouveau\b.{0,80}(?:in use|is loaded|being used|incompatible|must be disabled|conflict)",
@@ -233,7 +235,8 @@ GPU_AND_MEMORY = (
         r"cudaErrorCompatNotSupportedOnDevice|CUDA driver version is insufficient|cudaErrorInsufficientDriver",
         r"NVIDIA driver on your system is too old|NVIDIA driver is too old|Found no NVIDIA driver",
         r"could not find (?:any )?(?:cuda|nvidia) drivers?|No CUDA GPUs are available",
-        r"CUDA driver initialization failed|CUDA initialization: |CUDA unknown error",
+        r"Unexpected error from cudaGetDeviceCount|CUDA driver initialization failed|CUDA initialization: "
+        r"|CUDA unknown error",
         r"cuda runtime error \((?:30|35|38|100|804)\)|no CUDA-capable device",
         r"CUDA error(?: \(\d+\))?: (?:initialization error|system not yet initialized|unknown error|system"
         r" has unsupported display driver|unsupported display driver|driver shutting down|API call is not"
@@ -493,7 +496,8 @@ IMAGES_DENIED = (
         ErrorClass.IMAGE_PULL,
         r"pull access denied|manifest unknown|missing signature key|was deleted or has expired|MANIFEST_UNKNOWN",
         r"NAME_UNKNOWN|NAME_INVALID|invalid reference format|name unknown|manifest for \S+ not found",
-        r"no such manifest: |no matching manifest|repository does not exist|no basic auth credentials|ErrImagePull"
+        r"cannot be used on this platform|no such manifest: |no matching manifest|repository does not exist"
+        r"|no basic auth credentials|ErrImagePull"
         r"|ImagePullBackOff",
         r"InvalidImageName|error from registry: |pulling (?:the )?image …(?:denied|unauthorized|not found)",
         r"(?:(?-i:docker|daemon|registry|/v2/|manifest|image|pull).{0,400}"
@@ -643,7 +647,8 @@ CREDENTIALS = (
         r"credentials?\b.{0,200}(?:invalid character '|cannot unmarshal|unexpected end of JSON)",
         r"invalid private key|private key should be a PEM|credentials? file .{0,60}(?:not|invalid)",
         r"does not contain a client_email|Unable to parse (?:the )?(?:JSON )?credentials",
-        r"not in the expected format\. The fields|failed to generate Google Cloud|gcloud\.auth\.[\w.-]+\)",
+        r"not in the expected format\. The fields|failed to generate Google Cloud"
+        r"|gcloud\.auth\.[\w.-]+\)(?! Could not reach)",
         r"google-github-actions/auth failed|could not read json file|service account not enabled",
         r"error getting credentials",
         r"metadata\.google\.internal(?!\W{0,3}(?:Name|Temp|nodename))…(?:status|Failed|not defined)",
@@ -680,6 +685,7 @@ PLACES = (
     ),
     _rule(
         ErrorClass.IMAGE,
+        r"Failed to find image|Could not fetch image resource|image resource could not be found",
         r"Could not find (?:the )?image|could not find any (?:non-deprecated )?image",
         r"/images/[^'\"\s]*['\"]?,? (?:was |is )?(?:not found|obsolete|deleted)",
         r"referenced image resource cannot be found|Error (?:resolving|getting|retrieving) (?:source )?image",
@@ -764,7 +770,8 @@ WAY_TO_THE_VM = (
         r"unable to authenticate, attempted methods|No more authentication methods|Load key \"",
         r"UNPROTECTED PRIVATE KEY|AuthenticationException|Authentication failed\.$",
         r"no matching (?:host key|key exchange|cipher)|invalid format.{0,40}key|Could not SSH into the instance",
-        r"sign_and_send_pubkey: |no mutual signature|agent refused operation|SSH key has not propagated"
+        r"unable to confirm ID of the instance|administratively prohibited|sign_and_send_pubkey: "
+        r"|no mutual signature|agent refused operation|SSH key has not propagated"
         r"|oslogin.{0,80}(?:denied|not allowed|fail)|not a valid key file",
         remedy="the VM does not take the login key: OS Login may be forced, or the guest agent is missing from "
         f"the boot image ({SSH_TROUBLE.url})",
@@ -825,7 +832,8 @@ REFUSED = (
         r"concurrent policy changes|retry the whole read-modify-write|operationInProgress",
         rf"(?:another|a concurrent|a previous|a pending) {_OPERATION}\b.{{0,60}}(?:running|in progress|pending"
         rf"|under ?way|ongoing)",
-        rf"locked by another {_OPERATION}|busy with {_OPERATION}|\ban operation is (?:pending|running|in progress)",
+        rf"(?:locked|modified|changed|used|updated|held) by another {_OPERATION}\b|busy with {_OPERATION}"
+        rf"|\ban operation is (?:pending|running|in progress)",
         r"operation\b.{0,60}(?:is )?(?:already|still|currently) (?:running|in progress|pending)",
         r"operation .{0,60}in progress\. .{0,40}again",
         remedy="somebody else changed the same thing at that moment: retry the job; `glgpu doctor` shows the "
@@ -835,6 +843,7 @@ REFUSED = (
         ErrorClass.CONFIG,
         r"Machine Types with more .{0,80}are not supported|disk type cannot be used by|property \[[\w/-]+\] "
         r"(?:must be|is not|has not been)(?: currently)? set|Underspecified resource|Specify the \[--[\w-]+\]",
+        r"Cannot determine (?:region|zone|project)\b|\bone of [^\n]{0,120} must be (?:provided|specified|set|supplied)",
         r"One of \[--[^\]]+\] must be|Scheduling must have|Cannot use default machine type"
         r"|Please specify (?:a )?location",
         r"(?:glgpu\.yml|\.tfvars|\.tf\.json)\b.{0,160}(?:invalid character|cannot unmarshal)",
@@ -978,7 +987,8 @@ NETWORKS = (
         r"(?-i:INTERNAL_ERROR|\bUNAVAILABLE\b|\bABORTED\b)",
         r"(?:code = |StatusCode\.|error: )(?:Unavailable|Internal|Aborted)\b|Internal error\b",
         r"internal (?:server )?error|Service ?Unavailable|Bad ?Gateway|Gateway ?Time-?out|RESOURCE_NOT_READY",
-        r"resourceNotReady|is not ready\b|operationInProgress|OPERATION_IN_PROGRESS",
+        r"timeout while waiting for (?:state|resource|operation)|resourceNotReady|is not ready\b|operationInProgress"
+        r"|OPERATION_IN_PROGRESS",
         r"service is (?:currently |temporarily )?unavailable|temporarily (?:unavailable|unable|overloaded)",
         r"temporary (?:error|failure|problem)|(?:please )?(?:try|retry) again (?:later|in|after|shortly|soon)",
         r"please (?:try|retry) (?:again|the)",
@@ -1018,7 +1028,8 @@ REMAINDER = (
         r"Missing or insufficient permissions|Not authorized|(?-i:\bforbidden\b)",
         r"\bis not authorized\b|SERVICE_CONFIG_NOT_FOUND_OR_PERMISSION_DENIED",
         r"needs? the .{0,60}\b(?:IAM )?role\b",
-        r"(?:google|gcloud|GCP|Error|HttpError|exceptions?)\S*[: ].{0,40}\b403\b",
+        r"(?:google|gcloud|GCP|HttpError|api_core\.exceptions)\S*[: ].{0,40}\b403\b",
+        rf"{_status('403')}|\b403[ :]+(?:Client Error|Forbidden)",
         remedy=f"grant the missing role to the account that glgpu uses ({ACCESS_PAGE}); `glgpu doctor` names "
         "what is missing",
     ),
