@@ -92,8 +92,11 @@ _NO_TRANSPORT = (
     r"|no such host|name resolution|server misbehaving|Client\.Timeout|context deadline exceeded|timed out|x509: "
     r"|proxyconnect|unexpected EOF|: EOF\b|dial tcp\b)"
 )
+"""Why nothing answered."""
 _REGISTRY_SAID_NO = r"(?:denied|unauthorized|manifest unknown|not found|\b40[134]\b)"
 _CANNOT = r"(?:could not|cannot|can't|unable to|fail(?:ed|s|ure)? to|errors?:?) "
+_NOT_IF = r"^(?!.*\b(?:if|when|whenever|unless|once|should|until|can|may|might)\b).*"
+"""A line that tells what happened, not what might."""
 _OPERATION = r"(?:operation|change|update|request|modification)"
 _TAKEN = (
     r"(?:alreadyExists|already exists?\b|(?-i:ALREADY_EXISTS)|resourceInUseByAnotherResource|(?-i:RESOURCE_IN_USE\w*)"
@@ -104,7 +107,7 @@ _TAKEN = (
 _SSH_HOST_KEY = (
     r"(?:REMOTE HOST IDENTIFICATION HAS CHANGED|Host key verification failed|No \S+ host key is known"
     r"|authenticity of host|host key for \S+ has changed|Server \S+ not found in known_hosts|host key mismatch"
-    r"|knownhosts: key (?:mismatch|is unknown))"
+    r"|knownhosts: key (?:mismatch|is unknown)|Host key is not trusted|HostKeyNotVerifiable)"
 )
 
 GPU_AND_MEMORY = (
@@ -177,7 +180,8 @@ GPU_AND_MEMORY = (
     ),
     _rule(
         ErrorClass.DRIVER,
-        r"Torch not compiled with CUDA|(?:not compiled|not built|built without|compiled without) (?:with )?(?:CUDA"
+        r"Torch not compiled with CUDA|(?:error|fatal)\b[^\n]{0,120}(?:not compiled|not built|built without"
+        r"|compiled without) (?:with )?(?:CUDA"
         r"|GPU)\b",
         r"jaxlib.{0,60}(?:no CUDA|without CUDA|not CUDA)|CUDA-enabled jaxlib is not installed",
         cause="the container image's framework was built without CUDA",
@@ -278,15 +282,17 @@ CAPACITY = (
         r"compute\.instances\.preempted|\b(?:was|been|got|gets|is being|were) pre-?empted",
         r"(?:because of|due to|by|on account of|after) (?:\w+ )?pre-?emption\b|\bpre-?empted\W{1,5}(?:is "
         r"|value )?TRUE\b",
-        r"(?:could not|cannot|failed|stopped|aborted|cancell?ed|ended|shut down|lost)\b[^.\n]{0,60}\bpre-?empt(?:ed"
-        r"|ion)\b",
+        rf"{_NOT_IF}(?:could not|cannot|failed|stopped|aborted|cancell?ed|ended|shut down|lost)\b"
+        r"[^.\n]{0,60}\bpre-?empt(?:ed|ion)\b",
         r"reason\W{1,4}preempted\b|(?-i:\b(?:[A-Z]+_)?PREEMPTED\b)(?!\W{0,4}(?:false|0|no|none)\b)"
         r"|ACPI G2 soft[- ]?off",
         r"(?:received|got) (?:a |the )?(?:termination|interruption) notice|(?:termination"
         r"|interruption) notice (?:received|from|for)",
         r"metadata(?: server)?\b.{0,60}(?:announce\w* (?:the )?(?:termination|shutdown)|termination (?:notice|event))",
-        r"shut ?down (?:is )?imminent|^(?!.*\b(?:if|when|whenever|unless|once|should|until)\b).*\bis pre-?empted\b",
-        r"preempted by (?:Compute Engine|Google|GCE|GCP)|(?:instance|VM|node|machine) pre-?empt(?:ed|ion)\b",
+        r"shut ?down (?:is )?imminent",
+        rf"{_NOT_IF}\bis pre-?empted\b",
+        rf"{_NOT_IF}\bpre-?empted by (?:Compute Engine|Google|GCE|GCP)\b",
+        r"(?:instance|VM|node|machine) pre-?empt(?:ed|ion)\b",
         r"(?:spot|preemptible) (?:VM|instance|node)s? .{0,40}(?:reclaimed|terminated|stopped|shut down|interrupted)",
         r"Received pre-?emption|pre-?emption (?:signal|notice|event)|PreemptionError",
         cause="Google took the spot VM away",
@@ -449,7 +455,8 @@ STATE = (
         ErrorClass.STATE_LOCK,
         r"state (?:is |blob is )?already locked|workspace (?:is )?already locked|Lock Info:",
         r"Error (?:releasing|unlocking)(?: the)? state|Failed to unlock (?:the )?state",
-        rf"{_CANNOT}(?:releas|unlock)\w* .{{0,40}}\b(?:state|workspace|\S*tflock)\b|cannot be unlocked\b",
+        rf"{_CANNOT}(?:releas|unlock)\w* .{{0,40}}\b(?:state|workspace|\S*tflock)\b"
+        rf"|\block\b[^\n]{{0,80}}cannot be unlocked\b",
         r"lock ID .{0,60}(?:does not|doesn't|did not) match",
         r"state lock was not released|(?:423|409).{0,40}state.{0,20}locked",
         rf"{_STATE}…(?:HTTP remote state already locked|resource temporarily unavailable|response code 423"
@@ -496,7 +503,8 @@ IMAGES_DENIED = (
         ErrorClass.IMAGE_PULL,
         r"pull access denied|manifest unknown|missing signature key|was deleted or has expired|MANIFEST_UNKNOWN",
         r"NAME_UNKNOWN|NAME_INVALID|invalid reference format|name unknown|manifest for \S+ not found",
-        r"cannot be used on this platform|no such manifest: |no matching manifest|repository does not exist"
+        r"image operating system .{0,40}cannot be used on|no such manifest: |no matching manifest"
+        r"|repository does not exist"
         r"|no basic auth credentials|ErrImagePull"
         r"|ImagePullBackOff",
         r"InvalidImageName|error from registry: |pulling (?:the )?image …(?:denied|unauthorized|not found)",
@@ -591,7 +599,8 @@ CREDENTIALS = (
         r"rejected by the attribute condition|sts\.googleapis\.com…(?:error|40[0-3])|federated token",
         r"invalid_target|(?:audience|issuer) in (?:the )?ID Token|ID Token issued at|stale to sign-in",
         r"Identity Pool subject token|value for \"?audience\"?|given credential('s)? |mapped attribute",
-        r"google\.subject|attribute (?:condition|mapping)(?! must)|connecting to the given credential",
+        r"google\.subject|attribute (?:condition|mapping)s?\b(?! must).{0,80}(?:reject|denied|deny|fail|invalid|not"
+        r"|missing|evaluat)|connecting to the given credential",
         r"workload ?identity ?(?:pool|federation|provider).{0,120}(?:invalid|denied|expired|does not exist|disabled)",
         r"identity token.{0,60}(?:expired|invalid|malformed)|OIDC token .{0,80}(?:expired|invalid|fail)",
         remedy=f"check GLGPU_WIF_PROVIDER, its audience and its conditions ({ACCESS_PAGE}, {FEDERATION.url})",
@@ -665,7 +674,7 @@ PLACES = (
     _rule(
         ErrorClass.NOT_AVAILABLE,
         r"(?:machine|accelerator|disk|guest accelerator) ?types?.{0,160}(?:(?:does|do) not exist|is not"
-        r" (?:available|supported|offered)|are not (?:available|supported)(?! in regional)|was not found"
+        r" (?:available|supported|offered)|are not (?:available|supported)(?! in regional| for instances)|was not found"
         r"|not found|cannot be found|could not be found|unavailable)",
         r"/(?:acceleratorTypes|machineTypes|diskTypes)/\S+?['\"]?,? (?:was )?not found",
         r"(?:does not|doesn't) (?:exist in|support) (?:the )?(?:zone|GPU)|does not exist in zone",
@@ -766,7 +775,8 @@ WAY_TO_THE_VM = (
     ),
     _rule(
         ErrorClass.SSH,
-        r"Permission denied \((?:publickey|password|keyboard|gssapi|hostbased)|Too many authentication failures",
+        r"Permission denied \((?:publickey|password|keyboard|gssapi|hostbased)|Too many authentication failures"
+        r"|asyncssh[\w.]*PermissionDenied",
         r"unable to authenticate, attempted methods|No more authentication methods|Load key \"",
         r"UNPROTECTED PRIVATE KEY|AuthenticationException|Authentication failed\.$",
         r"no matching (?:host key|key exchange|cipher)|invalid format.{0,40}key|Could not SSH into the instance",
@@ -779,7 +789,7 @@ WAY_TO_THE_VM = (
     _rule(
         ErrorClass.SSH,
         r"start-iap-tunnel|failed to connect to backend|\b40(?:03|10|47|51|80): ['\"]|tunnel-through-iap",
-        r"Code: (?:40|10)\d\d, Reason: |(?:websocket|tunnel|relay|connection)\b.{0,80}Identity-Aware Proxy"
+        r"Code: (?:40|10)\d\d,? Reason:|(?:websocket|tunnel|relay|connection)\b.{0,80}Identity-Aware Proxy"
         r"|cloudproxy\.app",
         r"Identity-Aware Proxy.{0,120}(?:clos|fail|error|lost|abnormal|refus|timed|unreachable)",
         r"not (?:been )?(?:allocated|have|assigned) an? (?:external|public) IP|no (?:external|public) IP address",
@@ -816,8 +826,8 @@ REFUSED = (
     ),
     _rule(
         ErrorClass.NOT_FOUND,
-        r"(?:Failed|could not|unable|cannot) (?:to )?find (?:project|region|zone|network|subnetwork|instance"
-        r"|service account)\b",
+        r"Failed to find (?:project|region|zone|service account)\b",
+        r"Could not fetch resource:…(?:could not|failed to|unable to|cannot) find \w",
         r"specified external IP address .{0,60}was not found|Service account \S+ does not exist",
         remedy="check the name in glgpu.yml and the cloud project: `glgpu doctor` looks up each",
     ),
@@ -843,7 +853,8 @@ REFUSED = (
         ErrorClass.CONFIG,
         r"Machine Types with more .{0,80}are not supported|disk type cannot be used by|property \[[\w/-]+\] "
         r"(?:must be|is not|has not been)(?: currently)? set|Underspecified resource|Specify the \[--[\w-]+\]",
-        r"Cannot determine (?:region|zone|project)\b|\bone of [^\n]{0,120} must be (?:provided|specified|set|supplied)",
+        r"Cannot determine (?:region|zone|project)\b|\bone of (?:network|zone|region"
+        r"|project)\b[^\n]{0,120} must be (?:provided|specified|set|supplied)",
         r"One of \[--[^\]]+\] must be|Scheduling must have|Cannot use default machine type"
         r"|Please specify (?:a )?location",
         r"(?:glgpu\.yml|\.tfvars|\.tf\.json)\b.{0,160}(?:invalid character|cannot unmarshal)",
@@ -886,8 +897,15 @@ REFUSED = (
     ),
     _rule(
         ErrorClass.CONFLICT,
+        r"(?:(?:being )?used|in use) by[^\n'\"]{0,40}['\"](?P<a>[\w./:-]{2,160})['\"]",
+        remedy="{a} is in the way, and is no run's: detach it or remove it, if nobody needs it, or choose something "
+        "else "
+        f"({ERRORS_PAGE} says how)",
+    ),
+    _rule(
+        ErrorClass.CONFLICT,
         rf"['\"](?P<a>[\w./:-]{{2,160}})['\"][^\n]{{0,60}}?{_TAKEN}",
-        remedy="{a} is no run's: rename it or remove it, if nobody needs it, or choose another name "
+        remedy="{a} is there, and is no run's: rename it or remove it, if nobody needs it, or choose another name "
         f"({ERRORS_PAGE} says how)",
     ),
     _rule(
@@ -987,7 +1005,7 @@ NETWORKS = (
         r"(?-i:INTERNAL_ERROR|\bUNAVAILABLE\b|\bABORTED\b)",
         r"(?:code = |StatusCode\.|error: )(?:Unavailable|Internal|Aborted)\b|Internal error\b",
         r"internal (?:server )?error|Service ?Unavailable|Bad ?Gateway|Gateway ?Time-?out|RESOURCE_NOT_READY",
-        r"timeout while waiting for (?:state|resource|operation)|resourceNotReady|is not ready\b|operationInProgress"
+        r"resourceNotReady|is not ready\b|operationInProgress"
         r"|OPERATION_IN_PROGRESS",
         r"service is (?:currently |temporarily )?unavailable|temporarily (?:unavailable|unable|overloaded)",
         r"temporary (?:error|failure|problem)|(?:please )?(?:try|retry) again (?:later|in|after|shortly|soon)",
@@ -1056,7 +1074,7 @@ REMAINDER = (
         r"|cannot be found)",
         r"404 (?:Not Found|Client Error|\w+ Not Found)|Requested entity was not found",
         r"Unknown (?:project|service account|user)|Gaia id not found|No default subnetwork|no default network",
-        r"could not find (?:the )?(?:network|subnetwork|project|instance|bucket)|The specified bucket",
+        r"could not find (?:the )?(?:network|subnetwork|project|instance|bucket) ['\"\[]|The specified bucket",
         r"may be incorrect or|RepositoryNotFoundError|EntryNotFoundError|does not have a provider named",
         r"VPC_NOT_FOUND|SUBNET_NOT_FOUND\w*",
         _status("404"),

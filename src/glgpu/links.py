@@ -27,7 +27,9 @@ class Link:
 _NOVEMBER = date(2026, 11, 23)
 
 QUOTAS = Link(
-    "https://console.cloud.google.com/iam-admin/quotas", _NOVEMBER, "gcloud 578, command_lib/compute/instances"
+    "https://console.cloud.google.com/iam-admin/quotas",
+    _NOVEMBER,
+    "hashicorp/google 7.46, documentation of the data source google_cloud_quotas_quota_info",
 )
 BILLING = Link(
     "https://console.cloud.google.com/billing/projects",
@@ -37,17 +39,17 @@ BILLING = Link(
 GPU_ZONES = Link(
     "https://cloud.google.com/compute/docs/gpus",
     _NOVEMBER,
-    "gcloud 578, help of compute instances create --accelerator",
+    "gcloud 578, help of compute accelerator-types",
 )
 ORG_POLICIES = Link(
     "https://cloud.google.com/resource-manager/docs/organization-policy/org-policy-constraints",
     _NOVEMBER,
-    "gcloud 578, help of resource-manager org-policies",
+    "gcloud 578, command_lib/org_policies/arguments.py",
 )
 FEDERATION = Link(
     "https://cloud.google.com/iam/docs/workload-identity-federation",
     _NOVEMBER,
-    "gcloud 578, help of iam workload-identity-pools create-cred-config",
+    "gcloud 578, help of auth login",
 )
 IAP = Link(
     "https://cloud.google.com/iap/docs/using-tcp-forwarding", _NOVEMBER, "gcloud 578, help of compute start-iap-tunnel"
@@ -72,4 +74,15 @@ TOKENS = Link(
     "GitLab's documentation, Project access tokens",
 )
 
-LINKS: tuple[Link, ...] = (QUOTAS, BILLING, GPU_ZONES, ORG_POLICIES, FEDERATION, IAP, SSH_TROUBLE, CUDA, TOKENS)
+LINKS: tuple[Link, ...] = (
+    QUOTAS,
+    BILLING,
+    GPU_ZONES,
+    ORG_POLICIES,
+    FEDERATION,
+    IAP,
+    OS_LOGIN,
+    SSH_TROUBLE,
+    CUDA,
+    TOKENS,
+)

@@ -154,6 +154,45 @@ def test_a_stockout_s_remedy_names_the_zones_that_have_capacity() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "said", "unsaid"),
+    [
+        (
+            the(ErrorClass.SSH, "IDENTIFICATION HAS CHANGED"),
+            "only if the address is that of the run's VM",
+            "known_hosts",
+        ),
+        (the(ErrorClass.SSH, "authenticity of host"), "add the key to known_hosts", "glgpu destroy"),
+        (the(ErrorClass.CODE, "Host key verification failed"), "the git server publishes", "glgpu destroy"),
+        (the(ErrorClass.CONFLICT, "/instances/glgpu-ab12cd"), "glgpu-ab12cd-7-42-train belongs to", "remove it"),
+        (the(ErrorClass.CONFLICT, "cluster-global-net"), "networks/cluster-global-net is there", "glgpu destroy"),
+        (the(ErrorClass.CONFLICT, "networkEndpointGroups"), "networkEndpointGroups/gateway is in the", "glgpu destroy"),
+        (the(ErrorClass.PERMISSION, "insufficient authentication scopes"), "scope cloud-platform", "grant"),
+        (the(ErrorClass.DRIVER, "not compiled with CUDA"), "set train.image", "machine.image"),
+        (the(ErrorClass.DRIVER, "fallen off the bus"), "machine.zones", "train.image"),
+        (the(ErrorClass.DRIVER, "CUDNN_STATUS_NOT_INITIALIZED"), "smaller batches", "machine.image"),
+        (the(ErrorClass.CONFIG, "attribute condition must"), "docs/how-to/google-cloud-access.md", "glgpu.yml"),
+        (the(ErrorClass.NETWORK, "Failed to pull image"), "the registry", "GLGPU_REGISTRY_PASSWORD"),
+    ],
+)
+def test_the_remedy_helps_with_this_and_harms_nothing_else(text: str, said: str, unsaid: str) -> None:
+    remedy = explain(text).remedy
+    assert said in remedy
+    assert unsaid not in remedy
+
+
+def test_a_run_is_destroyed_only_for_what_is_its_own() -> None:
+    outright = [
+        (klass, text)
+        for klass, text in CASES
+        if "glgpu destroy" in explain(text).remedy
+        and "glgpu-" not in text
+        and klass is not ErrorClass.STATE_LOCK
+        and "only if" not in explain(text).remedy
+    ]
+    assert outright == []
+
+
+@pytest.mark.parametrize(
     ("text", "zones"),
     [
         (
