@@ -30,6 +30,7 @@ resource "google_compute_instance" "run" {
   network_interface {
     network    = var.network.name
     subnetwork = var.network.subnetwork
+    nic_type   = var.machine.gvnic ? "GVNIC" : null
 
     # An ephemeral address: it goes with the VM, a static one would stay and cost.
     dynamic "access_config" {

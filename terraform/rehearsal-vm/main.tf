@@ -38,6 +38,7 @@ locals {
 
   _network_interface = {
     accessConfigs = var.network.external_ip ? [{ type = "ONE_TO_ONE_NAT" }] : null
+    nicType       = var.machine.gvnic ? "GVNIC" : null
     network       = startswith(var.network.name, "projects/") ? var.network.name : "projects/${var.project}/global/networks/${var.network.name}"
     subnetwork = (
       var.network.subnetwork == null || try(startswith(var.network.subnetwork, "projects/"), false)

@@ -30,6 +30,7 @@ variable "labels" {
 variable "machine" {
   description = <<-EOT
     What is rented. gpu.attached: order the GPU beside the machine type (N1); false where the machine type brings it.
+    gvnic: with Google's own network card, without which A3 and newer machines do not come up.
     max_run_seconds: the hard end, at which Compute Engine itself deletes the VM. disk.image: the path of an image or
     of an image family. service_account: null for none.
   EOT
@@ -40,6 +41,7 @@ variable "machine" {
       count    = optional(number, 1)
       attached = optional(bool, false)
     }))
+    gvnic           = optional(bool, false)
     spot            = optional(bool, false)
     max_run_seconds = number
     disk = object({

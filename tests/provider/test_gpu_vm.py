@@ -148,6 +148,7 @@ ORDERS: dict[str, dict[str, Any]] = {
             **MACHINE,
             "type": "a3-highgpu-8g",
             "gpu": {"type": "nvidia-h100-80gb", "count": 8},
+            "gvnic": True,
             "disk": {"image": IMAGE, "size_gb": 1000, "type": "hyperdisk-balanced"},
         },
     },

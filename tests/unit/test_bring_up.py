@@ -465,3 +465,10 @@ def test_no_secret_is_a_terraform_variable(stage: Stage) -> None:
         assert stage.name in text
         for hidden in (secret, stage.run.job.gitlab_token, stage.run.job.job_token):
             assert hidden not in text
+
+
+@pytest.mark.parametrize(("gpu", "gvnic"), [("nvidia-l4", False), ("nvidia-h100-80gb", True)])
+def test_a_machine_that_insists_on_googles_own_network_card_gets_it(stage: Stage, gpu: str, gvnic: bool) -> None:
+    stage.set(machine={"gpu": [gpu]})
+    with bring_up(stage.run, plan_lifetime(stage.run)):
+        assert stage.stacks[0].variables["machine"]["gvnic"] is gvnic

@@ -84,6 +84,8 @@ class Shapes:
             "networkIP": subnet_of(region).replace("0.0/20", f"{self._addresses // 250}.{self._addresses % 250}"),
             "stackType": asked.get("stackType", "IPV4_ONLY"),
         }
+        if "nicType" in asked:
+            interface["nicType"] = asked["nicType"]
         interface["fingerprint"] = fingerprint(interface)
         if asked.get("accessConfigs"):
             config = asked["accessConfigs"][0]

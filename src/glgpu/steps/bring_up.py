@@ -102,6 +102,7 @@ def terraform_variables(run: Run, candidate: Candidate, lifetime: Lifetime) -> d
         "machine": {
             "type": candidate.machine_type,
             "gpu": gpu,
+            "gvnic": candidate.gvnic,
             "spot": candidate.spot,
             "max_run_seconds": max(60, int(lifetime.hard_end - run.clock.now())),
             "disk": {"size_gb": machine.disk_gb, "type": candidate.disk_type, "image": candidate.image},
