@@ -22,6 +22,9 @@ from glgpu.rehearsal.faults import Rule
 LATER = 1000.0
 """Seconds of the stand-in's clock that a slow operation takes; the clock is moved when it is time."""
 
+PROVIDER_GONE = "Error: ...plugin.(*GRPCProvider).ApplyResourceChange"
+"""What Terraform says of a provider that died: "Plugin did not respond", or "Request cancelled" if it noticed later."""
+
 
 @dataclass(frozen=True)
 class FailedCreation:
@@ -141,7 +144,7 @@ FAILED_CREATIONS = (
     FailedCreation(
         "an instance that is preempted before it has run",
         None,
-        "Error: Plugin did not respond",
+        PROVIDER_GONE,
         meanwhile=_preempt,
         alive=True,
         own_words=True,
@@ -149,7 +152,7 @@ FAILED_CREATIONS = (
     FailedCreation(
         "an instance that vanishes before it has run",
         None,
-        "Error: Plugin did not respond",
+        PROVIDER_GONE,
         meanwhile=_vanish,
         own_words=True,
     ),
@@ -165,7 +168,7 @@ FAILED_CREATIONS = (
     FailedCreation(
         "SIGTERM to Terraform's group while it waits",
         None,
-        "Error: Plugin did not respond",
+        PROVIDER_GONE,
         meanwhile=_terminate_group,
         alive=True,
         own_words=True,

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,12 @@ class Served:
             [sys.executable, "-I", READ_BACK], input=json.dumps(question), capture_output=True, text=True, check=True
         )
         return {kind: names for kind, names in json.loads(answer.stdout).items() if names}
+
+    def await_gone(self, kind: str, seconds: float = 60.0) -> None:
+        """Ask until nothing of this kind is left: a delete that nobody waits for takes its time."""
+        end = time.monotonic() + seconds
+        while (left := self.left()).get(kind):
+            assert time.monotonic() < end, f"still there after {seconds:.0f} s: {left[kind]}"
 
 
 @contextlib.contextmanager

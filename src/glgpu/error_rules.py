@@ -118,7 +118,8 @@ GPU_AND_MEMORY = (
         r"Tried to allocate [^\n]{0,40}\bGPU\b",
         r"cudaErrorMemoryAllocation|cudaMalloc failed: out of memory",
         r"CU(?:BLAS|DNN|SOLVER|FFT)_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|OOM when allocating tensor",
-        r"RESOURCE_EXHAUSTED: (?:Out of memory|Failed to allocate)|Resource exhausted: OOM|ResourceExhaustedError",
+        r"RESOURCE_EXHAUSTED: (?:Out of memory|Failed to allocate)|Resource exhausted: (?:OOM|Out of memory)",
+        r"ResourceExhaustedError(?![^\n]{0,400}No space left)",
         r"Failed to allocate (?:request for )?[\d.]+ ?[KMG]i?B.{0,60}device|ran out of memory trying to allocate",
         r"HIP out of memory|not enough (?:GPU|VRAM) memory|No available memory for the cache blocks",
         cause="the GPU's memory is too small for what the training wants at once",
@@ -150,8 +151,8 @@ GPU_AND_MEMORY = (
         r"killed by signal: Killed|died with <Signals\.SIGKILL|Signal 9 \(SIGKILL\)|SIGKILL.{0,40}out of memory",
         r"\bexitcode\W{1,3}-9\b|terminated.{0,60}due to (?:low memory|memory pressure|out.of.memory)",
         cause="the machine ran out of memory and the process was killed",
-        remedy="set machine.type to one with more memory, or train with smaller batches and fewer loader "
-        "workers: `glgpu gpus` lists them",
+        remedy="set machine.type to one with more memory, or train with smaller batches and fewer loader workers: "
+        "`glgpu gpus` lists them",
     ),
     _rule(
         ErrorClass.DRIVER,
@@ -167,6 +168,19 @@ GPU_AND_MEMORY = (
     ),
     _rule(
         ErrorClass.DRIVER,
+        r"Loaded (?:runtime )?cuDNN library: ?[\d.]+|cuDNN compiled \(\d+\) and runtime",
+        r"\b(?:cuDNN|cuBLAS|NCCL|CUDA|CUDART)(?: library| runtime| driver)? version (?:mismatch|incompatib)",
+        r"cuDNN\b.{0,120}\bbut found runtime version|(?:CUDNN|CUBLAS|CUSPARSE)_STATUS_(?:SUBLIBRARY_)?VERSION_MISMATCH",
+        r"undefined symbol: _*(?:nccl[A-Z]|cu(?:dnn|blas|sparse|solver|fft|rand|da)[A-Z]|cu(?:blas|sparse)Lt)\w*",
+        r"(?:_cuda|_cuda_\w+|flash_attn\w*)(?:\.[\w-]+)*\.so: undefined symbol|(?:failed|unable"
+        r"|could not) to load (?:the )?cuDNN",
+        r"lib(?:cudnn|cublas|nccl|cusparse|cusolver|nvrtc)\S*: undefined symbol|CUDNN_STATUS_ARCH_MISMATCH",
+        cause="CUDA libraries in the container (cuDNN, cuBLAS, NCCL) do not fit each other, or the framework",
+        remedy="set train.image to one whose framework and CUDA libraries belong together, and install no other copy "
+        f"of them over it ({CUDA.url})",
+    ),
+    _rule(
+        ErrorClass.DRIVER,
         r"could not select device driver|unknown(?: or invalid)? runtime(?: name)?(?: specified)?:? \"?nvidia",
         r"nvidia-container-cli: (?!initialization error|requirement|mount error|detection error)",
         r"nvidia-container-runtime|NVIDIA Container Runtime|(?:unresolvable|no such|unknown"
@@ -175,8 +189,8 @@ GPU_AND_MEMORY = (
         r"|no such|not found)",
         r"libnvidia-container|nvidia-ctk|nvidia-container-toolkit",
         cause="Docker on the VM cannot hand the GPU to a container: the NVIDIA container toolkit is missing or broken",
-        remedy="set machine.image to a boot image with NVIDIA's container toolkit, such as the default; on the "
-        "VM, `docker info` lists the runtimes",
+        remedy="set machine.image to a boot image with NVIDIA's container toolkit, such as the default; on the VM, "
+        "`docker info` lists the runtimes",
     ),
     _rule(
         ErrorClass.DRIVER,
@@ -195,18 +209,21 @@ GPU_AND_MEMORY = (
         r"GPU (?:requires|needs) (?:a )?reset|uncorrectable ECC|\bXid \(PCI[^)]*\): (?:48|61|62|63|64|74|79|92|94|95"
         r"|119|120)\b",
         r"NVIDIA probe routine failed|row remap(?:ping|per) fail",
-        cause="the VM's GPU does not answer, or is broken",
-        remedy="take a new VM, best in another zone: name others first in machine.zones (`glgpu gpus` lists them), "
-        "then "
-        "retry the job; where every VM says so, set machine.image to the default",
+        r"devices? (?:is|are|is/are) busy or unavailable|cudaErrorDevices?Unavailable|CUDA_ERROR_DEVICE_UNAVAILABLE"
+        r"|cuda runtime error \(46\)",
+        cause="the VM's GPU does not answer, is broken, or is held by another program",
+        remedy="end what else uses the GPU; where nothing does, take a new VM, best in another zone: name others "
+        "first in machine.zones (`glgpu gpus` lists them), then retry the job; where every VM says so, set "
+        "machine.image to the default",
     ),
     _rule(
         ErrorClass.DRIVER,
-        r"CUDNN_STATUS_NOT_INITIALIZED",
-        cause="cuDNN could not start",
-        remedy="often the GPU's memory is full already: try smaller batches; else cuDNN in train.image and the VM's "
-        "driver "
-        f"do not fit ({CUDA.url}): `glgpu gpus` names the driver",
+        r"CU(?:DNN|BLAS|SOLVER|SPARSE)_STATUS_NOT_INITIALIZED|(?<!\w)DNN library (?:initialization failed"
+        r"|is not found)",
+        r"(?:could not|failed to) create (?:cudnn|cublas|cusolver) ?handle",
+        cause="cuDNN or another CUDA library could not start",
+        remedy="often the GPU's memory is full already: try smaller batches; else the libraries in train.image and "
+        f"the VM's driver do not fit ({CUDA.url}): `glgpu gpus` names the driver",
     ),
     _rule(
         ErrorClass.DRIVER,
@@ -222,14 +239,21 @@ GPU_AND_MEMORY = (
         r"|error|non-zero)",
         r"No CUDA runtime is found|Error installing (?:the )?(?:GPU|NVIDIA) driver"
         r"|installing (?:GPU )?drivers: .{0,80}exit",
-        remedy="set machine.image to a boot image that brings the NVIDIA driver with it, such as the default: "
-        f"`glgpu gpus` names the driver of each GPU, {CUDA.url} what a CUDA version needs",
+        remedy="set machine.image to a boot image that brings the NVIDIA driver with it, such as the default: `glgpu "
+        f"gpus` names the driver of each GPU, {CUDA.url} what a CUDA version needs",
+    ),
+    _rule(
+        ErrorClass.DRIVER,
+        r"NVML: Unknown Error",
+        cause="the program has lost the GPU, or never had it",
+        remedy="start the container again, with the GPU: a running one loses it when systemd reloads the VM's units; "
+        "where a new one says the same, the driver and the image do not fit: `glgpu gpus` names the driver of each GPU",
     ),
     _rule(
         ErrorClass.DRIVER,
         r"NVIDIA-SMI (?:has failed|couldn't)|CUDA-capable device\(s\) is/are|CUDA call failed lazily",
         r"NVIDIA Driver was not detected|NVML Shared Library|nvidia-installer|NVIDIA kernel module",
-        r"no supported devices found for platform CUDA|CUDA failed to initialize|CUDNN_STATUS_ARCH_MISMATCH",
+        r"no supported devices found for platform CUDA|CUDA failed to initialize",
         r"libnvidia-ml\.so|GPU functionality will not be available|CUDA backend failed|GPU vendor from CDI",
         r"no known GPU vendor|kernel source tree for the currently running",
         r"(?:load|insert|build) the '?\S*nvidia\S*'? kernel module|nvidia-container-cli|Failed to initialize NVML",
@@ -238,14 +262,17 @@ GPU_AND_MEMORY = (
         r"nvidia-smi: (?:No such|cannot)|forward compatibility was attempted",
         r"cudaErrorCompatNotSupportedOnDevice|CUDA driver version is insufficient|cudaErrorInsufficientDriver",
         r"NVIDIA driver on your system is too old|NVIDIA driver is too old|Found no NVIDIA driver",
-        r"could not find (?:any )?(?:cuda|nvidia) drivers?|No CUDA GPUs are available",
+        r"could not find (?:any )?(?:cuda|nvidia) drivers?",
+        r"(?:possibly )?insufficient driver version|(?:requires|needs) a newer (?:NVIDIA|CUDA|GPU)(?: \w+)? driver",
+        r"NVIDIA driver is not compatible|not supported on this driver|unsupported display driver",
+        r"unsupported CUDA version: driver",
         r"Unexpected error from cudaGetDeviceCount|CUDA driver initialization failed|CUDA initialization: "
         r"|CUDA unknown error",
-        r"cuda runtime error \((?:30|35|38|100|804)\)|no CUDA-capable device",
+        r"cuda runtime error \((?:30|35|38|100|804)\)",
         r"CUDA error(?: \(\d+\))?: (?:initialization error|system not yet initialized|unknown error|system"
         r" has unsupported display driver|unsupported display driver|driver shutting down|API call is not"
         r" supported|OS call failed|invalid device ordinal)",
-        r"CUDA_ERROR_(?:NO_DEVICE|UNKNOWN|NOT_INITIALIZED|SYSTEM_\w+|COMPAT_\w+|STUB_LIBRARY|INVALID_DEVICE"
+        r"CUDA_ERROR_(?:UNKNOWN|NOT_INITIALIZED|SYSTEM_\w+|COMPAT_\w+|STUB_LIBRARY|INVALID_DEVICE"
         r"|OPERATING_SYSTEM)",
         r"kernel driver does not appear to be running|kernel version [\d.]+ does not match DSO version",
         r"torch\.cuda\.is_available\(\) is False",
@@ -257,9 +284,20 @@ GPU_AND_MEMORY = (
         r"installed version of the CUDA driver is",
         r"NVIDIA (?:kernel )?(?:driver|module).{0,80}(?:fail(?:ed|s)|not loaded|could not be loaded|not"
         r" installed|is missing)",
-        r"fail(?:ed|ure)? .{0,60}NVIDIA (?:GPU )?driver",
+        r"CUDA driver is a stub library|nvml\w*\(?\)? failed: |Driver Not Loaded|nvidia-uvm kernel module",
+        r"(?:unable to find|can ?not find|cannot load) (?:library )?libcuda\b|libcuda\.so\S* (?:was )?not found",
+        r"fail(?:ed|ure)? .{0,60}NVIDIA (?:GPU )?driver|(?:GPU|NVIDIA) drivers? (?:is |are )?not installed",
         remedy="set machine.image to a boot image whose NVIDIA driver fits GPU and container image, such as the "
         f"default: `glgpu gpus` names the driver of each GPU, {CUDA.url} what a CUDA version needs",
+    ),
+    _rule(
+        ErrorClass.DRIVER,
+        r"No CUDA GPUs are available|no CUDA-capable device|\bNo GPUs? (?:found|detected|available)\b(?! in)"
+        r"|no CUDA devices?\b"
+        r"|GPUs? (?:is|are) not visible|CUDA_ERROR_NO_DEVICE|cudaErrorNoDevice",
+        cause="the program sees no GPU",
+        remedy="look whether the container was started with a GPU, whether CUDA_VISIBLE_DEVICES hides it, and "
+        "whether the boot image in machine.image brings a driver: `glgpu gpus` names the driver of each GPU",
     ),
 )
 
@@ -269,7 +307,7 @@ DISK = (
         r"No space left on (?:the )?device|\bENOSPC\b|disk quota exceeded|not enough (?:free )?(?:disk )?space",
         r"don't have enough free (?:disk )?space|insufficient (?:free )?disk space|out of disk space",
         r"disk(?: is)? full|write error: no space|not enough space on (?:the )?disk|storage is full",
-        r"There is not enough space",
+        r"There is not enough space|PytorchStreamWriter failed writing file",
         cause="a disk is full",
         remedy="on the VM: set a larger machine.disk_gb; on the runner: make room, `docker system prune` helps; "
         f"{ERRORS_PAGE}",
@@ -295,6 +333,7 @@ CAPACITY = (
         r"(?:instance|VM|node|machine) pre-?empt(?:ed|ion)\b",
         r"(?:spot|preemptible) (?:VM|instance|node)s? .{0,40}(?:reclaimed|terminated|stopped|shut down|interrupted)",
         r"Received pre-?emption|pre-?emption (?:signal|notice|event)|PreemptionError",
+        r"Message: 14: VM \S+ stopped unexpectedly|Spot VM pre-?emption",
         cause="Google took the spot VM away",
         remedy="run the pipeline again: `glgpu run` on a laptop; `spot: never` buys a VM that is not preempted",
     ),
@@ -308,10 +347,28 @@ CAPACITY = (
         r"(?:zone|region) .{0,80}(?:out of|exhausted of) (?:capacity|resources)|resource pool (?:is )?exhausted",
         r"(?:lack of|insufficient|no(?: available| more)?) capacity (?:in|for|available|to|at|left|found|remaining)",
         r"resources? (?:are|is) (?:currently )?(?:exhausted|unavailable) in (?:the )?(?:zone|region)",
+        r"\bno (?:\w+ )?(?:GPU|VM|accelerator|instance)s? (?:are |is )?(?:currently )?available in (?:the )?(?:zone"
+        r"|region)",
+        r"(?:machine|accelerator|GPU|VM|instance)\b.{0,80}temporarily (?:unavailable|not available) in\b"
+        r"|capacity (?:is )?(?:currently )?(?:not available|unavailable|exhausted)\b.{0,60}"
+        r"(?:\bzones?\b|\bregions?\b|\b[a-z]+-[a-z]+\d)",
+        r"\b(?:zone|region)\b.{0,60}(?:has|have) run out of|(?:limited|lack of|low) capacity in\b.{0,20}"
+        r"(?:\bzone|\bregion|\b[a-z]+-[a-z]+\d)",
+        r"(?:do|does|did) ?(?:not|n't) (?:currently )?have enough .{0,40}available in (?:this|the|that) (?:zone"
+        r"|region)",
         r"GCE out of resources|GCE_STOCKOUT|\breason\W{1,4}resource_availability",
-        r"(?:There is|We have) no more capacity in the zone|Try a different zone, or try again later",
-        remedy="add zones or GPUs to machine.zones and machine.gpu: `glgpu gpus` lists where each is offered; "
-        "or try later",
+        r"(?:There is|We have) no more capacity in the zone|Try (?:a different|another) (?:zone|region)\b(?! of)",
+        r"(?:resources? (?:are|is) insufficient|insufficient resources?|(?:currently )?out of (?:stock|resources"
+        r"|capacity)"
+        r"|sold out)\b.{0,60}(?:\bzones?\b|\bregions?\b|\b[a-z]+-[a-z]+\d(?:-[a-z])?\b)",
+        r"\b(?:GPU|VM|accelerator|machine|instance|TPU)s?\b.{0,60}(?:out of stock|sold out"
+        r"|currently (?:not available|unavailable) in)",
+        r"\b(?:zone|region) .{0,80}(?:currently )?out of stock|not enough (?:\w+ )?(?:resources|capacity) (?:available"
+        r"|in)",
+        r"There are no available (?:GPU|VM|accelerator|instance|machine)s? .{0,40}(?:zone|region)",
+        r"^(?:Error: )?Insufficient capacity\.?$|resources? (?:is |are )?exhausted in (?:all|every|any)\b.{0,20}\bzone",
+        remedy="add zones or GPUs to machine.zones and machine.gpu: `glgpu gpus` lists where each is offered; or try "
+        "later",
     ),
 )
 
@@ -326,6 +383,14 @@ LIMITS = (
     ),
     _rule(
         ErrorClass.RATE_LIMIT,
+        r"(?:\b429\b|Too ?Many ?Requests|rate limit)…huggingface|huggingface…(?:\b429\b|Too ?Many ?Requests"
+        r"|rate limit)",
+        cause="Hugging Face has had too many requests from this address or account",
+        remedy="wait, or send a token, which raises the limit: name the CI variable that holds it under "
+        "train.secrets (docs/reference/settings.md)",
+    ),
+    _rule(
+        ErrorClass.RATE_LIMIT,
         r"(?:rate|user_?rate|daily) ?_?limit ?_?exceeded|RATE_LIMIT_EXCEEDED|RESOURCE_OPERATION_RATE_EXCEEDED",
         r"CONCURRENT_OPERATIONS_QUOTA_EXCEEDED|Too ?Many ?Requests",
         r"(?:exceeded|hit|over|API|secondary) (?:\S+ ){0,3}rate limit",
@@ -333,15 +398,23 @@ LIMITS = (
         r"Resource has been exhausted \(e\.g\. check quota\)",
         r"(?:requests?|queries) per (?:second|minute|day)\b.{0,60}exceed|^Retry later$",
         r"You (?:have )?(?:exceeded|reached) .{0,40}rate limit",
-        r"rate limit(?:ing|ed)?\b.{0,40}(?:wait|retry|reached)",
+        r"(?:operation|request|API) rate (?:limit )?exceeded|too frequent (?:operations|requests|calls)",
+        r"rate limit(?:ing|ed)?\b.{0,40}(?:wait|retry|reached)|(?:are|is|been|being|were|was) rate[- ]limited\b",
+        r"requested too many times|requests? (?:was|were|has been|have been|is being) throttled",
         cause="too many requests in a short time",
-        remedy=f"wait a minute, then retry the job; limits of the cloud project: {QUOTAS.url}",
+        remedy=f"wait a few minutes, then retry the job; where it was Google, the cloud project's limits: {QUOTAS.url}",
+    ),
+    _rule(
+        ErrorClass.QUOTA_GLOBAL,
+        r"\bGPUS[-_]ALL[-_]REGIONS\b",
+        cause="the cloud project's quota GPUS_ALL_REGIONS is used up, or is still the 0 that a new project begins with",
+        remedy=f"ask for more of GPUS_ALL_REGIONS: {QUOTAS.url}",
     ),
     _rule(
         ErrorClass.QUOTA_GLOBAL,
         r"Quota ['\"]?(?P<a>\w{1,40}?ALL_REGIONS\b)|\b(?P<b>\w{1,40}?[-_]ALL[-_]REGIONS\b)",
         cause="the cloud project's quota {a}{b} is used up, in all regions together",
-        remedy=f"ask for more of {{a}}{{b}}: {QUOTAS.url} (`GPUS_ALL_REGIONS` is 0 at first in many projects)",
+        remedy=f"ask for more of {{a}}{{b}}: {QUOTAS.url}",
     ),
     _rule(
         ErrorClass.QUOTA_GLOBAL,
@@ -349,6 +422,12 @@ LIMITS = (
         r"Insufficient (?:global|project) quota.{0,80}?resource:? \"?(?P<b>\w+)",
         cause="the cloud project's quota {a}{b} is used up",
         remedy=f"ask for more of {{a}}{{b}}: {QUOTAS.url}",
+    ),
+    _rule(
+        ErrorClass.QUOTA_GLOBAL,
+        r"(?:exceeded|reached|over) (?:your |the |its )?(?:allotted |allowed )?(?:project|global) quota\b",
+        r"(?:exceeded|reached|over) (?:your |the )?quota (?:of|for|on) (?:the number of )?projects\b",
+        remedy=f"ask for more: {QUOTAS.url}",
     ),
     _rule(
         ErrorClass.QUOTA_REGION,
@@ -364,13 +443,25 @@ LIMITS = (
         r"Quota exceeded|exceed(?:s|ed|ing)?(?: \S+){0,4} quota\b|Quota (?:violated|exhausted)",
         r"(?:quota|limit) .{0,60}(?:is|was) (?:0|zero|used up)\b.{0,40}(?:GPU|region)|not enough quota|no quota",
         r"-per-project-(?:region|zone)\b|insufficientQuota|out of quota|quotas? (?:\w+ )?exceeded",
-        remedy=f"name zones of another region, or ask for more: {QUOTAS.url}; `glgpu gpus` shows what is left where",
+        r"\bquota failure\b|exceeds the allowed maximum of \d[^\n]{0,80}(?:GPU|CPU|accelerator|instance"
+        r"|[A-Z]\d{1,3}\b)",
+        r"Exceeded limit ['\"]?\w+['\"]? (?:on|for) resource|(?:allotted|allocated|allowed|insufficient) quota\b",
+        r"Insufficient ['\"]?\w+['\"]? quota|(?:not enough|no more|insufficient) (?:\w+ ){0,2}quota\b"
+        r"|quota .{0,40}is insufficient",
+        r"\b(?:GPU|CPU|disk|instance|address)\w* limit (?:was |is )?(?:exceeded|reached)"
+        r"|(?:reached|exceed(?:ed|s)) the maximum (?:number|amount) of .{0,40}\b(?:project|region|zone)\b",
+        r"(?:not|n't) have (?:enough|sufficient) quota|quota (?:limit|allows)\b.{0,20} (?:of|for) 0\b",
+        r"(?:reached|hit|over|at) (?:the|your) (?:quota|limit)\b.{0,60}\b(?:project|region|zone|quota)\b",
+        r"limit of \d+ .{0,60}\breached\b.{0,60}quota|(?:increase|raise) (?:the |your )?quota(?: limit)?\b"
+        r"|(?-i:(?:Request|request) )a quota increase",
+        remedy=f"where it is a region's, name zones of another; or ask for more: {QUOTAS.url}; `glgpu gpus` shows "
+        "what is left where",
     ),
     _rule(
         ErrorClass.RATE_LIMIT,
         _status("429"),
         cause="too many requests in a short time",
-        remedy=f"wait a minute, then retry the job; limits of the cloud project: {QUOTAS.url}",
+        remedy=f"wait a few minutes, then retry the job; where it was Google, the cloud project's limits: {QUOTAS.url}",
     ),
 )
 
@@ -384,6 +475,7 @@ PROJECT = (
         r" state \w+|disabled|closed|absent|delinquent|inactive|not (?:active|enabled|found|open|in good"
         r"|linked|valid|associated))",
         r"billing account .{0,80}(?:not in good standing|is (?:closed|disabled|delinquent)|absent)",
+        r"billing account (?:has no|does not have an?|without an?) valid payment",
         r"absent billing account|not have billing enabled|billing (?:is )?disabled",
         r"billing account (?:is )?(?:closed|not configured|missing)|enable billing",
         r"not (?:linked|attached|associated) (?:to|with) (?:a|an|any) (?:\w+ )?billing",
@@ -396,10 +488,15 @@ PROJECT = (
         r"account (?:is|has been|was) (?:delinquent|past due|in arrears)|(?:invoice|payment) (?:is )?(?:overdue"
         r"|past due)",
         r"check (?:the )?billing account|(?:billing|payment).{0,60}(?:suspended|overdue|past due)",
+        r"free[- ]trial (?:\w+ ){0,2}?(?:account|user|customer|billing|project|credit|period)s?\b",
+        r"(?:accounts?|projects?|users?) (?:in|on|during|with) (?:the |a |your )?free[- ]trial|during (?:the"
+        r"|your) free trial",
+        r"free[- ]trial (?:\w+ )?(?:ended|expired|over|exhausted)\b|upgrade (?:to a paid|your) (?:billing )?account",
+        r"billing account .{0,60}(?:has been|was) (?:closed|disabled|suspended|deactivated)",
         r"no billing account|CONSUMER_SUSPENDED|Consumer '?\S+'? has been suspended",
         r"project (?:\S+ )?(?:has been|is|was) suspended",
-        cause="billing is not active for the cloud project, or the project is suspended",
-        remedy=f"link an open billing account to the cloud project: {BILLING.url}, or `gcloud billing projects "
+        cause="billing is not active for the cloud project or is a free trial, or the project is suspended",
+        remedy=f"link an open, paid billing account to the cloud project: {BILLING.url}, or `gcloud billing projects "
         "link PROJECT --billing-account ACCOUNT`",
     ),
     _rule(
@@ -410,15 +507,21 @@ PROJECT = (
     ),
     _rule(
         ErrorClass.API_DISABLED,
-        r"API \[(?P<a>[\w.]+\.googleapis\.com)\] (?:is )?not enabled",
+        r"(?:API|service)s?:? [\['\"]?(?P<a>[\w.]+\.googleapis\.com)[\]'\"]?(?: (?:is|was|has))?(?: been| currently)*"
+        r" (?:not (?:been )?(?:enabled|activated)|disabled)",
         r"(?-i:SERVICE_DISABLED)…\W(?P<b>[a-z]\w*\.googleapis\.com)",
-        cause="the API {a}{b} is not enabled in the cloud project",
-        remedy="enable it: `gcloud services enable {a}{b} --project PROJECT`",
+        r"\bAPIs? (?:is|are) not enabled: \W?(?P<c>[a-z]\w*\.googleapis\.com)",
+        r"Enable it by visiting \S+/apis?/(?:api|library)/(?P<d>[\w.]+)",
+        cause="the API {a}{b}{c}{d} is not enabled in the cloud project",
+        remedy="enable it: `gcloud services enable {a}{b}{c}{d} --project PROJECT`",
     ),
     _rule(
         ErrorClass.API_DISABLED,
+        r"Permission denied to enable service",
         r"accessNotConfigured|SERVICE_DISABLED|Access Not Configured|\bAPI has not been used in",
         r"\bAPI(?: \S+)? (?:is|was|has) (?:not (?:been )?(?:enabled|activated)|disabled)",
+        r"(?:Engine|Cloud|Google|Manager|Credentials|googleapis?)\b[^\n]{0,80}\bAPI (?:is |has been )?(?:currently )?"
+        r"(?:disabled|not enabled|deactivated)",
         r"APIs? (?:must|needs? to|to) be enabled|it is disabled\. (?:Enable it|Please enable)",
         r"service \S+\.googleapis\.com is not enabled|(?:enable|activate) the [\w\x20]{3,60} API\b",
         r"APIs? (?:is|are) not enabled|service '?[\w.]+googleapis\.com'? is not enabled",
@@ -452,36 +555,86 @@ PROJECT = (
 
 STATE = (
     _rule(
+        ErrorClass.STATE_ACCESS,
+        r"Failed to (?:save|persist) state(?! lock)|errored\.tfstate",
+        remedy="what Terraform made may stand in no state: `terraform state push errored.tfstate`, where that file was "
+        "written; a run of glgpu needs none, and only if that was one: `glgpu destroy` finds its resources by name",
+    ),
+    _rule(
+        ErrorClass.STATE_LOCK,
+        r"ConditionalCheckFailedException",
+        cause="Terraform's state is locked by another Terraform",
+        remedy="wait for it; once nobody applies any more: `terraform force-unlock ID`. No state of glgpu lies in "
+        "DynamoDB: this one is of other Terraform files",
+    ),
+    _rule(
+        ErrorClass.STATE_LOCK,
+        r"Error (?:releasing|unlocking)(?: the)? state|Failed to unlock (?:the )?state",
+        rf"{_CANNOT}(?:releas|unlock)\w* .{{0,40}}\b(?:state|workspace|\S*tflock)\b",
+        r"\b(?:(?:local|remote|Terraform(?:'s)?) state|lock)\b[^\n]{0,80}cannot be unlocked\b"
+        r"|state lock was not released",
+        r"lock ID .{0,60}(?:does not|doesn't|did not) match|LocalState not locked",
+        cause="the lock of Terraform's state could not be given back, or is gone already",
+        remedy="where no job holds it any more, unlock the state in GitLab (Operate > Terraform states, "
+        "docs/reference/terraform.md) or remove the lock file from the bucket, then retry the job",
+    ),
+    _rule(
         ErrorClass.STATE_LOCK,
         r"state (?:is |blob is )?already locked|workspace (?:is )?already locked|Lock Info:",
-        r"Error (?:releasing|unlocking)(?: the)? state|Failed to unlock (?:the )?state",
-        rf"{_CANNOT}(?:releas|unlock)\w* .{{0,40}}\b(?:state|workspace|\S*tflock)\b"
-        rf"|\block\b[^\n]{{0,80}}cannot be unlocked\b",
-        r"lock ID .{0,60}(?:does not|doesn't|did not) match",
-        r"state lock was not released|(?:423|409).{0,40}state.{0,20}locked",
+        r"(?:423|409).{0,40}state.{0,20}locked",
         rf"{_STATE}…(?:HTTP remote state already locked|resource temporarily unavailable|response code 423"
         r"|pre-?conditions? you specified|Precondition Failed|conditionNotMet)",
-        r"state lock (?:timeout|could not be acquired)|LocalState not locked|force-unlock",
+        r"state lock (?:timeout|could not be acquired)|force-unlock",
         cause="Terraform's state of this run is locked by another job, or by one that was killed",
         remedy="wait for that job, or end the run: `glgpu destroy` breaks a lock that was left behind",
     ),
     _rule(
         ErrorClass.STATE_ACCESS,
-        r"HTTP remote state endpoint (?:requires|invalid) auth",
-        rf"{_STATE}…(?:{_status('40[134]')}|does not have storage\.|bucket doesn't exist|access denied"
-        r"|AccessDenied|Permission .{0,40}denied|permission denied|Forbidden|Unauthorized"
-        r"|(?-i:PERMISSION_DENIED))",
-        rf"(?:does not have storage\.|bucket doesn't exist|AccessDenied)…{_STATE}",
+        r"state snapshot was created by Terraform|state (?:file )?.{0,60}newer (?:version of )?(?:than current"
+        r"|Terraform)",
+        r"state .{0,80}(?:written|created) by a newer",
+        cause="Terraform's state was written by a newer Terraform than the one that reads it",
+        remedy="use that Terraform or a newer one, everywhere in the pipeline: `terraform version`; the state itself "
+        "is whole (docs/reference/terraform.md)",
+    ),
+    _rule(
+        ErrorClass.STATE_ACCESS,
+        rf"{_STATE}…bucket (?:doesn't|does not) exist|bucket (?:doesn't|does not) exist…{_STATE}|{_STATE}…NoSuchBucket",
+        cause="the bucket that is to hold Terraform's state is not there",
+        remedy="name one that exists, or make it: `gcloud storage buckets create gs://BUCKET --location LOCATION`; "
+        "`glgpu doctor` looks it up",
+    ),
+    _rule(
+        ErrorClass.STATE_ACCESS,
+        r"No state file was found|state file does not have a .version|Unsupported state file format",
+        r"state file could not be parsed",
         rf"(?:{_STATE}|state file)…(?:invalid character '|cannot unmarshal|unexpected end of JSON"
         rf"|Unsupported state file)",
-        r"Unsupported state file format|state file could not be parsed",
+        cause="what answers where Terraform's state is looked for is no state: nothing, another file, or some page",
+        remedy="look at the address and at what lies there (Operate > Terraform states in GitLab, "
+        "docs/reference/terraform.md); a proxy's or a log-in page looks like this too",
+    ),
+    _rule(
+        ErrorClass.STATE_ACCESS,
+        r"HTTP remote state endpoint (?:requires|invalid) auth",
+        rf"{_STATE}…(?:{_status('40[134]')}|does not have storage\.|access denied"
+        r"|AccessDenied|Permission .{0,40}denied|permission denied|Forbidden|Unauthorized"
+        r"|(?-i:PERMISSION_DENIED))",
+        rf"(?:does not have storage\.|AccessDenied)…{_STATE}",
         cause="access to Terraform's state is refused, or there is none where it is looked for",
-        remedy="GitLab wants Maintainer rights for it: set GLGPU_GITLAB_TOKEN, or `state: local`; a bucket "
-        "wants the role storage.objectAdmin (docs/how-to/google-cloud-access.md)",
+        remedy="GitLab wants Maintainer rights for it: set GLGPU_GITLAB_TOKEN, or `state: local`; a bucket wants the "
+        "role storage.objectAdmin (docs/how-to/google-cloud-access.md)",
     ),
 )
 
 IMAGES_DENIED = (
+    _rule(
+        ErrorClass.NETWORK,
+        r"gave HTTP response to HTTPS",
+        cause="the other side, often a registry, speaks plain HTTP where HTTPS was asked for",
+        remedy="give it a certificate, or use a registry that has one, in train.image; a registry that must stay "
+        "plain has to stand among the engine's insecure ones, which `docker info` lists",
+    ),
     _rule(
         ErrorClass.NETWORK,
         rf"(?:fail\w* to pull|error pulling|failed to resolve reference|docker pull )"
@@ -501,6 +654,7 @@ IMAGES_DENIED = (
     ),
     _rule(
         ErrorClass.IMAGE_PULL,
+        r"image '[^'\n]{1,200}' does not exist in registry|invalid run-image",
         r"pull access denied|manifest unknown|missing signature key|was deleted or has expired|MANIFEST_UNKNOWN",
         r"NAME_UNKNOWN|NAME_INVALID|invalid reference format|name unknown|manifest for \S+ not found",
         r"image operating system .{0,40}cannot be used on|no such manifest: |no matching manifest"
@@ -509,7 +663,7 @@ IMAGES_DENIED = (
         r"|ImagePullBackOff",
         r"InvalidImageName|error from registry: |pulling (?:the )?image …(?:denied|unauthorized|not found)",
         r"(?:(?-i:docker|daemon|registry|/v2/|manifest|image|pull).{0,400}"
-        r"|^)(?<!permission\x20)(?:unauthorized|denied): ",
+        r"|^)(?<!permission\x20)(?<!access\x20)(?:unauthorized|denied): ",
         r"requested access to the resource is denied|failed to authorize: ",
         r"fetch (?:anonymous|oauth) token…40[134]|failed to resolve reference …(?:not found|40[134]|denied)",
         r"docker\.io/\S+: not found|unauthorized: ",
@@ -519,9 +673,16 @@ IMAGES_DENIED = (
         r"/v2/[^\s\"]+/manifests/[^\s\"]+\"?:? .{0,60}(?:40[134]|denied|unauthorized|not found)",
         r"filesystem layer verification failed|no match for platform in manifest",
         r"image \S+ not found.{0,60}(?:registry|pull)|Unable to find image …(?:denied|unauthorized|not found)",
-        r"login attempt to https?://\S+ failed with status: 40[13]",
-        remedy="check train.image and the registry's login (GLGPU_REGISTRY_USER, GLGPU_REGISTRY_PASSWORD): "
-        "`docker manifest inspect IMAGE` tells whether it can be had",
+        r"login attempt to https?://\S+ failed with status: 40[13]|invalid username/password\b",
+        r"/v2/\S* .{0,40}(?:bad credentials|wrong username|authentication (?:is )?required|access forbidden)",
+        r"(?:registry|docker://|manifest|logging in(?:to| to)).{0,200}"
+        r"(?:authentication (?:is )?required|bad credentials|wrong username|incorrect username)",
+        r"repository \S+ not found: does not exist or no pull access|parsing HTTP 40[13] response body"
+        r"|\bunknown blob\b",
+        r"interactive login from a non TTY|docker login.{0,60}(?:fail|wrong|denied)|daemon.{0,60}Content-Length header",
+        r"wrong diff id|(?:docker|daemon|podman|containerd).{0,80}No such image\b",
+        remedy="check train.image and the registry's login (GLGPU_REGISTRY_USER, GLGPU_REGISTRY_PASSWORD): `docker "
+        "manifest inspect IMAGE` tells whether it can be had",
     ),
 )
 
@@ -531,8 +692,8 @@ RIGHTS = (
         r"Anonymous caller|\bunauthenticated (?:request|caller|call|user)s?\b",
         r"\banonymous (?:request|access|user|client)s?\b.{0,80}(?:permission|not allowed|denied|does not have)",
         cause="Google was asked by nobody: the call carried no credentials",
-        remedy=f"set up Workload Identity Federation or GOOGLE_CREDENTIALS ({ACCESS_PAGE}); on a laptop: "
-        "`gcloud auth application-default login`",
+        remedy=f"set up Workload Identity Federation or GOOGLE_CREDENTIALS ({ACCESS_PAGE}); on a laptop: `gcloud auth "
+        "application-default login`",
     ),
     _rule(
         ErrorClass.PERMISSION,
@@ -541,13 +702,12 @@ RIGHTS = (
         r"scope\(s\) are not authorized|insufficientScopes?\b",
         cause="the credentials were issued for too narrow a scope; a role does not widen it",
         remedy="use credentials with the scope cloud-platform: on a laptop `gcloud auth application-default login`; "
-        "in CI "
-        f"Workload Identity Federation ({ACCESS_PAGE}); on a VM its own access scopes count",
+        f"in CI Workload Identity Federation ({ACCESS_PAGE}); on a VM its own access scopes count",
     ),
     _rule(
         ErrorClass.PERMISSION,
         r"iam\.serviceAccounts\.(?P<a>actAs)\b|\bactAs\b|SERVICE_ACCOUNT_ACCESS_DENIED",
-        r"does not have access to service account",
+        r"does not have access to service account|permission to act as (?:the )?service_?\s?account",
         cause="the caller may not use the VM's service account (iam.serviceAccounts.actAs)",
         remedy="let it: `gcloud iam service-accounts add-iam-policy-binding THE_VM_S_ACCOUNT --member "
         f"serviceAccount:THE_CALLER --role roles/iam.serviceAccountUser` ({ACCESS_PAGE})",
@@ -556,28 +716,46 @@ RIGHTS = (
         ErrorClass.PERMISSION,
         r"iam\.serviceAccounts\.(?P<a>getAccessToken|getOpenIdToken|signBlob|signJwt|implicitDelegation)",
         cause="the caller may not act as the service account (iam.serviceAccounts.{a})",
-        remedy="let the federated identity: `gcloud iam service-accounts add-iam-policy-binding ACCOUNT "
-        f"--member principalSet://IDENTITIES --role roles/iam.workloadIdentityUser` ({ACCESS_PAGE})",
+        remedy="let it. In CI the federated identity: `gcloud iam service-accounts add-iam-policy-binding ACCOUNT "
+        "--member principalSet://IDENTITIES --role roles/iam.workloadIdentityUser`; on a laptop that user: `gcloud "
+        "iam service-accounts add-iam-policy-binding ACCOUNT --member user:YOU --role "
+        f"roles/iam.serviceAccountTokenCreator` ({ACCESS_PAGE})",
     ),
     _rule(
         ErrorClass.PERMISSION,
-        r"(?:failed to generate Google Cloud|federated token|impersonat\w+ ?|generateAccessToken|generateIdToken)"
+        r"(?:failed to generate Google Cloud|federated token|principal(?:Set)?://|sts\.googleapis)"
         r"…(?:(?-i:PERMISSION_DENIED)|caller does not have permission)",
         cause="the caller may not act as the service account",
-        remedy="let the federated identity: `gcloud iam service-accounts add-iam-policy-binding ACCOUNT "
-        f"--member principalSet://IDENTITIES --role roles/iam.workloadIdentityUser` ({ACCESS_PAGE})",
+        remedy="let the federated identity: `gcloud iam service-accounts add-iam-policy-binding ACCOUNT --member "
+        f"principalSet://IDENTITIES --role roles/iam.workloadIdentityUser` ({ACCESS_PAGE})",
+    ),
+    _rule(
+        ErrorClass.PERMISSION,
+        r"(?:impersonat\w+ ?|generateAccessToken|generateIdToken)…(?:(?-i:PERMISSION_DENIED)"
+        r"|caller does not have permission)",
+        cause="the caller may not act as the service account that it impersonates",
+        remedy="let that user, and no other: `gcloud iam service-accounts add-iam-policy-binding ACCOUNT --member "
+        f"user:YOU --role roles/iam.serviceAccountTokenCreator` ({ACCESS_PAGE})",
     ),
     _rule(
         ErrorClass.PERMISSION,
         r"Code: 4033\b|(?:start-iap-tunnel|\biap\b|Identity-Aware Proxy)…(?:4033|not authorized)"
         r"|\[?4033: ['\"]?not authorized|iap\.tunnelInstances",
         cause="the caller may not use IAP's tunnel to the VM",
-        remedy="let it: `gcloud projects add-iam-policy-binding PROJECT --member serviceAccount:THE_CALLER "
-        f"--role roles/iap.tunnelResourceAccessor` ({IAP.url})",
+        remedy="let it: `gcloud projects add-iam-policy-binding PROJECT --member serviceAccount:THE_CALLER --role "
+        f"roles/iap.tunnelResourceAccessor` ({IAP.url})",
     ),
     _rule(
         ErrorClass.PERMISSION,
-        r"Required ['\"]?(?P<a>[a-z]\w*\.[\w.]+\w)['\"]? permission",
+        r"(?:Required ['\"]?|does not have |Permissions?:? ['\"\[]*)"
+        r"(?P<a>storage\.(?:objects|buckets|multipart\w*)\.\w+)",
+        cause="the caller lacks the permission {a} on the bucket",
+        remedy="grant it on the bucket: `gcloud storage buckets add-iam-policy-binding gs://BUCKET --member "
+        f"serviceAccount:ACCOUNT --role roles/storage.objectAdmin` ({ACCESS_PAGE})",
+    ),
+    _rule(
+        ErrorClass.PERMISSION,
+        r"Required ['\"]?(?P<a>[a-z]\w*\.[\w.]+\w|<permission>)['\"]? permission",
         r"Permissions?:? ['\"\[]*(?P<b>[a-z]\w*\.[\w.]+\w)['\"\]]* (?:is |are )?(?:required|denied|missing)",
         cause="the caller lacks the permission {a}{b}",
         remedy="grant a role with {a}{b} to the account that glgpu uses: `gcloud projects "
@@ -595,6 +773,26 @@ RIGHTS = (
 
 CREDENTIALS = (
     _rule(
+        ErrorClass.TRANSIENT,
+        r"(?:cannot fetch token|request discovery document|obtain(?:ing)? (?:an )?access token)[^\n]{0,80}\b50[0234]\b",
+        remedy="the other side failed and may work again: retry the job; `glgpu doctor` shows whether it does",
+    ),
+    _rule(
+        ErrorClass.NETWORK,
+        r"refreshing your current auth tokens…(?:Max retries exceeded|Unable to find the server|Failed to establish"
+        r"|timed out|Connection aborted)",
+        cause="the way to Google's log-in is closed or broken",
+        remedy=f"check names, proxies, firewalls and certificates on the way to Google, then retry the job; {DOCTOR}",
+    ),
+    _rule(
+        ErrorClass.PERMISSION,
+        r"\bVault\b[^\n]{0,120}\b(?:40[13]\b|permission denied)",
+        r"(?<!\w)403\b[^\n]{0,120} for url: https?://(?!\S*(?:google|gcr\.io|pkg\.dev|gitlab))\S",
+        cause="",
+        remedy="a site that is not Google's refuses the call: renew the token that is sent there, or ask its owners "
+        "for the right; what the training needs goes under train.secrets (docs/reference/settings.md)",
+    ),
+    _rule(
         ErrorClass.AUTH,
         r"rejected by the attribute condition|sts\.googleapis\.com…(?:error|40[0-3])|federated token",
         r"invalid_target|(?:audience|issuer) in (?:the )?ID Token|ID Token issued at|stale to sign-in",
@@ -609,7 +807,8 @@ CREDENTIALS = (
         ErrorClass.GITLAB_AUTH,
         r"Gitlab(?:Authentication|Http|Get|Create|List|Update|Delete)?Error\W{1,3}40(?:1|3: (?:403"
         r" )?\W*insufficient_scope)",
-        r"insufficient_scope|insufficient_granular_scope",
+        r"insufficient_scope|insufficient_granular_scope|No GitLab token\b|GitLab(?:'s)? (?:\w+ )?token (?:is|has"
+        r"|was) (?:invalid|expired|revoked)|GitLab (?:\w+ )?API\b[^\n]{0,80}\b40[13]\b",
         r"The request requires higher privileges than provided by the access token|HTTP Basic: Access denied",
         r"Token (?:was|has been) (?:revoked|expired)\. You (?:have|can)|Token is expired\. You can",
         r"(?:gitlab\.exceptions|PRIVATE-TOKEN|JOB-TOKEN|CI_JOB_TOKEN|/api/v4"
@@ -644,6 +843,7 @@ CREDENTIALS = (
         r"(?-i:\bRefreshError\b)|problem refreshing your current auth tokens",
         r"Reauthentication (?:is )?(?:required|failed)",
         r"reauth(?:entication)? (?:is )?(?:required|related error|failed)|not currently have an active account",
+        r"\bACTIONS_ID_TOKEN_REQUEST_(?:TOKEN|URL)\b",
         r"does not have any valid credentials|gcloud auth (?:application-default )?(?:login|activate)",
         r"(?:could not|cannot|unable to) (?:fetch|refresh|generate|obtain|get|retrieve)(?: \w+){0,2}"
         r" (?:access )?token",
@@ -659,18 +859,42 @@ CREDENTIALS = (
         r"not in the expected format\. The fields|failed to generate Google Cloud"
         r"|gcloud\.auth\.[\w.-]+\)(?! Could not reach)",
         r"google-github-actions/auth failed|could not read json file|service account not enabled",
-        r"error getting credentials",
+        r"error getting credentials|(?:you|user) (?:have |has )?(?:denied|not granted|declined) (?:the app )?"
+        r"(?:access|consent) (?:to|for)\b|Authorization failed because|\bconsent_required\b|error 403: access_denied",
+        r"Attempted to load application default credentials|no application default credentials"
+        r"|Bearer token is (?:invalid|expired)",
+        r"Invalid (?:service account|credentials?) (?:json|file|key)|(?-i:MutualTLSChannelError)",
+        r"refresh handler callback|credentials? (?:have|has) expired|please (?:log|sign) in again",
+        r"GOOGLE_APPLICATION_CREDENTIALS.{0,120}(?:not found|no such file|does not exist)|(?:not found|no such file"
+        r"|does not exist).{0,60}GOOGLE_APPLICATION_CREDENTIALS|valid service account key|Unexpected credentials type",
+        r"account has been (?:deleted|disabled)|requires a quota project|No valid credentials\b",
         r"metadata\.google\.internal(?!\W{0,3}(?:Name|Temp|nodename))…(?:status|Failed|not defined)",
         r"(?<!resolve\x20)(?:Failed|Unable|not) (?!resolv).{0,60}metadata(?:\.google| server|server)",
         r"instance/service-accounts/\S+ not defined|Compute Engine Metadata server unavailable",
         r"(?:googleapis?|google\.|GCP|Google Cloud)…(?:401 Unauthorized|Error 401)|account not found.{0,40}grant",
         cause="Google does not accept the credentials, or there are none",
-        remedy=f"set up Workload Identity Federation or GOOGLE_CREDENTIALS ({ACCESS_PAGE}); on a laptop: "
-        "`gcloud auth application-default login`",
+        remedy=f"set up Workload Identity Federation or GOOGLE_CREDENTIALS ({ACCESS_PAGE}); on a laptop: `gcloud auth "
+        "application-default login`",
     ),
 )
 
 PLACES = (
+    _rule(
+        ErrorClass.CONFIG,
+        r"(?:machine|VM|instance|disk|accelerator|GPU)s? (?:types?|family|series"
+        r"|shapes?):? [\[\"']?[a-z0-9][\w.-]*[\]\"']?"
+        r" (?:requires|needs|only supports|does not allow|must (?:have|be|use)|cannot be (?:used|combined)|(?:is )?in"
+        r"compatible with|is not (?:compatible|allowed) with)\b",
+        r"(?:not (?:supported|allowed|compatible)|cannot be used|incompatible) (?:together )?(?:by|with|for"
+        r"|on) (?:the )?"
+        r"(?:machine (?:type|family|series)|accelerators?\b|provisioning model|this provisioning|reservations?\b)",
+        r"boot disk architecture|machine type architecture|architecture .{0,40}not compatible with (?:the )?machine",
+        r"cross-project references? .{0,60}not allowed|not in the same (?:region|zone|network) as|must be in the same"
+        r" (?:region|zone|network)\b",
+        r"(?:spot|preemptible|provisioning model)\b.{0,60}cannot be used (?:with|together)",
+        remedy="choose what goes together in glgpu.yml: machine, GPU, disk and network (docs/reference/settings.md); "
+        f"`glgpu gpus` lists the machines of each GPU ({GPU_ZONES.url})",
+    ),
     _rule(
         ErrorClass.NOT_AVAILABLE,
         r"(?:machine|accelerator|disk|guest accelerator) ?types?.{0,160}(?:(?:does|do) not exist|is not"
@@ -690,6 +914,7 @@ PLACES = (
         r"(?:no longer|not) (?:available|supported|offered).{0,60}nvidia-",
         r"nvidia-tesla-k80.{0,80}(?:retired|no longer|deprecated)|No zones? (?:found|available|offer)",
         r"doesn't (?:offer|support) (?:the )?(?:GPU|accelerator|machine)",
+        r"\b(?:zone|region)\b.{0,60}does not (?:offer|support) (?:the )?(?:GPU|accelerator|machine)",
         remedy=f"name another zone or type: `glgpu gpus` lists where each GPU is offered ({GPU_ZONES.url})",
     ),
     _rule(
@@ -700,6 +925,7 @@ PLACES = (
         r"referenced image resource cannot be found|Error (?:resolving|getting|retrieving) (?:source )?image",
         r"image family .{0,120}(?:not found|does not exist|no longer|deprecated|empty)",
         r"No (?:\w+ )?images? .{0,60}(?:found|match).{0,60}famil",
+        r"/(?:imageFamilyViews|images/family)/[^'\"\s]*['\"]?,? (?:was |is )?not found",
         r"(?:sourceImage|source_image|boot image)…(?:not found|cannot be found|does not exist|not valid"
         r"|invalid|deprecated|obsolete)",
         r"/global/images/…(?:was not found|not found|cannot be found|deprecat|obsolete)|URL of the source image",
@@ -730,6 +956,13 @@ REPOSITORIES = (
     ),
     _rule(
         ErrorClass.CODE,
+        r"over its data quota|\bLFS\b.{0,120}\b(?:bandwidth|quota)\b",
+        cause="the repository's Git LFS quota is used up",
+        remedy="ask the repository's owner for more; what the training reads from elsewhere needs no Git LFS "
+        "(docs/reference/settings.md)",
+    ),
+    _rule(
+        ErrorClass.CODE,
         r"Could not read from remote repository|couldn't find remote ref",
         r"fatal: (?:Could not parse object|bad revision|invalid refspec|bad object|ambiguous argument|remote error: )",
         r"overwritten by checkout|Repository or object not found|not our ref|Repository not found(?!.{0,40}url)",
@@ -737,23 +970,32 @@ REPOSITORIES = (
         r"project you were looking for could not be found|not allowed to download code",
         r"Remote branch \S+ not found|No url found for submodule",
         r"(?:clone of|fetch of submodule|submodule) …failed|upload-pack: not our",
-        r"does not appear to be a git repository|not a git repository|dubious ownership",
+        r"Permission to \S+ denied to \S+|does not appear to be a git repository|not a git repository"
+        r"|dubious ownership",
         r"(?:could not|cannot) (?:read|fetch|clone) .{0,60}(?:repository|submodule|Username)",
         r"could not read (?:Username|Password)|terminal prompts disabled|Authentication failed for '",
         r"Support for password authentication was removed|pathspec '.{0,120}did not match any",
         r"unknown revision or path|bad object [0-9a-f]{7,}|unable to read tree|smudge (?:filter lfs failed|error)",
-        r"\bLFS\b.{0,120}(?:error|fail|quota|not found|missing)|over its data quota",
+        r"\bLFS\b.{0,120}(?:error|fail|quota|not found|missing)",
         r"git-lfs.{0,60}(?:not found|fail)|shallow update not allowed",
         r"fatal: unable to access …(?:returned error: 40[134]|\b403\b|\b404\b)"
         r"|unable to access '…returned error: 40[134]",
         r"remote: (?:ERROR|HTTP Basic|The project|Not Found|Forbidden)",
         r"(?:deploy key|key) .{0,40}(?:is not|does not have) .{0,40}(?:allowed|access).{0,40}(?:project|repositor)",
-        remedy="check that the commit is pushed and that the project and its submodules can be read (`git "
-        "ls-remote URL` tells), or set `code: job`",
+        remedy="check that the commit is pushed and that the project and its submodules can be read (`git ls-remote "
+        "URL` tells), or set `code: job`",
     ),
 )
 
 WAY_TO_THE_VM = (
+    _rule(
+        ErrorClass.SSH,
+        rf"{_SSH_HOST_KEY}[\s\S]{{0,120}}?\b(?:github|gitlab|bitbucket)\b"
+        rf"|\b(?:github|gitlab|bitbucket)\b[\s\S]{{0,120}}?{_SSH_HOST_KEY}|host key for (?:github|gitlab|bitbucket)",
+        cause="the git server's SSH host key is unknown there, or not the one that is known",
+        remedy="compare it with the key that the git server publishes and mend known_hosts, or set `code: job`, "
+        "which needs no git on the VM; `git ls-remote URL` tells whether it works",
+    ),
     _rule(
         ErrorClass.SSH,
         r"REMOTE HOST IDENTIFICATION HAS CHANGED|host key mismatch|host key for \S+ has changed"
@@ -761,8 +1003,7 @@ WAY_TO_THE_VM = (
         cause="the machine that answers shows another SSH host key than the one that is known",
         remedy="compare its fingerprint with the one on the VM's serial console (`gcloud compute instances "
         "get-serial-port-output NAME --zone ZONE`); only if the address is that of the run's VM and the key did "
-        "change, "
-        "end the run: `glgpu destroy`",
+        "change, end the run: `glgpu destroy`",
     ),
     _rule(
         ErrorClass.SSH,
@@ -770,8 +1011,7 @@ WAY_TO_THE_VM = (
         cause="the SSH host key of the machine that answers is not known",
         remedy="compare its fingerprint with the one on the VM's serial console (`gcloud compute instances "
         "get-serial-port-output NAME --zone ZONE`), or with what another server, such as git's or a registry's, "
-        "publishes; "
-        "where they agree, add the key to known_hosts",
+        "publishes; where they agree, add the key to known_hosts",
     ),
     _rule(
         ErrorClass.SSH,
@@ -782,9 +1022,16 @@ WAY_TO_THE_VM = (
         r"no matching (?:host key|key exchange|cipher)|invalid format.{0,40}key|Could not SSH into the instance",
         r"unable to confirm ID of the instance|administratively prohibited|sign_and_send_pubkey: "
         r"|no mutual signature|agent refused operation|SSH key has not propagated"
-        r"|oslogin.{0,80}(?:denied|not allowed|fail)|not a valid key file",
-        remedy="the VM does not take the login key: OS Login may be forced, or the guest agent is missing from "
-        f"the boot image ({SSH_TROUBLE.url})",
+        r"|OS ?Login.{0,80}(?:denied|not allowed|fail)|not a valid key file|no supported authentication methods",
+        r"(?:deprecated|only supports?) .{0,40}ssh-rsa",
+        remedy="the VM does not take the login key: OS Login may be forced, or the guest agent is missing from the "
+        f"boot image ({SSH_TROUBLE.url})",
+    ),
+    _rule(
+        ErrorClass.SSH,
+        r"Failed to lookup instance|\b4047\b['\": ]",
+        cause="IAP finds no such VM, or it does not run",
+        remedy="look whether it is there and RUNNING, and in which zone: `gcloud compute instances list`",
     ),
     _rule(
         ErrorClass.SSH,
@@ -793,15 +1040,19 @@ WAY_TO_THE_VM = (
         r"|cloudproxy\.app",
         r"Identity-Aware Proxy.{0,120}(?:clos|fail|error|lost|abnormal|refus|timed|unreachable)",
         r"not (?:been )?(?:allocated|have|assigned) an? (?:external|public) IP|no (?:external|public) IP address",
-        r"Failed to lookup instance|Failed to connect to port 22|destination read failed",
+        r"Failed to connect to port 22|destination read failed",
         r"IAP (?:tunnel|TCP).{0,80}(?:fail|error|clos|refus|timed)|(?:open|establish|creat)\w* .{0,20}IAP tunnel",
         remedy="check the firewall rule for IAP's range 35.235.240.0/20 and that the VM runs its SSH server: "
         f"{IAP.url}",
     ),
     _rule(
         ErrorClass.SSH,
+        r"\b(?:on|to|VM.{0,20}) port 22\b|\bport 22 (?:\[tcp/ssh\] |\(tcp\) )?failed|\bscp: (?:Connection|Received)",
+        r"\bsshd\b.{0,60}(?:not running|no hostkeys|is down|failed|inactive|refus)",
+        r"SSH server .{0,40}(?:did not|does not|is not|not)\b",
         r"asyncssh[\w.]*(?:Error|Lost)|Bad owner or permissions on|Connection lost|kex_exchange_identification",
         r"ssh_exchange_identification|banner exchange|banner line|SSH protocol banner|kex_protocol_error",
+        r"\bssh timed out|channel \d+: open failed",
         r"ssh: connect to host|connect to (?:address|host) \S+ port 22\b",
         r"(?:port |:)22(?:: |,? )(?:connect: )?(?:Connection|i/o|Operation|No route|Network|timed|timeout|connection)",
         r"dial tcp \S+:22\b|Unable to connect to port 22|ssh: handshake failed",
@@ -813,12 +1064,19 @@ WAY_TO_THE_VM = (
         r"(?:fail|unable|could not)\w* .{0,60}(?:\bSSH\b|ssh to)|timeout - last error|error connecting to SSH",
         r"asyncssh\.\w*(?:Error|Lost)|UNREACHABLE!.{0,120}ssh|waiting for SSH|subsystem request failed",
         r"lost connection$|rsync.{0,120}connection unexpectedly closed|paramiko",
-        remedy="look at the VM's serial console and the network's firewall, then retry the job: "
-        f"{SSH_TROUBLE.url}; `gcloud compute instances get-serial-port-output NAME --zone ZONE`",
+        remedy=f"look at the VM's serial console and the network's firewall, then retry the job: {SSH_TROUBLE.url}; "
+        "`gcloud compute instances get-serial-port-output NAME --zone ZONE`",
     ),
 )
 
 REFUSED = (
+    _rule(
+        ErrorClass.NOT_FOUND,
+        r"(?:(?:error|failed|while|when|cannot|could not) (?:\w+ )?(?:delet|destroy|remov)\w*|\.delete\))[^\n]{0,200}"
+        r"(?:notFound|\b404\b|\bresource\b.{0,160}not found)",
+        remedy="it is gone already, nothing is left to delete; `gcloud compute instances list --filter name:glgpu-` "
+        "shows what lives",
+    ),
     _rule(
         ErrorClass.NOT_FOUND,
         r"The referenced \w+ resource cannot be found",
@@ -846,8 +1104,22 @@ REFUSED = (
         rf"|\ban operation is (?:pending|running|in progress)",
         r"operation\b.{0,60}(?:is )?(?:already|still|currently) (?:running|in progress|pending)",
         r"operation .{0,60}in progress\. .{0,40}again",
-        remedy="somebody else changed the same thing at that moment: retry the job; `glgpu doctor` shows the "
-        "state of things",
+        remedy="somebody else changed the same thing at that moment: retry the job; `glgpu doctor` shows the state "
+        "of things",
+    ),
+    _rule(
+        ErrorClass.CONFIG,
+        r"Invalid JSON payload|Unknown name .{0,80}Cannot find field",
+        cause="",
+        remedy="no setting is meant: the program that asked sends a field that this API does not know; update that "
+        "program, or the Terraform provider (docs/reference/terraform.md)",
+    ),
+    _rule(
+        ErrorClass.CONFIG,
+        r"do not support live migration|on-?host-?maintenance.{0,60}(?:must|TERMINATE)",
+        cause="a VM with GPUs cannot move to another host while it runs",
+        remedy="set on_host_maintenance to TERMINATE in the Terraform files or the command that made the request; "
+        "glgpu does so for its own VMs (docs/reference/terraform.md)",
     ),
     _rule(
         ErrorClass.CONFIG,
@@ -860,11 +1132,11 @@ REFUSED = (
         r"(?:glgpu\.yml|\.tfvars|\.tf\.json)\b.{0,160}(?:invalid character|cannot unmarshal)",
         r"\[[^\]]{2,120}\] features (?:\w+ )*are not compatible|argument --[\w-]+: |number of accelerators",
         r"must only contain lowercase|(?:features?|InstanceTaxonomies) are not compatible",
-        r"do not support live migration|cannot be smaller than the image|size cannot be smaller",
+        r"cannot be smaller than the image|size cannot be smaller",
         r"must specify a subnet|is in custom subnet mode|Invalid resource name",
         r"Invalid value for (?:field|argument|variable|input variable|\[)|Invalid value specified for",
         r"must be a match of regex|Preemptible (?:VM|instance)s? (?:cannot|can't|are not)|automatically restarted",
-        r"on-?host-?maintenance.{0,60}(?:must|TERMINATE)|Invalid (?:number|count) of (?:accelerators|GPUs)",
+        r"Invalid (?:number|count) of (?:accelerators|GPUs)",
         r"GPUs? .{0,60}(?:cannot|can't|can only|must) be (?:attached|used)|cannot be attached to|Unknown zone",
         r"Unknown region|Invalid (?:zone|region|machine type|accelerator)",
         r"Unsupported (?:argument|block type|attribute)|Missing required argument",
@@ -879,16 +1151,25 @@ REFUSED = (
         r"project: required field is not set",
         r"(?-i:parameterNotSpecified|badRequest|INVALID_ARGUMENT|INVALID_USAGE|invalidParameter)",
         r"Required field .{0,80}not (?:specified|set)|Request contains an invalid argument",
-        r"VM_MIN_COUNT_NOT_REACHED",
-        remedy="mend the value that the text names in glgpu.yml: docs/reference/settings.md has every key",
+        r"\bError: Missing required variable|Invalid CIDR|shared-core machine types?"
+        r"|\b[a-z]\d[a-z]?-\w+-\d+g? requires\b",
+        r"VM_MIN_COUNT_NOT_REACHED|\bError: (?:Conflicting configuration|Extraneous label|Duplicate (?:resource"
+        r"|variable"
+        r"|provider|output|module|required)|Self-referential|Cycle: |Module not installed"
+        r"|Inconsistent dependency lock)",
+        r"no available releases match the given constraints|doesn't match any of the checksums previously recorded",
+        r"gcloud\.[\w.-]+\) Invalid choice|mapping values are not allowed|config contains unknown keys"
+        r"|(?:disk|GPU|machine|zone|network|memory) (?:size|count)?.{0,20}must be at least \d+ ?[GMT]i?B\b",
+        r"number of (?:GPUs|accelerators) .{0,20}not allowed",
+        remedy="mend the value that the text names; docs/reference/settings.md has every key of glgpu.yml",
     ),
     _rule(
         ErrorClass.CONFLICT,
         r"Supplied fingerprint|fingerprint does not match|etag (?:mismatch|does not match)|conditionNotMet",
         r"pre-?conditions? you specified did not hold",
         _status("412"),
-        remedy="somebody else changed the same thing at that moment: retry the job; `glgpu doctor` shows the state of "
-        "things",
+        remedy="somebody else changed the same thing at that moment: retry the job; `glgpu doctor` shows the state "
+        "of things",
     ),
     _rule(
         ErrorClass.CONFLICT,
@@ -898,22 +1179,21 @@ REFUSED = (
     _rule(
         ErrorClass.CONFLICT,
         r"(?:(?:being )?used|in use) by[^\n'\"]{0,40}['\"](?P<a>[\w./:-]{2,160})['\"]",
-        remedy="{a} is in the way, and is no run's: detach it or remove it, if nobody needs it, or choose something "
-        "else "
-        f"({ERRORS_PAGE} says how)",
+        remedy="{a} is in the way: look whose it is; detach it or remove it, if nobody needs it, or choose something "
+        f"else ({ERRORS_PAGE} says how)",
     ),
     _rule(
         ErrorClass.CONFLICT,
         rf"['\"](?P<a>[\w./:-]{{2,160}})['\"][^\n]{{0,60}}?{_TAKEN}",
-        remedy="{a} is there, and is no run's: rename it or remove it, if nobody needs it, or choose another name "
-        f"({ERRORS_PAGE} says how)",
+        remedy="{a} is there already: look whose it is; rename it or remove it, if nobody needs it, or choose another "
+        f"name ({ERRORS_PAGE} says how)",
     ),
     _rule(
         ErrorClass.CONFLICT,
         _TAKEN,
         _status("409"),
-        remedy="rename or remove what the text names, if nobody needs it, or choose another name "
-        f"({ERRORS_PAGE} says how)",
+        remedy=f"rename or remove what the text names, if nobody needs it, or choose another name ({ERRORS_PAGE} says "
+        "how)",
     ),
 )
 """Said of a request that reached the other side."""
@@ -940,8 +1220,8 @@ GITLAB = (
         r"\"message\" ?: ?\"403 Forbidden|GitLab: (?:You are not allowed|Disallowed)",
         r"403 Forbidden.{0,80}(?:token|gitlab|/api/v4)|gitlab\S*(?:Error|Exception)\S*: 403",
         cause="GitLab refused a call",
-        remedy=f"GLGPU_GITLAB_TOKEN needs the role Maintainer and the scope api ({TOKENS.url}); `glgpu doctor` "
-        "checks it",
+        remedy=f"GLGPU_GITLAB_TOKEN needs the role Maintainer and the scope api ({TOKENS.url}); `glgpu doctor` checks "
+        "it",
     ),
 )
 
@@ -984,7 +1264,7 @@ NETWORKS = (
         r"certificate[ _-](?:verif\w+|has expired|is not (?:yet )?valid|signed by|chain|required|problem|relies on)",
         r"x509: |SSL(?:Error|EOFError|CertVerificationError)\b|SSL certificate|SSL_ERROR|\bssl\.c:|\btls: ",
         r"SSL routines|CERTIFICATE_VERIFY_FAILED|self[- ]signed certificate|unable to get (?:local )?issuer",
-        r"wrong version number|gave HTTP response to HTTPS|EOF occurred in violation|bad record mac",
+        r"wrong version number|EOF occurred in violation|bad record mac",
         r"Max retries exceeded|Connection aborted|RemoteDisconnected|Remote end closed|ProtocolError",
         r"IncompleteRead|ChunkedEncodingError|unexpected EOF(?! while (?:parsing|looking|scanning))|: EOF$",
         r"early EOF|Failed to establish a new connection|failed to connect(?: to)?\b|cannot (?:connect|reach)",
@@ -995,9 +1275,17 @@ NETWORKS = (
         r"(?:Connection|ConnectionReset|ConnectionRefused|ConnectionAborted|BrokenPipe)Error\b",
         r"ClientConnectorError|ServerDisconnectedError|Network error|network(?:ing)? (?:failure|problem|timeout)",
         r"the remote end hung up|RPC failed|TransportError|dial (?:tcp|udp)\b|Recv failure|Send failure",
+        r"Unable to find the server at|ServerNotFoundError|service is unreachable|Registry service unreachable",
+        r"remote name could not|unknown host\b|\bSSL: [A-Z_]{8,}|Unable to establish (?:a |an )?(?:SSL|TLS|secure)",
+        r"unable to (?:open (?:a )?connection|contact the server)|server closed (?:the )?connection\b(?! string)"
+        r"|\bhost not found:"
+        r"|no response from (?:the )?server",
+        r"\bbad address '|Network is down|No internet connection|net::ERR_|ERR_(?:CONNECTION|NAME|INTERNET|TUNNEL)_\w+",
+        r"unexpected disconnect while reading|host could not be resolved|stream closed before"
+        r"|connection attempts? failed",
         r"Could not reach|not reachable|unreachable network|Socket (?:closed|error)",
-        remedy="check names, proxies, firewalls and certificates on the way to the other side, then retry the "
-        f"job; {DOCTOR}",
+        remedy="check names, proxies, firewalls and certificates on the way to the other side, then retry the job; "
+        f"{DOCTOR}",
     ),
     _rule(
         ErrorClass.TRANSIENT,
@@ -1014,6 +1302,7 @@ NETWORKS = (
         r"HTTP (?:response code: )?50[0234]|server (?:error|is overloaded|is busy)|(?:is|was) overloaded",
         r"code_?: ?(?:13|14)\b|(?-i:\bINTERNAL\b: )|unknown: Internal",
         _status("50[0234]"),
+        r"upstream connect error|no healthy upstream",
         r"^50[0234] (?:Server|Service|Bad|Gateway|Internal)",
         remedy="the other side failed and may work again: retry the job; `glgpu doctor` shows whether it does",
     ),
@@ -1028,7 +1317,7 @@ REMAINDER = (
     ),
     _rule(
         ErrorClass.STATE_ACCESS,
-        rf"{_STATE}|Error(?:: Failed to)? (?:writ|upload|persist)\w* state|state snapshot was created by",
+        rf"{_STATE}|Error(?:: Failed to)? (?:writ|upload|persist)\w* state",
         r"Backend (?:initialization|configuration) (?:required|changed)|unsupported checkable object kind",
         r"state data in \S+ does not have",
         remedy="look at the state in GitLab (Operate > Terraform states, docs/reference/terraform.md), or set "
@@ -1048,8 +1337,8 @@ REMAINDER = (
         r"needs? the .{0,60}\b(?:IAM )?role\b",
         r"(?:google|gcloud|GCP|HttpError|api_core\.exceptions)\S*[: ].{0,40}\b403\b",
         rf"{_status('403')}|\b403[ :]+(?:Client Error|Forbidden)",
-        remedy=f"grant the missing role to the account that glgpu uses ({ACCESS_PAGE}); `glgpu doctor` names "
-        "what is missing",
+        remedy=f"grant the missing role to the account that glgpu uses ({ACCESS_PAGE}); `glgpu doctor` names what is "
+        "missing",
     ),
     _rule(
         ErrorClass.AUTH,
@@ -1068,7 +1357,7 @@ REMAINDER = (
     ),
     _rule(
         ErrorClass.NOT_FOUND,
-        r"(?-i:\bnotFound\b|\bNOT_FOUND\b|RESOURCE_NOT_FOUND|NoSuchBucket|NoSuchKey)",
+        r"(?-i:\bnotFound\b|\bNOT_FOUND\b|RESOURCE_NOT_FOUND|NoSuchBucket|NoSuchKey)|\bNo such object: ",
         r"\b(?:resource|project|network|subnetwork|bucket|account|instance|zone|region"
         r"|entity)s?\b.{0,120}(?:was not found|not found|does not exist|doesn't exist|could not be found"
         r"|cannot be found)",
