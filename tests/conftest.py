@@ -14,7 +14,10 @@ import pytest
 
 UNIT = Path(__file__).parent / "unit"
 REQUIRED = [word for word in re.split(r"[,\s]+", os.environ.get("GLGPU_REQUIRE", "")) if word]
-"""What this machine has to have: docker, gcloud, gitlab-ci-local, ... A test that skips for want of it fails."""
+"""What this machine has to have: docker, gcloud, npm, ... A test that skips for want of it fails.
+
+Every skip says ``NAME: what did not run``, by which it is known.
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +66,9 @@ def pytest_make_collect_report() -> Iterator[None]:
 
 
 def _required(reason: str) -> str:
-    """The word of GLGPU_REQUIRE that a reason names, whole and in either case."""
-    return next((word for word in REQUIRED if re.search(rf"(?i)(?<![\w/-]){re.escape(word)}(?![\w/-])", reason)), "")
+    """What is missing by the word of a reason, if GLGPU_REQUIRE names it."""
+    name = reason.removeprefix("Skipped: ").partition(":")[0]
+    return name if name in REQUIRED else ""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -48,6 +48,8 @@ _ESCAPES = (
         "",
     ),
     (re.compile(r"^\[ *\d+\.\d+\] ", re.MULTILINE), ""),
+    # Whose line it is: a step of Cloud Build, a service of Docker Compose.
+    (re.compile(r'^Step #\d+(?: - "[^"\n]{0,80}")?: |^[\w.-]{1,60} +\| ', re.MULTILINE), ""),
 )
 """What stands between a rule and the words: (pattern, what takes its place), in this order."""
 

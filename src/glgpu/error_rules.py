@@ -71,8 +71,8 @@ def _status(codes: str) -> str:
 
 
 _STATE = (
-    r"(?:Error (?:loading|saving|refreshing|locking|reading|writing|migrating|inspecting|acquiring|releasing)"
-    r"(?: the)?(?: \S+)? state"
+    r"(?:Error (?:loading|saving|refreshing|locking|reading|writing|migrating|inspecting|acquiring|releasing"
+    r"|downloading)(?: the)?(?: \S+)? state"
     r"|Failed to (?:get existing workspaces|open state file|(?:load|save|persist|upload|read|write|lock|unlock|get|open"
     r"|retrieve)(?: the)?(?: \S+)? state)|querying Cloud Storage failed|HTTP remote state|tfstate\b|\.tflock\b)"
 )
@@ -100,9 +100,9 @@ _NOT_IF = r"^(?!.*\b(?:if|when|whenever|unless|once|should|until|can|may|might)\
 _OPERATION = r"(?:operation|change|update|request|modification)"
 _TAKEN = (
     r"(?:alreadyExists|already exists?\b|(?-i:ALREADY_EXISTS)|resourceInUseByAnotherResource|(?-i:RESOURCE_IN_USE\w*)"
-    r"|is already (?:being )?used by|is already in use|already been (?:taken|used)|address already in use"
-    r"|port is already allocated|name is not available|already (?:attached|mounted|running|member)|is being used by"
-    r"|in use by (?:container|another))"
+    r"|is already (?:being )?(?:used by|assigned to)|is already in use|already been (?:taken|used)"
+    r"|address already in use|port is already allocated|name is not available"
+    r"|already (?:attached|mounted|running|member)|is being used by|in use by (?:container|another))"
 )
 _SSH_HOST_KEY = (
     r"(?:REMOTE HOST IDENTIFICATION HAS CHANGED|Host key verification failed|No \S+ host key is known"
@@ -111,6 +111,13 @@ _SSH_HOST_KEY = (
 )
 
 GPU_AND_MEMORY = (
+    _rule(
+        ErrorClass.OOM,
+        r"OOM when allocating tensor[^\n]{0,300}\bdevice:CPU"
+        r"|OOM when allocating tensor…_device=\"/job:localhost/replica:0/task:0/(?:device:)?cpu:0",
+        cause="the VM's main memory is too small for what the training wants at once",
+        remedy="train with smaller batches, or set machine.type to one with more memory: `glgpu gpus` lists them",
+    ),
     _rule(
         ErrorClass.OOM,
         r"CUDA out of memory|(?<!java\.lang\.)OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY"
@@ -309,7 +316,8 @@ DISK = (
         r"disk(?: is)? full|write error: no space|not enough space on (?:the )?disk|storage is full",
         r"There is not enough space|PytorchStreamWriter failed writing file",
         cause="a disk is full",
-        remedy="on the VM: set a larger machine.disk_gb; on the runner: make room, `docker system prune` helps; "
+        remedy="on the VM: set a larger machine.disk_gb; on the runner: make room, `docker system prune` removes "
+        "what no container uses, and stopped containers; "
         f"{ERRORS_PAGE}",
     ),
 )
@@ -532,7 +540,7 @@ PROJECT = (
     ),
     _rule(
         ErrorClass.ORG_POLICY,
-        r"Constraint ['\"]?(?:constraints/)?(?P<a>[\w.]+)['\"]? (?:is )?violated",
+        r"Constraint ['\"]?(?:constraints/)?(?P<a>[\w.]+)['\"]? (?:is )?viola",
         r"constraints?['\"]?[:/ ]{1,3}['\"]?(?:customConstraints/|constraints/)?(?P<b>(?:compute|iam|gcp"
         r"|storage|serviceuser|essentialcontacts|sql|resourcemanager|custom|ainotebooks|container|run)\.\w+)",
         cause="the organisation policy {a}{b} forbids it",
@@ -616,7 +624,7 @@ STATE = (
     ),
     _rule(
         ErrorClass.STATE_ACCESS,
-        r"HTTP remote state endpoint (?:requires|invalid) auth",
+        r"HTTP remote state endpoint (?:requires|invalid) auth|Unable to read remote state",
         rf"{_STATE}…(?:{_status('40[134]')}|does not have storage\.|access denied"
         r"|AccessDenied|Permission .{0,40}denied|permission denied|Forbidden|Unauthorized"
         r"|(?-i:PERMISSION_DENIED))",
@@ -653,11 +661,25 @@ IMAGES_DENIED = (
         "REGISTRY`",
     ),
     _rule(
+        ErrorClass.NETWORK,
+        r"(?:docker login|Error response from daemon)[^\n]{0,300}/v2/[^\n]{0,60}x509: ",
+        cause="the registry's certificate is not trusted",
+        remedy="have the machine that pulls trust the authority that signed it, or use a registry with a public "
+        "certificate in train.image: `docker manifest inspect IMAGE` tells whether it is trusted",
+    ),
+    _rule(
+        ErrorClass.IMAGE_PULL,
+        r"no matching manifest for [^\n]{1,80}|no match for platform in manifest",
+        cause="the container image was not built for the VM's architecture",
+        remedy="build it for linux/amd64 and push it: `docker build --platform linux/amd64 --tag IMAGE .`; `docker "
+        "manifest inspect IMAGE` lists what there is",
+    ),
+    _rule(
         ErrorClass.IMAGE_PULL,
         r"image '[^'\n]{1,200}' does not exist in registry|invalid run-image",
         r"pull access denied|manifest unknown|missing signature key|was deleted or has expired|MANIFEST_UNKNOWN",
         r"NAME_UNKNOWN|NAME_INVALID|invalid reference format|name unknown|manifest for \S+ not found",
-        r"image operating system .{0,40}cannot be used on|no such manifest: |no matching manifest"
+        r"image operating system .{0,40}cannot be used on|no such manifest: "
         r"|repository does not exist"
         r"|no basic auth credentials|ErrImagePull"
         r"|ImagePullBackOff",
@@ -671,13 +693,13 @@ IMAGES_DENIED = (
         r"failed to pull image(?!…(?:timeout|timed out|no such host|refused|reset|x509|50[0234]|EOF|toomanyrequests))",
         r"Head \"?https?://[^\s\"]+/v2/\S+: (?:denied|unauthorized|no basic)",
         r"/v2/[^\s\"]+/manifests/[^\s\"]+\"?:? .{0,60}(?:40[134]|denied|unauthorized|not found)",
-        r"filesystem layer verification failed|no match for platform in manifest",
+        r"filesystem layer verification failed",
         r"image \S+ not found.{0,60}(?:registry|pull)|Unable to find image …(?:denied|unauthorized|not found)",
         r"login attempt to https?://\S+ failed with status: 40[13]|invalid username/password\b",
         r"/v2/\S* .{0,40}(?:bad credentials|wrong username|authentication (?:is )?required|access forbidden)",
         r"(?:registry|docker://|manifest|logging in(?:to| to)).{0,200}"
         r"(?:authentication (?:is )?required|bad credentials|wrong username|incorrect username)",
-        r"repository \S+ not found: does not exist or no pull access|parsing HTTP 40[13] response body"
+        r"repository \S+ not found: does not exist or no pull access|parsing HTTP 4\d\d response body"
         r"|\bunknown blob\b",
         r"interactive login from a non TTY|docker login.{0,60}(?:fail|wrong|denied)|daemon.{0,60}Content-Length header",
         r"wrong diff id|(?:docker|daemon|podman|containerd).{0,80}No such image\b",
@@ -697,6 +719,7 @@ RIGHTS = (
     ),
     _rule(
         ErrorClass.PERMISSION,
+        r"Some requests did not succeed:[ -]+Insufficient Permission",
         r"insufficient (?:authentication |OAuth |access )?scopes|ACCESS_TOKEN_SCOPE_INSUFFICIENT"
         r"|correct permission scopes",
         r"scope\(s\) are not authorized|insufficientScopes?\b",
@@ -802,6 +825,20 @@ CREDENTIALS = (
         r"workload ?identity ?(?:pool|federation|provider).{0,120}(?:invalid|denied|expired|does not exist|disabled)",
         r"identity token.{0,60}(?:expired|invalid|malformed)|OIDC token .{0,80}(?:expired|invalid|fail)",
         remedy=f"check GLGPU_WIF_PROVIDER, its audience and its conditions ({ACCESS_PAGE}, {FEDERATION.url})",
+    ),
+    _rule(
+        ErrorClass.NETWORK,
+        rf"(?:cannot fetch token|metadata\.google\.internal|oauth2\.googleapis\.com|TransportError)"
+        rf"[^\n]{{0,300}}{_NO_TRANSPORT}",
+        cause="the way to Google's log-in is closed or broken",
+        remedy=f"check names, proxies, firewalls and certificates on the way to Google, then retry the job; {DOCTOR}",
+    ),
+    _rule(
+        ErrorClass.CODE,
+        r"Submodule '[^'\n]{1,200}' \(…(?:HTTP Basic: Access denied|Authentication failed for )",
+        cause="a submodule lies in a project that the job may not read",
+        remedy="put this project on that one's job token allow-list, and let whoever pushes be its member, or set "
+        "`code: job`, which takes the job's own checkout; `git ls-remote URL` tells who may read it",
     ),
     _rule(
         ErrorClass.GITLAB_AUTH,
@@ -975,7 +1012,8 @@ REPOSITORIES = (
         r"(?:could not|cannot) (?:read|fetch|clone) .{0,60}(?:repository|submodule|Username)",
         r"could not read (?:Username|Password)|terminal prompts disabled|Authentication failed for '",
         r"Support for password authentication was removed|pathspec '.{0,120}did not match any",
-        r"unknown revision or path|bad object [0-9a-f]{7,}|unable to read tree|smudge (?:filter lfs failed|error)",
+        r"unknown revision or path|'[^'\n]{1,200}' is not a commit\b|bad object [0-9a-f]{7,}|unable to read tree",
+        r"smudge (?:filter lfs failed|error)",
         r"\bLFS\b.{0,120}(?:error|fail|quota|not found|missing)",
         r"git-lfs.{0,60}(?:not found|fail)|shallow update not allowed",
         r"fatal: unable to access …(?:returned error: 40[134]|\b403\b|\b404\b)"
@@ -1052,7 +1090,7 @@ WAY_TO_THE_VM = (
         r"SSH server .{0,40}(?:did not|does not|is not|not)\b",
         r"asyncssh[\w.]*(?:Error|Lost)|Bad owner or permissions on|Connection lost|kex_exchange_identification",
         r"ssh_exchange_identification|banner exchange|banner line|SSH protocol banner|kex_protocol_error",
-        r"\bssh timed out|channel \d+: open failed",
+        r"\bssh timed out|channel \d+: open failed|No ingress firewall rule allowing SSH found",
         r"ssh: connect to host|connect to (?:address|host) \S+ port 22\b",
         r"(?:port |:)22(?:: |,? )(?:connect: )?(?:Connection|i/o|Operation|No route|Network|timed|timeout|connection)",
         r"dial tcp \S+:22\b|Unable to connect to port 22|ssh: handshake failed",
@@ -1200,6 +1238,13 @@ REFUSED = (
 
 GITLAB = (
     _rule(
+        ErrorClass.NOT_FOUND,
+        r"Gitlab\w*Error\W{1,3}404",
+        cause="GitLab answers, but what is asked for is not there, or may not be seen with this token",
+        remedy="look at GitLab's address and the project's path, and whether GLGPU_GITLAB_TOKEN is of that project "
+        f"({TOKENS.url}); `glgpu doctor` asks for both",
+    ),
+    _rule(
         ErrorClass.OUT_OF_TIME,
         r"execution took longer than|exceeded the maximum execution time",
         r"maximum (?:run|execution) (?:time|duration)|job (?:has )?(?:timed out|exceeded)",
@@ -1228,11 +1273,23 @@ GITLAB = (
 NETWORKS = (
     _rule(
         ErrorClass.TOOL_MISSING,
+        r"docker\.sock: connect: permission",
+        cause="this user may not use Docker's socket",
+        remedy="run as a user of the group docker, and try it with `docker info`",
+    ),
+    _rule(
+        ErrorClass.TOOL_MISSING,
+        r"Unsupported Terraform Core version|does not support Terraform version",
+        cause="this Terraform is not the one that the files ask for",
+        remedy="use a version that the text allows, 1.5 or newer for glgpu's own files: `terraform version` tells "
+        "which one this is",
+    ),
+    _rule(
+        ErrorClass.TOOL_MISSING,
         r"\b(?P<a>terraform|tofu|gcloud|docker|git|git-lfs|ssh|gsutil|glgpu)\b:? (?:command )?not found",
-        r"Unsupported (?P<b>Terraform) Core version|Cannot connect to the (?P<c>Docker) daemon",
+        r"Cannot connect to the (?P<b>Docker) daemon|(?P<c>docker)\.sock: connect: no such",
         r"No such file or directory: '(?P<d>terraform|tofu|gcloud|docker|git|ssh)'",
-        r"(?P<e>docker)\.sock: connect: (?:permission|no such)",
-        cause="a program is missing here, too old, or does not run: {a}{b}{c}{d}{e}",
+        cause="a program is missing here, or does not run: {a}{b}{c}{d}",
         remedy="use the job image, or install it; Terraform from 1.5 on: `terraform version`, Docker: `docker info`",
     ),
     _rule(
@@ -1289,11 +1346,11 @@ NETWORKS = (
     ),
     _rule(
         ErrorClass.TRANSIENT,
-        r"Backend ?Error|backendError|internalError|operation was aborted",
+        r"Backend ?Error|backendError|(?<!nccl)internalError|operation was aborted",
         r"(?-i:INTERNAL_ERROR|\bUNAVAILABLE\b|\bABORTED\b)",
-        r"(?:code = |StatusCode\.|error: )(?:Unavailable|Internal|Aborted)\b|Internal error\b",
-        r"internal (?:server )?error|Service ?Unavailable|Bad ?Gateway|Gateway ?Time-?out|RESOURCE_NOT_READY",
-        r"resourceNotReady|is not ready\b|operationInProgress"
+        r"(?:code = |StatusCode\.|(?<!ncclInternal)error: )(?:Unavailable|Internal|Aborted)\b",
+        r"internal (?:server )?error\b(?!, NCCL)|Service ?Unavailable|Bad ?Gateway|Gateway ?Time-?out",
+        r"RESOURCE_NOT_READY|resourceNotReady|is not ready\b|operationInProgress"
         r"|OPERATION_IN_PROGRESS",
         r"service is (?:currently |temporarily )?unavailable|temporarily (?:unavailable|unable|overloaded)",
         r"temporary (?:error|failure|problem)|(?:please )?(?:try|retry) again (?:later|in|after|shortly|soon)",

@@ -824,7 +824,7 @@ def test_credentials_that_were_not_meant_for_the_state_document_are_refused(clou
     assert cloud.http("GET", "", api=f"/rehearsal/v1/instances/{ZONE}/vm-1/state", headers=other)[0] == 401
 
 
-@pytest.mark.skipif(shutil.which("terraform") is None, reason="MISSING: terraform on PATH")
+@pytest.mark.skipif(shutil.which("terraform") is None, reason="terraform: not on PATH")
 def test_terraform_reads_the_state_document_into_an_output(cloud: Cloud, tmp_path: Path) -> None:
     cloud.insert(order())
     folder = tmp_path / "tf"
@@ -967,7 +967,7 @@ def test_google_cloud_compute_reads_the_catalogue(cloud: Cloud) -> None:
 def gcloud(cloud: Cloud, tmp_path: Path) -> Any:
     program = shutil.which("gcloud")
     if program is None:
-        pytest.skip("MISSING: gcloud on PATH")
+        pytest.skip("gcloud: not on PATH")
     token = tmp_path / "token"
     token.write_text(TOKEN)
     environment = {

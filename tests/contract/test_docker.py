@@ -73,7 +73,7 @@ def on_processes(folder: Path) -> Docker:
 def engine_or_skip() -> Engine:
     engine = find_engine(os.environ)
     if engine.client is None or engine.docker("image", "inspect", BASE).returncode:
-        pytest.skip(f"MISSING: a Docker engine with the image {BASE} (`ci/engine start` makes both)")
+        pytest.skip(f"docker: no engine with the image {BASE} answers (`ci/engine start` makes both)")
     return engine
 
 

@@ -365,7 +365,7 @@ def test_a_personal_token_pushes_over_http(world: World) -> None:
 @pytest.mark.parametrize("way", ["ssh", "http"])
 def test_large_files_come_with_a_deploy_key_and_with_a_job_token(world: World, way: str) -> None:
     if shutil.which("git-lfs") is None:
-        pytest.skip("git-lfs is not on PATH")
+        pytest.skip("git-lfs: not on PATH")
     source = world.folder / "source"
     git("lfs", "install", "--local", cwd=source)
     git("lfs", "track", "*.bin", cwd=source)
@@ -448,7 +448,7 @@ class Terraform:
     def __init__(self, world: World, user: str, password: str, name: str = "glgpu-1") -> None:
         program = shutil.which("terraform")
         if program is None:
-            pytest.skip("terraform is not on PATH")
+            pytest.skip("terraform: not on PATH")
         self.program = program
         self.folder = world.folder / f"module-{len(list(world.folder.iterdir()))}"
         self.folder.mkdir()

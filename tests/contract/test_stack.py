@@ -47,7 +47,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     if not (find_tool("terraform") or find_tool("tofu")):
-        pytest.skip("MISSING: terraform or tofu on PATH")
+        pytest.skip("terraform: neither it nor tofu is on PATH")
     with lab(tmp_path_factory.mktemp("lab")) as made:
         yield made
 

@@ -134,7 +134,8 @@ class Guest:
             here.write_text(
                 f"#!/bin/sh\nT={shlex.quote(str(self.folder))}\n"
                 'give() { mv "$T/later/$1" "$T/bin/$1"; }\n'
-                f'{{ printf {name}; [ $# = 0 ] || printf \' [%s]\' "$@"; echo; }} >>"$T/calls"\n{does}\n'
+                # In one write: the pull is recorded beside whatever else the boot calls.
+                f'printf "%s\\n" "$(printf {name}; [ $# = 0 ] || printf \' [%s]\' "$@")" >>"$T/calls"\n{does}\n'
             )
             here.chmod(0o755)
         folder = shlex.quote(str(self.folder))
@@ -166,7 +167,7 @@ def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Guest:
         return Guest(tmp_path / "guest", None)
     engine = find_engine(os.environ)
     if engine.client is None or engine.docker("image", "inspect", BASE).returncode:
-        pytest.skip(f"MISSING: a Docker engine with the image {BASE} (`ci/engine start` makes both)")
+        pytest.skip(f"docker: no engine with the image {BASE} answers (`ci/engine start` makes both)")
     return Guest(tmp_path / "guest", engine)
 
 

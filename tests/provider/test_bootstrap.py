@@ -176,7 +176,7 @@ def test_what_is_destroyed_is_gone_and_what_google_keeps_is_said(bootstrap: Work
 
 def test_terraform_tests_of_the_module_pass(provider: Provider, bootstrap: Workspace) -> None:
     if provider.terraform < (1, 7):
-        pytest.skip("provider: terraform test mocks providers from 1.7 on, bootstrap's tests not run")
+        pytest.skip("terraform: `terraform test` mocks providers from 1.7 on, bootstrap's tests not run")
     (bootstrap.folder / "run.auto.tfvars.json").unlink()
     assert "0 failed" in bootstrap.run("test", "-no-color")
 

@@ -232,7 +232,9 @@ def test_both_modules_order_the_same(name: str, workspace: MakeWorkspace, cloud:
 
 def test_terraform_tests_of_the_module_pass(provider: Provider, workspace: MakeWorkspace) -> None:
     if provider.terraform < (1, 7):
-        pytest.skip(f"terraform 1.7: {provider.terraform} mocks no provider, the tests of gpu-vm did NOT run")
+        pytest.skip(
+            f"terraform: {provider.terraform} is not 1.7 and mocks no provider, the tests of gpu-vm did NOT run"
+        )
     module = workspace("gpu-vm", {}, environment={})
     (module.folder / "run.auto.tfvars.json").unlink()
     refusals = (TERRAFORM / "rehearsal-vm/tests/variables.tftest.hcl").read_text(encoding="utf-8")

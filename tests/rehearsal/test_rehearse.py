@@ -213,7 +213,7 @@ def as_nobody(folder: Path) -> list[str]:
     if os.geteuid():
         return []
     if shutil.which("setpriv") is None:
-        pytest.skip("setpriv (util-linux) is missing: nothing was played as a user who is not root")
+        pytest.skip("setpriv: not on PATH (util-linux), nothing was played as a user who is not root")
     for path in [folder, *folder.rglob("*")]:
         shutil.chown(path, 65534, 65534)
     for path in folder.parents:

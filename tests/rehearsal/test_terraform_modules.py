@@ -90,7 +90,7 @@ def cloud(tmp_path: Path) -> Iterator[Cloud]:
 def module(cloud: Cloud, tmp_path: Path) -> Workspace:
     program = shutil.which("terraform") or shutil.which("tofu")
     if program is None:
-        pytest.skip("neither terraform nor tofu is on PATH: no module is applied")
+        pytest.skip("terraform: neither it nor tofu is on PATH, no module is applied")
     environment = {
         "GOOGLE_OAUTH_ACCESS_TOKEN": TOKEN,
         "TF_HTTP_USERNAME": "gitlab-ci-token",

@@ -120,7 +120,7 @@ def test_links_are_dated_and_say_where_they_were_seen() -> None:
 def test_the_program_itself_knows_the_commands(program: str) -> None:
     path = shutil.which(program)
     if path is None:
-        pytest.skip(f"{program} is not on PATH: its commands are held to tests/fixtures/programs.yml alone")
+        pytest.skip(f"{program}: not on PATH, its commands are held to tests/fixtures/programs.yml alone")
     for name, spec in PROGRAMS[program]["commands"].items():
         asked = [path, *name.split(), "-h" if program in ("git", "terraform") else "--help"]
         done = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)

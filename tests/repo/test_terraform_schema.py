@@ -216,7 +216,7 @@ def test_what_jobs_change_through_the_api_is_left_alone_by_a_second_apply() -> N
 def test_all_of_it_is_formatted() -> None:
     terraform = shutil.which("terraform") or shutil.which("tofu")
     if terraform is None:
-        pytest.skip("neither terraform nor tofu is on PATH: the format of terraform/ is NOT checked")
+        pytest.skip("terraform: neither it nor tofu is on PATH, the format of terraform/ is NOT checked")
     done = subprocess.run(
         [terraform, "fmt", "-check", "-recursive", "-diff", str(TERRAFORM)], capture_output=True, text=True, check=False
     )
