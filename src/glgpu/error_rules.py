@@ -157,7 +157,7 @@ GPU_AND_MEMORY = (
         r"Unable to allocate [\d.]+ ?[KMGT]iB for an array|Cannot allocate memory|std::bad_alloc",
         r"killed by signal: Killed|died with <Signals\.SIGKILL|Signal 9 \(SIGKILL\)|SIGKILL.{0,40}out of memory",
         r"\bexitcode\W{1,3}-9\b|terminated.{0,60}due to (?:low memory|memory pressure|out.of.memory)",
-        cause="the machine ran out of memory and the process was killed",
+        cause="the process was killed, as happens where a machine runs out of memory",
         remedy="set machine.type to one with more memory, or train with smaller batches and fewer loader workers: "
         "`glgpu gpus` lists them",
     ),
@@ -292,7 +292,8 @@ GPU_AND_MEMORY = (
         r"NVIDIA (?:kernel )?(?:driver|module).{0,80}(?:fail(?:ed|s)|not loaded|could not be loaded|not"
         r" installed|is missing)",
         r"CUDA driver is a stub library|nvml\w*\(?\)? failed: |Driver Not Loaded|nvidia-uvm kernel module",
-        r"(?:unable to find|can ?not find|cannot load) (?:library )?libcuda\b|libcuda\.so\S* (?:was )?not found",
+        r"(?:unable to find|can ?not find|cannot load|Couldn't open CUDA library) (?:library )?libcuda\b"
+        r"|libcuda\.so\S* (?:was )?not found",
         r"fail(?:ed|ure)? .{0,60}NVIDIA (?:GPU )?driver|(?:GPU|NVIDIA) drivers? (?:is |are )?not installed",
         remedy="set machine.image to a boot image whose NVIDIA driver fits GPU and container image, such as the "
         f"default: `glgpu gpus` names the driver of each GPU, {CUDA.url} what a CUDA version needs",
@@ -353,6 +354,7 @@ CAPACITY = (
         r"is currently unavailable in the (?:\S+ )?zone",
         r"(?:not|isn't) enough (?:resources|capacity) (?:available|in)",
         r"(?:zone|region) .{0,80}(?:out of|exhausted of) (?:capacity|resources)|resource pool (?:is )?exhausted",
+        r"insufficient reserved capacity",
         r"(?:lack of|insufficient|no(?: available| more)?) capacity (?:in|for|available|to|at|left|found|remaining)",
         r"resources? (?:are|is) (?:currently )?(?:exhausted|unavailable) in (?:the )?(?:zone|region)",
         r"\bno (?:\w+ )?(?:GPU|VM|accelerator|instance)s? (?:are |is )?(?:currently )?available in (?:the )?(?:zone"
@@ -509,9 +511,10 @@ PROJECT = (
     ),
     _rule(
         ErrorClass.API_DISABLED,
-        r"(?P<a>[A-Z][\w\x20()-]{0,80} API) has not been used in project …/apis?/(?:api|library)/(?P<b>[\w.]+)",
+        r"(?P<a>[A-Z][\w\x20()-]{0,80} API) has not been used in project …/apis?/(?:api|library)/"
+        r"(?P<b>[\w-]+)(?:\.googleapis\.com)?",
         cause="the {a} is not enabled in the cloud project",
-        remedy="enable it: `gcloud services enable {b} --project PROJECT`",
+        remedy="enable it: `gcloud services enable {b}.googleapis.com --project PROJECT`",
     ),
     _rule(
         ErrorClass.API_DISABLED,
@@ -519,7 +522,7 @@ PROJECT = (
         r" (?:not (?:been )?(?:enabled|activated)|disabled)",
         r"(?-i:SERVICE_DISABLED)…\W(?P<b>[a-z]\w*\.googleapis\.com)",
         r"\bAPIs? (?:is|are) not enabled: \W?(?P<c>[a-z]\w*\.googleapis\.com)",
-        r"Enable it by visiting \S+/apis?/(?:api|library)/(?P<d>[\w.]+)",
+        r"Enable it by visiting \S+/apis?/(?:api|library)/(?P<d>[\w-]+\.googleapis\.com)",
         cause="the API {a}{b}{c}{d} is not enabled in the cloud project",
         remedy="enable it: `gcloud services enable {a}{b}{c}{d} --project PROJECT`",
     ),
@@ -702,7 +705,8 @@ IMAGES_DENIED = (
         r"repository \S+ not found: does not exist or no pull access|parsing HTTP 4\d\d response body"
         r"|\bunknown blob\b",
         r"interactive login from a non TTY|docker login.{0,60}(?:fail|wrong|denied)|daemon.{0,60}Content-Length header",
-        r"wrong diff id|(?:docker|daemon|podman|containerd).{0,80}No such image\b",
+        r"wrong diff id|Job failed \(system failure\): Error: No such image|Preparation failed: Error: No such image",
+        r"(?:docker|daemon|podman|containerd).{0,80}No such image\b",
         remedy="check train.image and the registry's login (GLGPU_REGISTRY_USER, GLGPU_REGISTRY_PASSWORD): `docker "
         "manifest inspect IMAGE` tells whether it can be had",
     ),
@@ -770,11 +774,25 @@ RIGHTS = (
     ),
     _rule(
         ErrorClass.PERMISSION,
+        r"(?:Required ['\"]?|does not have |Permissions?:? ['\"\[]*)(?P<a>storage\.objects\.(?:get|list))\b",
+        cause="the caller lacks the permission {a} on the bucket, or the bucket is another's",
+        remedy="let it read there: `gcloud storage buckets add-iam-policy-binding gs://BUCKET --member "
+        f"serviceAccount:ACCOUNT --role roles/storage.objectViewer` ({ACCESS_PAGE})",
+    ),
+    _rule(
+        ErrorClass.PERMISSION,
         r"(?:Required ['\"]?|does not have |Permissions?:? ['\"\[]*)"
-        r"(?P<a>storage\.(?:objects|buckets|multipart\w*)\.\w+)",
+        r"(?P<a>storage\.(?:objects|multipartUploads)\.\w+)",
         cause="the caller lacks the permission {a} on the bucket",
-        remedy="grant it on the bucket: `gcloud storage buckets add-iam-policy-binding gs://BUCKET --member "
-        f"serviceAccount:ACCOUNT --role roles/storage.objectAdmin` ({ACCESS_PAGE})",
+        remedy="let it write there: `gcloud storage buckets add-iam-policy-binding gs://BUCKET --member "
+        f"serviceAccount:ACCOUNT --role roles/storage.objectUser` ({ACCESS_PAGE})",
+    ),
+    _rule(
+        ErrorClass.PERMISSION,
+        r"['\"](?P<a>orgpolicy\.\w+\.\w+)['\"]",
+        cause="the caller lacks the permission {a}, which is granted on organisations alone",
+        remedy="ask the organisation's administrators, to set the policy or to grant the role: `gcloud org-policies "
+        "list --project PROJECT` shows what is set",
     ),
     _rule(
         ErrorClass.PERMISSION,
@@ -866,6 +884,12 @@ CREDENTIALS = (
         r"(?:gated repo|Invalid credentials in Authorization header|Token is required)…huggingface|GatedRepoError",
         cause="a service that the training uses does not accept its credentials, or was given none",
         remedy="name the CI variable with its token under train.secrets (docs/reference/settings.md)",
+    ),
+    _rule(
+        ErrorClass.AUTH,
+        r"\(gcloud\.[\w.-]+\)[\s\S]{0,300}\$ gcloud auth login",
+        cause="gcloud's own login is missing or no longer good",
+        remedy=f"log gcloud in: `gcloud auth login`; what glgpu and Terraform use is another login ({ACCESS_PAGE})",
     ),
     _rule(
         ErrorClass.AUTH,
@@ -1013,7 +1037,7 @@ REPOSITORIES = (
         r"could not read (?:Username|Password)|terminal prompts disabled|Authentication failed for '",
         r"Support for password authentication was removed|pathspec '.{0,120}did not match any",
         r"unknown revision or path|'[^'\n]{1,200}' is not a commit\b|bad object [0-9a-f]{7,}|unable to read tree",
-        r"smudge (?:filter lfs failed|error)",
+        r"smudge (?:filter lfs failed|error)|info/refs not found",
         r"\bLFS\b.{0,120}(?:error|fail|quota|not found|missing)",
         r"git-lfs.{0,60}(?:not found|fail)|shallow update not allowed",
         r"fatal: unable to access …(?:returned error: 40[134]|\b403\b|\b404\b)"
@@ -1189,13 +1213,16 @@ REFUSED = (
         r"project: required field is not set",
         r"(?-i:parameterNotSpecified|badRequest|INVALID_ARGUMENT|INVALID_USAGE|invalidParameter)",
         r"Required field .{0,80}not (?:specified|set)|Request contains an invalid argument",
+        r"\bError: (?:Invalid|Incorrect|Unsupported(?! Terraform Core)|Missing|Unclosed|Argument|Attempt to"
+        r"|Reference to) [\w ]{3,60}…on \S+\.tf(?:\.json)? line \d+",
         r"\bError: Missing required variable|Invalid CIDR|shared-core machine types?"
         r"|\b[a-z]\d[a-z]?-\w+-\d+g? requires\b",
         r"VM_MIN_COUNT_NOT_REACHED|\bError: (?:Conflicting configuration|Extraneous label|Duplicate (?:resource"
         r"|variable"
         r"|provider|output|module|required)|Self-referential|Cycle: |Module not installed"
         r"|Inconsistent dependency lock)",
-        r"no available releases match the given constraints|doesn't match any of the checksums previously recorded",
+        r"does not have a provider named|no available releases match the given constraints"
+        r"|doesn't match any of the checksums previously recorded",
         r"gcloud\.[\w.-]+\) Invalid choice|mapping values are not allowed|config contains unknown keys"
         r"|(?:disk|GPU|machine|zone|network|memory) (?:size|count)?.{0,20}must be at least \d+ ?[GMT]i?B\b",
         r"number of (?:GPUs|accelerators) .{0,20}not allowed",
@@ -1239,7 +1266,7 @@ REFUSED = (
 GITLAB = (
     _rule(
         ErrorClass.NOT_FOUND,
-        r"Gitlab\w*Error\W{1,3}404",
+        r"Gitlab\w*Error\W{1,3}(?:404|Object doesn't exist)",
         cause="GitLab answers, but what is asked for is not there, or may not be seen with this token",
         remedy="look at GitLab's address and the project's path, and whether GLGPU_GITLAB_TOKEN is of that project "
         f"({TOKENS.url}); `glgpu doctor` asks for both",
@@ -1421,7 +1448,7 @@ REMAINDER = (
         r"404 (?:Not Found|Client Error|\w+ Not Found)|Requested entity was not found",
         r"Unknown (?:project|service account|user)|Gaia id not found|No default subnetwork|no default network",
         r"could not find (?:the )?(?:network|subnetwork|project|instance|bucket) ['\"\[]|The specified bucket",
-        r"may be incorrect or|RepositoryNotFoundError|EntryNotFoundError|does not have a provider named",
+        r"may be incorrect or|RepositoryNotFoundError|EntryNotFoundError",
         r"VPC_NOT_FOUND|SUBNET_NOT_FOUND\w*",
         _status("404"),
         remedy="check the name in glgpu.yml and the cloud project: `glgpu doctor` looks up each",

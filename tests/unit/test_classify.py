@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -260,11 +259,10 @@ def test_any_text_is_explained_and_kept(text: str) -> None:
 
 
 @pytest.mark.parametrize("filler", ["A", "a ", "\n", "12345 ", "a-b_c.", "connection ", "http://x/", "\\", "│ ", "'"])
-def test_a_text_of_5_mb_is_explained_in_a_moment(filler: str) -> None:
-    begin = time.process_time()
+@pytest.mark.timeout(40)  # a second or two; a pattern that looks at every pair of places takes minutes
+def test_no_pattern_loses_itself_in_a_text_of_5_mb(filler: str) -> None:
     failure = explain(filler * (5_000_000 // len(filler)) + "\ngoogleapi: Error 503: backendError")
     assert failure.klass is ErrorClass.TRANSIENT
-    assert time.process_time() - begin < 10
 
 
 def test_the_end_of_a_long_text_counts() -> None:
