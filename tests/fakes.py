@@ -23,12 +23,12 @@ from glgpu.interfaces import (
     CloudProject,
     Endpoint,
     FirewallRule,
-    Insert,
     Instance,
     MachineType,
     Nat,
     Network,
     NetworkRule,
+    Operation,
     Quota,
     Region,
     Subnetwork,
@@ -116,6 +116,11 @@ class FakeCloud(Refusing):
         self.console = "last line of the serial console"
         self.stubborn = False
         """Whether a delete is answered with success and changes nothing."""
+        self.delete_failures: list[Failure] = []
+        """Why deletes that are accepted fail afterwards, one each."""
+        self.delete_seconds = 0.0
+        """How long a delete takes; the VM is STOPPING meanwhile."""
+        self.deletes: list[Operation] = []
         self.overwrites: list[tuple[str, ...]] = []
         """What somebody else makes of a rule's sources right after our change, each once."""
         self.overtaken: list[Callable[[], None]] = []
@@ -153,6 +158,21 @@ class FakeCloud(Refusing):
         self.visit("labelled", dict(labels))
         return [one for one in self.vms.values() if labels.items() <= one.labels.items()]
 
+    def of_run(self, name: str, run: str) -> list[Instance]:
+        self.visit("of_run", name, run)
+        return [one for one in self.vms.values() if one.name == name or one.labels.get("glgpu-run") == run]
+
+    def operations(self, name: str) -> list[Operation]:
+        self.visit("operations", name)
+        return [*self._inserts(name), *self.deletes]
+
+    def _inserts(self, name: str) -> list[Operation]:
+        return [
+            Operation(key, "insert", one.zone, one.id, key not in self.under_way, failure)
+            for key, (one, failure) in self.insert_operations.items()
+            if one.name == name
+        ]
+
     def get(self, name: str, zone: str) -> Instance | None:
         self.visit("get", name, zone)
         return self.vms.get((name, zone))
@@ -161,20 +181,29 @@ class FakeCloud(Refusing):
         self.visit("zones", region)
         return [f"{region}-{letter}" for letter in "abc"]
 
-    def inserts(self, name: str, zone: str) -> list[Insert]:
+    def inserts(self, name: str, zone: str) -> list[Operation]:
         self.visit("inserts", name, zone)
-        return [
-            Insert(key, one.id, key not in self.under_way, failure)
-            for key, (one, failure) in self.insert_operations.items()
-            if (one.name, one.zone) == (name, zone)
-        ]
+        return [one for one in self._inserts(name) if one.zone == zone]
 
     def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
         self.visit("delete_instance", name, zone, wait)
-        if self.stubborn or (name, zone) not in self.vms:
+        found = self.vms.get((name, zone))
+        if self.stubborn or found is None:
             return
-        del self.vms[name, zone]
-        self.boot_disks.discard((name, zone))
+        if self.delete_failures:
+            failure = self.delete_failures.pop(0)
+            self.deletes.append(Operation(f"d{len(self.deletes)}", "delete", zone, found.id, True, failure))
+            return
+
+        def go() -> None:
+            self.vms.pop((name, zone), None)
+            self.boot_disks.discard((name, zone))
+
+        if not self.delete_seconds:
+            go()
+            return
+        self.change(name, zone, status="STOPPING")
+        self.clock.at(self.delete_seconds, go)
 
     def edit_metadata(self, name: str, zone: str, edit: Callable[[dict[str, str]], dict[str, str]]) -> None:
         self.visit("edit_metadata", name, zone)
@@ -397,11 +426,14 @@ class FakeStates(Refusing):
         self.kind = kind
         self.writable = True
         self.states: dict[str, Literal["empty", "held"]] = {}
+        self.locks: dict[str, str] = {}
+        """Who holds the lock of a state."""
 
     def state_writable(self, name: str) -> bool:
         self.visit("state_writable", name)
         if self.writable:
             self.states.setdefault(name, "empty")
+            self.locks.pop(name, None)
         return self.writable
 
     def state_backend(self, name: str) -> Backend:
@@ -411,8 +443,18 @@ class FakeStates(Refusing):
         self.visit("state", name)
         return self.states.get(name, "absent")
 
+    def lock_holder(self, name: str) -> str:
+        self.visit("lock_holder", name)
+        return self.locks.get(name, "")
+
+    def break_lock(self, name: str) -> None:
+        self.visit("break_lock", name)
+        self.locks.pop(name, None)
+
     def delete_state(self, name: str) -> None:
         self.visit("delete_state", name)
+        if name in self.locks:
+            raise refusal(ErrorClass.STATE_LOCK, f"the state {name} is locked")
         self.states.pop(name, None)
 
 

@@ -43,17 +43,21 @@ class Instance:
 
 
 @dataclass(frozen=True)
-class Insert:
-    """An operation that is to create a VM.
+class Operation:
+    """What Compute Engine does to a VM, or has done; it is seen before the VM itself is.
 
     Attributes:
         operation: Its name.
+        kind: ``insert``, ``delete``, ``stop``, ...
+        zone: The VM's zone.
         instance_id: Id of the VM.
         done: Whether it is over, one way or the other.
         failure: Why it failed; None while it has not.
     """
 
     operation: str
+    kind: str
+    zone: str
     instance_id: str
     done: bool
     failure: Failure | None = None
@@ -95,13 +99,19 @@ class Cloud(Protocol):
     def labelled(self, labels: Mapping[str, str]) -> list[Instance]:
         """Every instance with all of these labels, in whatever zone and status."""
 
+    def of_run(self, name: str, run: str) -> list[Instance]:
+        """Every instance of that name or whose label ``glgpu-run`` has that value, wherever it is: one list."""
+
+    def operations(self, name: str) -> list[Operation]:
+        """What is or was done to instances of that name, wherever they are: one list, as far as Google recalls."""
+
     def get(self, name: str, zone: str) -> Instance | None:
         """One instance, or None."""
 
     def zones(self, region: str) -> list[str]:
         """The zones of a region that are up."""
 
-    def inserts(self, name: str, zone: str) -> list[Insert]:
+    def inserts(self, name: str, zone: str) -> list[Operation]:
         """The operations, finished or not, that were to create an instance of that name in that zone."""
 
     def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
@@ -436,8 +446,14 @@ class StateStore(Protocol):
     def state(self, name: str) -> Literal["absent", "empty", "held"]:
         """What is held under a state's name."""
 
+    def lock_holder(self, name: str) -> str:
+        """Who holds a state's lock, in words; empty: nobody, or nobody that we may know of."""
+
+    def break_lock(self, name: str) -> None:
+        """Take a state's lock away from whoever holds it; none is success."""
+
     def delete_state(self, name: str) -> None:
-        """Delete a state and whatever lock is on it; not found is success."""
+        """Delete a state; not found is success. One that is locked stays, and is a failure."""
 
 
 class Forge(StateStore, Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import getpass
 import json
+import math
 import re
 import socket
 from collections.abc import Mapping
@@ -19,6 +20,10 @@ from glgpu.run_names import Kind, RunName, laptop_run
 
 SCRATCH = ".glgpu"
 """Folder below the project folder for what a cancelled job's after_script needs: nothing else is left by then."""
+
+
+AFTER_SCRIPT_SECONDS = 300.0
+"""What the Runner gives after_script where RUNNER_AFTER_SCRIPT_TIMEOUT says nothing else."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Job:
         ca_file: A private certificate authority, as a file.
         job_timeout: Seconds that the train job may last, if known.
         script_timeout: Seconds that its script may last, if known.
+        after_script_timeout: Seconds that after_script may last, if said.
         status: ``CI_JOB_STATUS``, set in after_script alone.
         registry_logins: Registry host -> (user, password).
         google_project: ``GLGPU_PROJECT``, which wins over glgpu.yml as every variable does.
@@ -78,6 +84,7 @@ class Job:
     ca_file: str
     job_timeout: float | None
     script_timeout: float | None
+    after_script_timeout: float | None
     status: str
     registry_logins: dict[str, tuple[str, str]] = field(repr=False)
     google_project: str
@@ -102,6 +109,13 @@ class Job:
     def in_ci(self) -> bool:
         """Whether GitLab runs this."""
         return bool(self.job_id)
+
+    @property
+    def seconds(self) -> float:
+        """How long the Runner lets this process work at most; infinite where nobody says, as on a laptop."""
+        if self.status:
+            return self.after_script_timeout or AFTER_SCRIPT_SECONDS
+        return self.script_timeout or self.job_timeout or math.inf
 
     def name(self, kind: Kind = "train") -> RunName:
         """The run's name."""
@@ -165,6 +179,7 @@ def read_job(environment: Mapping[str, str], folder: Path, now: float) -> Job:
         or _duration("CI_JOB_TIMEOUT", get("CI_JOB_TIMEOUT")),
         script_timeout=_duration("GLGPU_SCRIPT_TIMEOUT", get("GLGPU_SCRIPT_TIMEOUT"))
         or _duration("RUNNER_SCRIPT_TIMEOUT", get("RUNNER_SCRIPT_TIMEOUT")),
+        after_script_timeout=_duration("RUNNER_AFTER_SCRIPT_TIMEOUT", get("RUNNER_AFTER_SCRIPT_TIMEOUT")),
         status=get("CI_JOB_STATUS"),
         registry_logins=_registry_logins(environment),
         google_project=get("GLGPU_PROJECT"),

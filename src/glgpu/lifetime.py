@@ -23,6 +23,10 @@ _JOINT = re.compile(r"\s*(?:,|\band\b)(?=\s*[0-9])", re.IGNORECASE)
 
 Until = Literal["pipeline", "deadline"]
 
+SKEW_SECONDS = 15 * 60.0
+"""How far two machines' clocks may lie apart. Runners, laptops, GitLab and Google each have one of their own, so what
+one has written for another to compare holds this much longer wherever too early would harm."""
+
 
 @dataclass(frozen=True)
 class Lifetime:

@@ -24,6 +24,7 @@ RUN = (
     # Finding runs and operations by name and label, in every zone.
     "compute.disks.list",
     "compute.instances.list",
+    "compute.globalOperations.list",
     "compute.zoneOperations.list",
     "compute.zones.list",
     # What a guest tells before anybody can log in.

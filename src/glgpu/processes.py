@@ -9,11 +9,15 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import IO, NoReturn
 
 from glgpu.errors import ErrorClass, Failure
+
+REPEAT_SECONDS = 2.0
+"""Between two failures of a time that is over."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,17 @@ def run(
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
+    grace: float = 0.0,
 ) -> Done:
     """Run a program to its end.
+
+    Args:
+        argv: The program and its arguments.
+        stdin: What it gets by standard input.
+        timeout: Seconds; None: as long as it takes.
+        env: Its environment; ours by default.
+        cwd: Its working directory.
+        grace: Seconds between SIGTERM and SIGKILL when its time is over.
 
     Raises:
         TimedOut: It did not end within ``timeout`` seconds.
@@ -93,6 +106,8 @@ def run(
         try:
             stdout, stderr = process.popen.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired:
+            if grace:
+                process.terminate(grace)
             raise TimedOut(f"{argv[0]} did not end within {timeout} s") from None
         return Done(argv, process.popen.returncode, stdout, stderr)
 
@@ -198,6 +213,36 @@ class Running:
         # The group outlives its leader: children that the leader left behind are signalled too.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.popen.pid, number)
+
+
+@contextmanager
+def time_limit(seconds: float, told: str) -> Iterator[None]:
+    """End a block after so many seconds, whatever it waits for: the failure comes as a signal's does.
+
+    It comes again every few seconds, for as long as the block goes on: a piece of it may pass over what it takes for a
+    failure of its own.
+
+    Args:
+        seconds: After how long.
+        told: The failure's cause.
+
+    Raises:
+        Failure: OUT_OF_TIME, in the main thread, where alone it may be used.
+    """
+    over = False
+
+    def ring(_number: int, _frame: FrameType | None) -> None:
+        if not over:
+            raise Failure(ErrorClass.OUT_OF_TIME, told, "raise limits.rescue_minutes, or fetch it before the VM goes")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), REPEAT_SECONDS)
+    try:
+        yield
+    finally:
+        over = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Interrupts:

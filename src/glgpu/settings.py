@@ -222,6 +222,13 @@ class Limits(_Section):
         5, gt=0, le=20, description="Minutes that Google may take to create a VM before the next candidate is tried."
     )
     boot_minutes: float = Field(5, gt=0, le=60, description="Minutes that a running VM may take to let us in.")
+    delete_minutes: float = Field(
+        10,
+        gt=0,
+        le=60,
+        description="Minutes for which a teardown waits for each thing under way: a delete, an insert, and, for one of "
+        "them at most, the holder of the state's lock.",
+    )
     rescue_minutes: int = Field(10, ge=0, le=120, description="Minutes that a teardown may spend on outputs.")
 
 

@@ -11,6 +11,7 @@ locals {
       "compute.firewalls.get",
       "compute.firewalls.update",
       "compute.globalOperations.get",
+      "compute.globalOperations.list",
       "compute.images.useReadOnly",
       "compute.instances.create",
       "compute.instances.delete",

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import requests
 
 from fakes import FakeClock, FakeCloud
 from glgpu.classify import zones_with_capacity
+from glgpu.clock import SystemClock, poll
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Cloud, FirewallRule, Instance
 from glgpu.rehearsal.faults import Rule
@@ -113,6 +115,13 @@ def test_another_name_label_or_zone_finds_nothing(bench: Bench) -> None:
     assert bench.cloud.get(bench.vm.name, "europe-west4-b") is None
 
 
+def test_one_list_finds_a_run_by_its_name_or_by_its_label(bench: Bench) -> None:
+    name, run = bench.vm.name, bench.vm.labels["glgpu-run"]
+    for asked in ((name, "1"), ("nothing", run), (name, run)):
+        assert [(one.name, one.zone) for one in bench.cloud.of_run(*asked)] == [(name, ZONE)]
+    assert bench.cloud.of_run("nothing", "1") == []
+
+
 def test_labels_are_set_and_the_others_stay(bench: Bench) -> None:
     bench.cloud.edit_labels(bench.vm.name, ZONE, {"glgpu-expires": "5"})
     got = bench.cloud.get(bench.vm.name, ZONE)
@@ -180,6 +189,58 @@ def test_an_insert_that_succeeds_is_done_and_has_no_failure(bench: Bench) -> Non
     assert got is not None
     assert (insert.done, insert.failure, insert.instance_id) == (True, None, got.id)
     assert got.id
+
+
+def test_what_is_done_to_a_vm_is_seen_in_whatever_zone(bench: Bench) -> None:
+    assert [(one.kind, one.zone, one.done) for one in bench.cloud.operations(bench.vm.name)][:1] == [
+        ("insert", ZONE, True)
+    ]
+    assert bench.cloud.operations(bench.vm.name[:-1]) == []
+
+
+def test_an_insert_under_way_is_seen_before_its_vm(world: Lab, tmp_path: Path) -> None:
+    bench = real_bench(world, tmp_path)
+    bench.cloud.delete_instance(bench.vm.name, ZONE)
+    name, number = bench.vm.name, bench.vm.labels["glgpu-run"]
+    before = {one.operation for one in bench.cloud.operations(name)}
+    world.world.faults.rules.append(Rule("compute.instances.insert", "late-unseen", argument="2"))
+    try:
+        order_again(world)
+    finally:
+        world.world.faults.lift("compute.instances.insert")
+    assert bench.cloud.of_run(name, number) == []
+    (insert,) = [one for one in bench.cloud.operations(name) if one.operation not in before]
+    assert (insert.kind, insert.zone, insert.done) == ("insert", ZONE, False)
+    found = poll(SystemClock(), lambda: bench.cloud.of_run(name, number) or None, seconds=10, every=0.05)
+    assert found is not None
+    assert found[0].id == insert.instance_id
+    bench.cloud.delete_instance(name, ZONE)
+
+
+def order_again(world: Lab) -> None:
+    """Send the last insert once more, as a Terraform does that nobody waits for."""
+    calls = [one for one in world.world.calls.lines() if one["to"] == "compute" and one["verb"] == "POST"]
+    last = [one for one in calls if one["target"].partition("?")[0].endswith("/instances")][-1]
+    answer = requests.post(
+        world.world.compute.endpoint + last["target"],
+        data=last["body"],
+        headers={"Authorization": f"Bearer {world.world.google_token}"},
+        timeout=30,
+    )
+    assert answer.ok, answer.text
+
+
+def test_a_delete_that_is_accepted_and_then_fails_says_why(world: Lab, tmp_path: Path) -> None:
+    bench = real_bench(world, tmp_path)
+    world.world.faults.rules.append(Rule("compute.instances.delete", "operation-error", argument="INTERNAL_ERROR"))
+    try:
+        bench.cloud.delete_instance(bench.vm.name, ZONE, wait=False)
+        (delete,) = [one for one in bench.cloud.operations(bench.vm.name) if one.kind == "delete"]
+        assert delete.failure is not None
+        assert delete.failure.cause.startswith(f"deleting the VM {bench.vm.name}")
+    finally:
+        world.world.faults.lift("compute.instances.delete")
+        bench.cloud.delete_instance(bench.vm.name, ZONE)
 
 
 def test_an_insert_belongs_to_one_name_and_one_zone(bench: Bench) -> None:

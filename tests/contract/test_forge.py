@@ -57,9 +57,11 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
             forge.over = status == "success"
             return "1001"
 
-        return Bench(
-            forge, lambda: [key[0] for key in forge.keys], ends, lambda name: forge.states.update({name: "held"})
-        )
+        def lock(name: str) -> None:
+            forge.states.setdefault(name, "empty")
+            forge.locks[name] = "root@dead"
+
+        return Bench(forge, lambda: [key[0] for key in forge.keys], ends, lock)
     return real(request.getfixturevalue("world"), tmp_path)
 
 
@@ -119,9 +121,21 @@ def test_a_lock_that_a_dead_job_left_is_broken(bench: Bench) -> None:
     bench.lock("run-2")
     assert bench.forge.state_writable("run-2")
     assert bench.forge.state_writable("run-2")
-    bench.lock("run-2")
-    bench.forge.delete_state("run-2")
-    assert bench.forge.state("run-2") == "absent"
+
+
+def test_a_lock_has_a_holder_until_it_is_broken_and_keeps_its_state(bench: Bench) -> None:
+    assert bench.forge.lock_holder("run-5") == ""
+    bench.lock("run-5")
+    for _ in range(2):
+        assert bench.forge.lock_holder("run-5")
+    with pytest.raises(Failure) as caught:
+        bench.forge.delete_state("run-5")
+    assert caught.value.klass is ErrorClass.STATE_LOCK
+    for _ in range(2):
+        bench.forge.break_lock("run-5")
+    assert bench.forge.lock_holder("run-5") == ""
+    bench.forge.delete_state("run-5")
+    assert bench.forge.state("run-5") == "absent"
 
 
 def test_the_states_environment_names_it(bench: Bench) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from fakes import FakeStates
 from glgpu.clients.cloud_storage import CloudStorage
+from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Backend, StateStore
 from glgpu.job import read_job
 from glgpu.processes import run
@@ -68,6 +69,21 @@ def test_a_lock_that_a_dead_job_left_is_broken(google: Google, tmp_path: Path) -
     assert "Apply complete" in make_state(google, store.state_backend("run-4"), tmp_path / "tf")
 
 
+def test_a_lock_has_a_holder_until_it_is_broken_and_keeps_its_state(google: Google, tmp_path: Path) -> None:
+    store = real(google, tmp_path)
+    assert store.lock_holder("run-7") == ""
+    write(google, "glgpu/states/run-7/default.tflock")
+    assert store.lock_holder("run-7") == "somebody since 2026-11-23T20:00:00Z"
+    with pytest.raises(Failure) as caught:
+        store.delete_state("run-7")
+    assert caught.value.klass is ErrorClass.STATE_LOCK
+    for _ in range(2):
+        store.break_lock("run-7")
+    assert store.lock_holder("run-7") == ""
+    store.delete_state("run-7")
+    assert store.state("run-7") == "absent"
+
+
 def test_what_terraform_wrote_is_held_until_it_is_deleted(google: Google, tmp_path: Path) -> None:
     store = real(google, tmp_path)
     make_state(google, store.state_backend("run-5"), tmp_path / "tf")
@@ -95,7 +111,7 @@ def live(google: Google, name: str) -> bool:
 
 def write(google: Google, name: str) -> None:
     path = f"/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={quote(name, safe='')}"
-    status, _ = google.ask("POST", path, {"ID": "1", "Who": "somebody"})
+    status, _ = google.ask("POST", path, {"ID": "1", "Who": "somebody", "Created": "2026-11-23T20:00:00Z"})
     assert status == 200
 
 

@@ -86,7 +86,7 @@ def test_the_remedies_of_the_code_are_found() -> None:
     found = {path.name: [text for _, text in remedies(path)] for path in PRODUCT}
     assert sum(map(len, found.values())) > 80
     assert "run `glgpu provision` first" in found["authorize.py"]
-    assert any("gcloud compute instances delete X --zone X --project X" in text for text in found["tear_down.py"])
+    assert any("gcloud compute instances delete X --zone X --project X" in text for text in found["end_vms.py"])
 
 
 @pytest.mark.parametrize(

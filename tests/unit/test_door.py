@@ -10,6 +10,7 @@ import pytest
 from fakes import HOST_KEY, ZONE, Stage, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import FirewallRule, Instance
+from glgpu.lifetime import SKEW_SECONDS
 from glgpu.steps.door import NOBODY, Guest, Way, log_in, open_door
 
 
@@ -147,14 +148,17 @@ def test_an_address_that_is_none_opens_no_door(stage: Stage, vm: Instance, addre
     assert allow(stage).disabled
 
 
-def test_the_login_key_has_the_form_that_expires_at_the_vms_end(stage: Stage, vm: Instance) -> None:
+def test_the_login_key_has_the_form_that_expires_once_the_vm_is_gone_by_any_clock(stage: Stage, vm: Instance) -> None:
     logged_in(stage, vm)
     line = stage.cloud.vms[stage.name, ZONE].metadata["ssh-keys"]
     login, kind, form = line.rpartition(" google-ssh ")
     assert (login, kind) == ("glgpu:ssh-ed25519 LOGINKEY", " google-ssh ")
     told = json.loads(form)
     assert told["userName"] == "glgpu"
-    assert datetime.strptime(told["expireOn"], "%Y-%m-%dT%H:%M:%S%z").timestamp() == stage.clock.time // 1 + 3600
+    assert (
+        datetime.strptime(told["expireOn"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        == stage.clock.time // 1 + 3600 + SKEW_SECONDS
+    )
 
 
 def test_other_peoples_keys_are_kept_also_when_they_come_meanwhile(stage: Stage, vm: Instance) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from fakes import ZONE, Entry, Stage, done, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import FirewallRule
-from glgpu.steps.tear_down import cut_short, rescue, tear_down
+from glgpu.lifetime import SKEW_SECONDS
+from glgpu.run_names import RunName
+from glgpu.steps.context import Run
+from glgpu.steps.end_vms import MOST_DELETES
+from glgpu.steps.rescue import CLOSING_SECONDS, RESCUE_SHARE, rescue
+from glgpu.steps.tear_down import WAIT_SHARE, cut_short, tear_down
 
 RAN = {"Running": False, "ExitCode": 0, "OOMKilled": False}
 RUNS = {"Running": True, "ExitCode": 0, "OOMKilled": False}
@@ -92,7 +99,7 @@ def test_a_disk_that_was_left_alone_goes_too(stage: Stage) -> None:
     assert stage.cloud.boot_disks == set()
 
 
-@pytest.mark.parametrize("verb", ["find", "labelled", "delete_instance", "disks", "delete_rule"])
+@pytest.mark.parametrize("verb", ["of_run", "operations", "delete_instance", "disks", "delete_rule"])
 def test_every_other_step_is_tried_when_one_of_the_clouds_fails(whole: Stage, verb: str) -> None:
     whole.cloud.refuse[verb] = refusal(ErrorClass.TRANSIENT)
     failure_of(whole)
@@ -166,7 +173,7 @@ def test_a_disk_that_stays_is_alive(stage: Stage) -> None:
 
 
 def test_a_cloud_that_cannot_be_asked_proves_nothing(whole: Stage) -> None:
-    whole.cloud.refuse["find"] = refusal(ErrorClass.API_DISABLED)
+    whole.cloud.refuse["of_run"] = refusal(ErrorClass.API_DISABLED)
     assert failure_of(whole).exit_code == 15
     proof = whole.run.record.find("proof")
     assert proof is not None
@@ -240,11 +247,19 @@ def test_saving_is_bounded_by_settings(whole: Stage) -> None:
     assert all(seconds is not None and seconds <= 600 for seconds in whole.machine.allowed)
 
 
-def test_saving_is_bounded_by_the_hard_end(whole: Stage) -> None:
-    whole.clock.time += 3500
+@pytest.mark.parametrize("ahead", [-600, 600])
+def test_a_clock_that_is_off_costs_no_weights_shortly_before_the_hard_end(whole: Stage, ahead: int) -> None:
+    whole.clock.time += 3500 + ahead
     rescue(whole.run)
+    assert saved(whole) == ["weights/w.bin"]
     assert whole.machine.allowed[0] is not None
-    assert whole.machine.allowed[0] <= 100
+    assert whole.machine.allowed[0] <= 100 + SKEW_SECONDS - ahead
+
+
+def test_nothing_is_saved_from_a_vm_that_must_be_gone_by_any_clock(whole: Stage) -> None:
+    whole.clock.time += 3600 + SKEW_SECONDS
+    rescue(whole.run)
+    assert whole.machine.calls == []
 
 
 def test_settings_come_from_the_vm_and_not_from_the_job(stage: Stage) -> None:
@@ -255,7 +270,7 @@ def test_settings_come_from_the_vm_and_not_from_the_job(stage: Stage) -> None:
     stage.machine.files = {"models/m.bin": Entry(b"m"), "weights/w.bin": Entry(b"w")}
     rescue(stage.run)
     assert saved(stage) == ["models/m.bin"]
-    assert stage.machine.allowed == [180]
+    assert stage.machine.allowed == [180 - CLOSING_SECONDS]
 
 
 def test_no_minutes_means_no_rescue(whole: Stage) -> None:
@@ -318,3 +333,190 @@ def test_a_refused_delete_is_named_and_its_disk_in_use_is_let_be(whole: Stage) -
     assert failure.klass is ErrorClass.STILL_ALIVE
     assert whole.cloud.refuse["delete_instance"].cause in failure.cause
     assert "delete_disk" not in whole.cloud.verbs()
+
+
+# What is on its way, and what takes its time.
+
+
+def test_a_vm_of_another_gitlab_with_the_same_ids_is_never_touched(whole: Stage) -> None:
+    name = RunName("https://other.example.com", 42, "1001")
+    other = whole.vm(name=str(name), labels=name.own_labels)
+    whole.cloud.insert(other)
+    whole.cloud.rules[str(name)] = FirewallRule(str(name), "allow", ("0.0.0.0/0",), str(name), 800, "default")
+    tear_down(whole.run)
+    assert list(whole.cloud.vms.values()) == [other]
+    assert whole.cloud.boot_disks == {(str(name), ZONE)}
+    assert list(whole.cloud.rules) == [str(name)]
+
+
+def test_a_vm_is_looked_for_in_one_list(whole: Stage) -> None:
+    tear_down(whole.run)
+    assert not {"find", "labelled"} & set(whole.cloud.verbs())
+
+
+@pytest.mark.parametrize("end", [tear_down, cut_short])
+def test_an_insert_in_flight_is_waited_for_and_its_vm_deleted(stage: Stage, end: Callable[[Run], None]) -> None:
+    stage.cloud.insert_late(stage.vm(), 45)
+    end(stage.run)
+    assert sum(stage.clock.slept) >= 45
+    assert left(stage) == {}
+
+
+def test_an_insert_that_does_not_end_is_alive_and_waited_for_no_longer_than_settings_say(stage: Stage) -> None:
+    stage.set(limits={"delete_minutes": 2})
+    stage.cloud.insert_late(stage.vm(zone="us-east1-b"), 10_000)
+    failure = failure_of(stage)
+    assert failure.exit_code == 30
+    assert "being created, us-east1-b" in failure.cause
+    assert "--zone us-east1-b" in failure.remedy
+    assert 120 <= sum(stage.clock.slept) <= 125
+
+
+def test_a_cancelled_job_waits_for_an_insert_no_longer_than_it_can(stage: Stage) -> None:
+    stage.cloud.insert_late(stage.vm(), 10_000)
+    with pytest.raises(Failure) as caught:
+        cut_short(stage.run)
+    assert caught.value.exit_code == 30
+    assert sum(stage.clock.slept) <= 91
+
+
+def test_a_delete_that_takes_its_time_is_waited_for_and_told(whole: Stage) -> None:
+    whole.cloud.delete_seconds = 300
+    tear_down(whole.run)
+    assert left(whole) == {}
+    assert "still under way after 5 s: the delete of" in whole.log
+    assert whole.cloud.verbs().count("delete_instance") == 1
+
+
+def test_a_vm_that_stays_stopping_is_alive_and_a_retry_finds_it_gone(whole: Stage) -> None:
+    whole.cloud.delete_seconds = 900
+    failure = failure_of(whole)
+    assert failure.exit_code == 30
+    assert "(STOPPING, " in failure.cause
+    assert sum(whole.clock.slept) <= 700
+    tear_down(whole.run)
+    assert left(whole) == {}
+
+
+def test_a_vm_that_was_stopped_is_as_alive_as_any_other(stage: Stage) -> None:
+    stage.cloud.insert(stage.vm(status="TERMINATED"))
+    tear_down(stage.run)
+    assert left(stage) == {}
+
+
+def test_a_vm_that_powers_itself_off_while_it_is_looked_for_goes_too(stage: Stage) -> None:
+    stage.cloud.insert(stage.vm(status="STOPPING"))
+    stage.clock.at(30, lambda: stage.cloud.change(stage.name, ZONE, status="TERMINATED"))
+    tear_down(stage.run)
+    assert left(stage) == {}
+
+
+def test_a_delete_that_is_accepted_and_fails_is_tried_again(whole: Stage) -> None:
+    whole.cloud.delete_failures = [refusal(ErrorClass.TRANSIENT, "Internal error")] * 2
+    tear_down(whole.run)
+    assert left(whole) == {}
+
+
+def test_a_delete_that_fails_time_and_again_says_why_the_vm_lives(whole: Stage) -> None:
+    whole.cloud.delete_failures = [refusal(ErrorClass.TRANSIENT, "Internal error")] * 9
+    failure = failure_of(whole)
+    assert failure.exit_code == 30
+    assert "Internal error" in failure.cause
+    assert whole.cloud.verbs().count("delete_instance") == MOST_DELETES
+
+
+def test_a_vm_that_is_busy_is_asked_for_again_until_it_is_ready(whole: Stage) -> None:
+    busy = Failure(ErrorClass.UNKNOWN, "not ready", "wait", "resourceNotReady")
+    whole.cloud.refuse["delete_instance"] = busy
+    whole.clock.at(20, whole.cloud.refuse.clear)
+    tear_down(whole.run)
+    assert left(whole) == {}
+
+
+# The lock of the state.
+
+
+def test_a_lock_whose_holder_lives_is_waited_for(whole: Stage) -> None:
+    whole.forge.locks[whole.name] = "somebody since 20:00"
+    whole.clock.at(20, whole.forge.locks.clear)
+    tear_down(whole.run)
+    assert left(whole) == {}
+    assert "break_lock" not in whole.forge.verbs()
+    assert whole.stacks[0].verbs() == ["prepare", "destroy"]
+
+
+def test_a_lock_whose_holder_is_dead_is_broken_after_a_minute(whole: Stage) -> None:
+    whole.forge.locks[whole.name] = "somebody since 20:00"
+    tear_down(whole.run)
+    assert left(whole) == {}
+    assert 60 <= sum(whole.clock.slept) <= 65
+    verbs = whole.forge.verbs()
+    assert verbs.index("break_lock") < verbs.index("delete_state")
+    broken = whole.run.record.find("lock-broken")
+    assert broken is not None
+    assert broken.facts["holder"] == "somebody since 20:00"
+
+
+def test_what_the_holder_of_the_lock_writes_meanwhile_terraform_destroys(stage: Stage) -> None:
+    stage.forge.states[stage.name] = "empty"
+    stage.forge.locks[stage.name] = "an orphan"
+    stage.clock.at(20, lambda: stage.forge.states.update({stage.name: "held"}))
+    stage.clock.at(21, stage.forge.locks.clear)
+    tear_down(stage.run)
+    assert stage.stacks[0].verbs() == ["prepare", "destroy"]
+
+
+def test_a_lock_that_our_own_terraform_left_does_not_keep_the_state(whole: Stage) -> None:
+    whole.refuses["destroy"] = refusal(ErrorClass.TERRAFORM)
+    whole.cloud.before["delete_instance"] = lambda: whole.forge.locks.update({whole.name: "us"})
+    tear_down(whole.run)
+    assert left(whole) == {}
+
+
+# Signals, and the time that there is.
+
+
+@pytest.mark.parametrize("verb", ["operations", "of_run", "delete_instance", "disks", "delete_rule"])
+def test_what_a_signal_cuts_short_is_done_over(whole: Stage, verb: str) -> None:
+    def once() -> None:
+        whole.cloud.refuse[verb] = refusal(ErrorClass.INTERRUPTED)
+        whole.cloud.before[verb] = whole.cloud.refuse.clear
+
+    whole.cloud.before[verb] = once
+    assert failure_of(whole).exit_code == 19
+    assert left(whole) == {}
+
+
+def test_in_a_hurry_the_delete_goes_out_before_anything_else(whole: Stage) -> None:
+    tear_down(whole.run, hurry=True)
+    assert whole.cloud.verbs()[:3] == ["operations", "of_run", "delete_instance"]
+    assert left(whole) == {}
+
+
+def test_a_teardown_in_after_script_takes_no_more_than_the_runner_gives_it(whole: Stage) -> None:
+    whole.job(status="timedout", after_script_timeout=900.0)
+    whole.machine.before["send"] = lambda: whole.clock.sleep(5000)
+    rescue(whole.run)
+    assert whole.machine.allowed == [900 * RESCUE_SHARE - CLOSING_SECONDS]
+    whole.clock.slept.clear()
+    whole.forge.locks[whole.name] = "somebody"
+    whole.cloud.delete_seconds = 10_000
+    assert failure_of(whole).exit_code == 30
+    assert sum(whole.clock.slept) <= 60 + 900 * WAIT_SHARE
+    assert all(call[1] <= 900 * WAIT_SHARE for call in whole.stacks[0].calls if call[0] == "destroy")
+
+
+def test_two_vms_are_saved_within_the_time_of_one(whole: Stage) -> None:
+    whole.cloud.insert(whole.vm(zone="europe-west1-b"))
+    whole.machine.before["send"] = lambda: whole.clock.sleep(58)
+    cut_short(whole.run)
+    assert whole.machine.verbs().count("send") == 1
+    assert whole.cloud.vms == {}
+
+
+def test_the_proof_says_what_was_found_deleted_and_left(whole: Stage) -> None:
+    tear_down(whole.run)
+    proof = whole.run.record.find("proof")
+    assert proof is not None
+    assert proof.facts["deleted"] == [f"{whole.name} in {ZONE}"]
+    assert whole.events().index("delete-requested") < whole.events().index("proof")

@@ -73,10 +73,35 @@ class CloudStorage:
             return "held"
         return "empty" if found else "absent"
 
-    def delete_state(self, name: str) -> None:
-        """Delete a state and whatever lock is on it; not found is success."""
-        self._delete(name, STATE)
+    def lock_holder(self, name: str) -> str:
+        """Who holds a state's lock, in words; empty: nobody."""
+        said = self._google.call(
+            "looking at the lock of Terraform's state",
+            lambda: self._blob(name, LOCK).download_as_bytes(**self._options),
+            missing_is_none=True,
+        )
+        if said is None:
+            return ""
+        try:
+            holder = json.loads(said)
+            return f"{holder['Who']} since {holder['Created']}"
+        except (ValueError, KeyError, TypeError):
+            return "somebody"
+
+    def break_lock(self, name: str) -> None:
+        """Take a state's lock away from whoever holds it; none is success."""
         self._delete(name, LOCK)
+
+    def delete_state(self, name: str) -> None:
+        """Delete a state; not found is success. One that is locked stays, and is a failure."""
+        holder = self.lock_holder(name)
+        if holder:
+            raise Failure(
+                ErrorClass.STATE_LOCK,
+                f"{self.where} keeps Terraform's state {name}: it is locked by {holder}",
+                "retry the job: a teardown waits for the lock's holder, then breaks it",
+            )
+        self._delete(name, STATE)
 
     def _delete(self, name: str, file: str) -> None:
         self._google.call(

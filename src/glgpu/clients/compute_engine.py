@@ -14,7 +14,7 @@ from typing import Any
 from glgpu.classify import explain
 from glgpu.clients.google_calls import PATIENCE_SECONDS, GoogleCalls
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import FirewallRule, Insert, Instance
+from glgpu.interfaces import FirewallRule, Instance, Operation
 from glgpu.job import Job
 
 OPERATION_SECONDS = 300.0
@@ -42,6 +42,21 @@ class ComputeEngine:
         """Every instance with all of these labels, in whatever zone and status."""
         return self._list(" AND ".join(f"labels.{key}={value}" for key, value in labels.items()))
 
+    def of_run(self, name: str, run: str) -> list[Instance]:
+        """Every instance of that name or whose label ``glgpu-run`` has that value, wherever it is: one list."""
+        # Two plain expressions: Google documents OR between brackets, but no AND within them.
+        return self._list(f'(name = "{name}") OR (labels.glgpu-run = "{run}")')
+
+    def operations(self, name: str) -> list[Operation]:
+        """What is or was done to instances of that name, wherever they are: one list, as far as Google recalls."""
+        # One expression alone: regular expressions cannot be combined with constraints on other fields.
+        request = {"project": self.project, "filter": f'targetLink eq ".*/instances/{name}"'}
+        scopes = self._google.call(
+            f"looking at what is done to {name}",
+            lambda: list(self._global_operations.aggregated_list(request=request, **self._google.reading)),
+        )
+        return [_operation(one, name, _last(one.zone)) for _, scope in scopes or [] for one in scope.operations]
+
     def get(self, name: str, zone: str) -> Instance | None:
         """One instance, or None."""
         found = self._google.call(
@@ -51,13 +66,11 @@ class ComputeEngine:
         )
         return _instance(found) if found is not None else None
 
-    def inserts(self, name: str, zone: str) -> list[Insert]:
+    def inserts(self, name: str, zone: str) -> list[Operation]:
         """The operations, finished or not, that were to create an instance of that name in that zone.
 
         Found by their target, since Terraform makes them and tells nobody their names.
         """
-        from google.cloud import compute_v1
-
         request = {
             "project": self.project,
             "zone": zone,
@@ -67,15 +80,7 @@ class ComputeEngine:
             f"looking at the insert of {name}",
             lambda: list(self._zone_operations.list(request=request, **self._google.reading)),
         )
-        return [
-            Insert(
-                operation=operation.name,
-                instance_id=str(operation.target_id),
-                done=operation.status == compute_v1.Operation.Status.DONE,
-                failure=_insert_failure(operation, f"creating the VM {name} in {zone}"),
-            )
-            for operation in found
-        ]
+        return [_operation(one, name, zone) for one in found]
 
     def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
         """Delete an instance; not found is success. Waits for the operation unless told not to."""
@@ -363,6 +368,21 @@ def _instance(found: Any) -> Instance:
         created=found.creation_timestamp,
         id=str(found.id),
         os_login=found.resource_status.effective_instance_metadata.enable_oslogin_metadata_value,
+    )
+
+
+def _operation(found: Any, name: str, zone: str) -> Operation:
+    from google.cloud import compute_v1
+
+    verb = {"insert": "creating", "delete": "deleting"}.get(found.operation_type, found.operation_type)
+    explained = _insert_failure if found.operation_type == "insert" else _operation_failure
+    return Operation(
+        operation=found.name,
+        kind=found.operation_type,
+        zone=zone,
+        instance_id=str(found.target_id),
+        done=found.status == compute_v1.Operation.Status.DONE,
+        failure=explained(found, f"{verb} the VM {name} in {zone}"),
     )
 
 

@@ -69,17 +69,10 @@ class GitlabProject:
         body is GitLab's force-unlock). GitLab wants Maintainer for that, Developer may only read
         (https://docs.gitlab.com/user/infrastructure/iac/terraform_state/).
         """
-        if not (self._job.gitlab_token or self._job.job_token):
-            return False
-        lock = {"ID": PROBE_LOCK, "Operation": "probe", "Info": "", "Who": "glgpu", "Version": "", "Path": ""}
-        lock["Created"] = datetime.now(UTC).isoformat()
-        answer = self._state_request("POST", f"{self._state_path(name)}/lock", lock)
-        if answer.status_code in (200, 201, 409, 423):
-            self._state_request("DELETE", f"{self._state_path(name)}/lock")
-            return True
-        if answer.status_code in (401, 403, 404):
-            return False
-        raise self._refused(answer.status_code, answer.text, "asking for Terraform's state")
+        answer = self._probe(name)
+        if answer is not None:
+            self.break_lock(name)
+        return answer is not None
 
     def state_backend(self, name: str) -> Backend:
         """How Terraform finds its state in GitLab and may write it."""
@@ -108,16 +101,43 @@ class GitlabProject:
             return "empty" if answer.status_code == 204 else "absent"
         raise self._refused(answer.status_code, answer.text, "looking at Terraform's state")
 
-    def delete_state(self, name: str) -> None:
-        """Delete a state and whatever lock is on it; not found is success.
+    def lock_holder(self, name: str) -> str:
+        """Who holds a state's lock, in words; empty: nobody, or nobody that we may know of.
 
-        A locked state is not deleted, and the lock of a killed Terraform never goes by itself: the state is this
-        run's alone, so its lock is broken (an unlock without a body is GitLab's force-unlock).
+        Asked by trying to lock it: GitLab tells the holder in its refusal, and tells a job token in no other way.
         """
-        self._state_request("DELETE", f"{self._state_path(name)}/lock")
+        answer = self._probe(name)
+        if answer is None:
+            return ""
+        if answer.status_code in (200, 201):
+            self.break_lock(name)  # our own
+            return ""
+        try:
+            holder = answer.json()
+            return f"{holder['Who'] or 'somebody'} since {holder['Created']}"
+        except (requests.JSONDecodeError, KeyError, TypeError):
+            return "somebody"
+
+    def break_lock(self, name: str) -> None:
+        """Take a state's lock away from whoever holds it (an unlock without a body is GitLab's force-unlock)."""
+        answer = self._state_request("DELETE", f"{self._state_path(name)}/lock")
+        if answer.status_code not in (200, 204, 404):
+            raise self._refused(answer.status_code, answer.text, "breaking the lock of Terraform's state")
+
+    def delete_state(self, name: str) -> None:
+        """Delete a state; not found is success. One that is locked stays, and is a failure.
+
+        GitLab answers 200 whether it has deleted or not: only looking again tells.
+        """
         answer = self._state_request("DELETE", self._state_path(name))
         if answer.status_code not in (200, 202, 204, 404):
             raise self._refused(answer.status_code, answer.text, "deleting Terraform's state")
+        if answer.status_code != 404 and self.state(name) != "absent":
+            raise Failure(
+                ErrorClass.STATE_LOCK,
+                f"GitLab keeps Terraform's state {name}: it is locked",
+                "retry the job: a teardown waits for the lock's holder, then breaks it",
+            )
 
     def destroy_is_over(self, pipeline: str) -> bool:
         """Whether the pipeline's destroy job has already succeeded; False where it cannot be known."""
@@ -262,6 +282,19 @@ class GitlabProject:
     def _state_login(self) -> tuple[str, str]:
         # GitLab takes a job token for states only by Basic authentication, under this user name.
         return ("glgpu", self._job.gitlab_token) if self._job.gitlab_token else ("gitlab-ci-token", self._job.job_token)
+
+    def _probe(self, name: str) -> requests.Response | None:
+        """GitLab's answer to somebody who wants to lock a state; None where we may not."""
+        if not (self._job.gitlab_token or self._job.job_token):
+            return None
+        lock = {"ID": PROBE_LOCK, "Operation": "probe", "Info": "", "Who": "glgpu", "Version": "", "Path": ""}
+        lock["Created"] = datetime.now(UTC).isoformat()
+        answer = self._state_request("POST", f"{self._state_path(name)}/lock", lock)
+        if answer.status_code in (200, 201, 409, 423):
+            return answer
+        if answer.status_code in (401, 403, 404):
+            return None
+        raise self._refused(answer.status_code, answer.text, "asking for Terraform's state")
 
     def _state_path(self, name: str) -> str:
         return f"/projects/{self._job.project_id}/terraform/state/{quote(name, safe='')}"

@@ -154,7 +154,9 @@ class TerraformStack:
 
     def _run(self, verb: str, timeout: float, **options: Any) -> Done:
         try:
-            return run(self._argv(verb, **options), env=self._env, cwd=self._folder, timeout=timeout)
+            return run(
+                self._argv(verb, **options), env=self._env, cwd=self._folder, timeout=timeout, grace=STOP_SECONDS
+            )
         except TimedOut:
             raise Failure(
                 ErrorClass.TERRAFORM, f"terraform {verb} did not end within {timeout:.0f} s", "retry the job"

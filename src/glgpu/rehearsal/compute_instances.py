@@ -42,6 +42,9 @@ ATTRIBUTES_POLICY = "compute.guest-attributes-policy"
 OS_LOGIN_FORCED = "compute.os-login-forced"
 """State: OS Login is on for every VM, whatever its own metadata says."""
 
+IMMORTAL = "compute.immortal"
+"""State: a VM that is to be deleted stays STOPPING for as long as this lasts."""
+
 SERIAL_RING = 1024 * 1024
 """Bytes of a serial port's output that Compute Engine keeps."""
 
@@ -95,7 +98,7 @@ class Instances:
     """All instances and disks of the project.
 
     Faults that are a state, and not an event: ``compute.capacity`` (a zone has nothing for anybody),
-    ``compute.region-quota`` and ``compute.project-quota`` (the limits of GPUs are 0).
+    ``compute.region-quota`` and ``compute.project-quota`` (the limits of GPUs are 0), ``compute.immortal``.
 
     Attributes:
         project_quotas: Limits of the whole project, by metric.
@@ -197,8 +200,15 @@ class Instances:
             latency=float(fault.argument) if fault is not None and action in ("late", "late-unseen") else None,
         )
 
-    def delete(self, instance: Instance, failure: OperationFailed | None = None) -> Operation:
+    def delete(
+        self, instance: Instance, failure: OperationFailed | None = None, latency: float | None = None
+    ) -> Operation:
         """Begin to delete an instance.
+
+        Args:
+            instance: Which.
+            failure: How the operation is to fail.
+            latency: Seconds that it takes; None: what every operation takes.
 
         Raises:
             ApiError: It is protected, or already on its way.
@@ -218,9 +228,10 @@ class Instances:
             "delete",
             instance.resource,
             f"zones/{instance.zone}",
-            lambda: self._vanish(instance),
+            lambda: self._let_die(instance),
             undo=undo,
             failure=failure,
+            latency=0.0 if latency is None and self._faults.holds(IMMORTAL, instance.zone) else latency,
         )
 
     def stop(self, instance: Instance, failure: OperationFailed | None = None) -> Operation:
@@ -514,6 +525,12 @@ class Instances:
                     config.pop("natIP", None)
             instance.resource |= {"status": "TERMINATED", "lastStopTimestamp": timestamp(self._clock.now())}
             instance.resource.pop("resourceStatus", None)
+
+    async def _let_die(self, instance: Instance) -> None:
+        """What a delete does; while VMs refuse to die, its operation does not end."""
+        while self._faults.holds(IMMORTAL, instance.zone):
+            await asyncio.sleep(0.05)
+        await self._vanish(instance)
 
     async def _vanish(self, instance: Instance) -> None:
         async with instance.transition:

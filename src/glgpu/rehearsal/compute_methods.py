@@ -168,6 +168,7 @@ class Methods:
             handlers[f"compute.{collection}.list"] = self._list
             handlers[f"compute.{collection}.aggregatedList"] = self._aggregated_list
         handlers["compute.machineTypes.get"] = self._machine_type
+        handlers["compute.globalOperations.aggregatedList"] = self._aggregated_list
         for verb in ("insert", "patch", "delete"):
             handlers[f"compute.routers.{verb}"] = self._change_router
         return handlers
@@ -191,7 +192,7 @@ class Methods:
             case "subnetworks" if scope.startswith("regions/"):
                 return self._places.subnetworks(place)
             case "zoneOperations" | "globalOperations" | "regionOperations":
-                return self._operations.in_scope(scope)
+                return self._operations.in_scope(scope)  # an aggregated list of operations has all three kinds
         by_zone = {
             "machineTypes": self._places.machine_types,
             "acceleratorTypes": self._places.accelerator_types,
@@ -225,7 +226,8 @@ class Methods:
         key, schema = self._api.scoped_list(request.method.response)
         regional = request.method.resource in ("subnetworks", "routers")
         scopes = [f"regions/{r}" for r in catalogue.REGIONS] if regional else [f"zones/{z}" for z in catalogue.ZONES]
-        if request.query.get("includeAllScopes", "").lower() == "true":
+        operations = request.method.resource == "globalOperations"
+        if operations or request.query.get("includeAllScopes", "").lower() == "true":
             others = (
                 [f"zones/{z}" for z in catalogue.ZONES] if regional else [f"regions/{r}" for r in catalogue.REGIONS]
             )
@@ -299,7 +301,9 @@ class Methods:
         return self._instances.get(request.names["zone"], request.names["instance"])
 
     async def _delete_instance(self, request: Request) -> Resource:
-        return self._begun(request, lambda: self._instances.delete(self._instance(request), request.failure))
+        late = request.fault is not None and request.fault.action == "late"
+        seconds = float(request.fault.argument) if request.fault is not None and late else None
+        return self._begun(request, lambda: self._instances.delete(self._instance(request), request.failure, seconds))
 
     async def _stop_instance(self, request: Request) -> Resource:
         return self._begun(request, lambda: self._instances.stop(self._instance(request), request.failure))

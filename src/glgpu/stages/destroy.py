@@ -9,7 +9,9 @@ from functools import partial
 from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.run_names import RunName, label_value
 from glgpu.steps.context import Run, ref_of
-from glgpu.steps.tear_down import Attempts, cut_short, rescue, tear_down
+from glgpu.steps.persist import Attempts
+from glgpu.steps.rescue import rescue
+from glgpu.steps.tear_down import cut_short, tear_down
 
 
 def destroy(run: Run) -> None:
@@ -27,7 +29,8 @@ def destroy(run: Run) -> None:
     with run.console.section("rescue", "What is not home yet"):
         attempts.get(partial(rescue, run))
     with run.console.section("destroy", f"Everything of {run.name} goes"):
-        attempts.get(partial(tear_down, run))
+        hurry = run.job.in_ci and any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures)
+        attempts.get(partial(tear_down, run, hurry=hurry))
     worst = gravest(attempts.failures)
     if worst is not None:
         raise worst

@@ -16,9 +16,11 @@ from glgpu.steps.collect import OWN_FOLDER, Home, collect
 from glgpu.steps.container import Container, Ended, Workload
 from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.door import Guest, Way, log_in, open_door
+from glgpu.steps.persist import Attempts
 from glgpu.steps.ready import claim, new_vm
 from glgpu.steps.release import release
-from glgpu.steps.tear_down import Attempts, rescue, tear_down
+from glgpu.steps.rescue import rescue
+from glgpu.steps.tear_down import tear_down
 
 LOG_FILE = f"{OWN_FOLDER}/train.log"
 

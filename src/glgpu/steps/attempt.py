@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import Apply, Insert, Instance
+from glgpu.interfaces import Apply, Instance, Operation
 from glgpu.lifetime import spoken
 from glgpu.machines import Candidate
 from glgpu.steps.context import Run
@@ -164,7 +164,7 @@ class Attempt:
                 self._run.cloud.delete_disk(name, where)
         return True
 
-    def _inserts(self) -> list[Insert]:
+    def _inserts(self) -> list[Operation]:
         """This try's own inserts."""
         found = self._run.cloud.inserts(self._name, self.candidate.zone)
         own = [one for one in found if one.operation not in self._before]

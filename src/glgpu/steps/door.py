@@ -19,6 +19,7 @@ from ipaddress import IPv4Address
 from glgpu.clock import poll
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Endpoint, FirewallRule, Instance, Machine
+from glgpu.lifetime import SKEW_SECONDS
 from glgpu.resources import resource_text
 from glgpu.steps.context import Run, hard_end_of, vanished
 from glgpu.steps.serial_console import WHOLE, ignores_keys, never_answered, printed_host_key
@@ -197,12 +198,13 @@ def _bring_key(run: Run, instance: Instance, host_key: str) -> None:
     """Put this caller's key, and the VM's own, into the instance's metadata; other people's keys stay.
 
     The form that expires: https://cloud.google.com/compute/docs/connect/add-ssh-keys#metadata. It counts as long as
-    the VM can live, since a long training is logged in to again at its end.
+    the VM can live, since a long training is logged in to again at its end; and it is the VM's own clock that the agent
+    goes by, not the one of the job that counted its hours.
     """
     key = run.make_login_key(run.job.scratch, str(run.name))
     hard_end = hard_end_of(instance)
     until = hard_end if math.isfinite(hard_end) else run.clock.now() + KEY_SECONDS
-    expires = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%dT%H:%M:%S+0000")
+    expires = datetime.fromtimestamp(until + SKEW_SECONDS, UTC).strftime("%Y-%m-%dT%H:%M:%S+0000")
     entry = f"{USER}:{key} google-ssh {json.dumps({'userName': USER, 'expireOn': expires}, separators=(',', ':'))}"
 
     def with_key(items: dict[str, str]) -> dict[str, str]:

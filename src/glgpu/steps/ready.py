@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance
-from glgpu.lifetime import Lifetime, spoken
+from glgpu.lifetime import SKEW_SECONDS, Lifetime, spoken
 from glgpu.steps.bring_up import bring_up, plan_lifetime
 from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.door import Guest, log_in, open_door
@@ -62,13 +64,17 @@ def make_ready(run: Run, instance: Instance) -> None:
 def claim(run: Run, instance: Instance, guest: Guest) -> None:
     """Say that the VM is in use: its soft end moves to the hard one, its power-off behind that.
 
+    The hard end was written by the job that brought the VM up, by its own clock. Taken over as it stands, it lets
+    `is_claimed` recognise the claim; and with this job's clock ahead of that one, the power-off must not come first.
+
     Raises:
         Failure: what Compute Engine or the VM says.
     """
-    hard_end = min(hard_end_of(instance), plan_lifetime(run).hard_end)
+    known = hard_end_of(instance)
+    hard_end = known if math.isfinite(known) else plan_lifetime(run).hard_end
     lifetime = Lifetime("pipeline", 0, hard_end).claimed()
     run.cloud.edit_labels(instance.name, instance.zone, {"glgpu-expires": str(int(lifetime.soft_end))})
-    _power_off_in(run, guest, hard_end - run.clock.now())
+    _power_off_in(run, guest, hard_end - run.clock.now() + SKEW_SECONDS)
     run.record.add("vm-claimed", until=int(hard_end))
 
 

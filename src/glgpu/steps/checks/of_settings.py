@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from glgpu.errors import ErrorClass, Failure
-from glgpu.lifetime import parse_duration, spoken
+from glgpu.lifetime import spoken
 from glgpu.settings import check_secrets
 from glgpu.steps.before_buying import settings_without_effect
 from glgpu.steps.checks.facts import Facts
@@ -75,10 +75,9 @@ def lifetimes(facts: Facts) -> Iterator[Verdict]:
             f"machine.max_hours is {hours:g}, but the train job ends its script after {spoken(min(times))}",
             "lower machine.max_hours, or raise the include's inputs script_timeout and job_timeout",
         )
-    after = job.variables.get("RUNNER_AFTER_SCRIPT_TIMEOUT", "")
     if job.job_timeout is None or job.script_timeout is None:
         return
-    whole = job.script_timeout + (parse_duration(after) if after else 0.0)
+    whole = job.script_timeout + (job.after_script_timeout or 0.0)
     if whole >= job.job_timeout:
         yield warning(
             ErrorClass.CONFIG,
