@@ -13,7 +13,7 @@ from glgpu.clients.gitlab_project import GitlabProject
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import ForgePipeline, ForgeProject, ForgeVariable
 from glgpu.job import read_job
-from glgpu.rehearsal.command import adopt, job_by_hand, occasion
+from glgpu.rehearsal.command import adopt, job_by_hand
 from glgpu.rehearsal.defects import Scene, make_healthy
 from glgpu.rehearsal.gitlab_model import Role, Variable
 from rehearsing import repository, world
@@ -24,7 +24,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     with world() as made:
         adopted = adopt(made, repository(tmp_path / "repository"), [], None)
         environment = job_by_hand(made, adopted)
-        make_healthy(made, adopted, occasion(made, adopted))
+        make_healthy(made, adopted)
         yield Scene(made, adopted, environment)
 
 

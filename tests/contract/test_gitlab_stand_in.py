@@ -22,6 +22,7 @@ from typing import Any
 import gitlab
 import pytest
 import requests
+import yaml
 
 from glgpu.rehearsal.call_log import CallLog
 from glgpu.rehearsal.faults import Faults, Rule
@@ -66,6 +67,11 @@ class World:
     def api(self) -> Any:
         client = gitlab.Gitlab(self.server.url, private_token=self.token)
         return client.projects.get(self.project.id, lazy=True)
+
+    def as_user(self, user: User) -> Any:
+        """The project through a person's token."""
+        token = self.server.create_token(user, "t", ["api"]).value
+        return gitlab.Gitlab(self.server.url, private_token=token).projects.get(self.project.id, lazy=True)
 
     def running_job(self, user: User | None = None, **settings: Any) -> Job:
         pipeline = self.server.create_pipeline(self.project, "main", self.sha, "push", user or self.maintainer)
@@ -122,7 +128,6 @@ def world(tmp_path: Path) -> Iterator[World]:
             return server.create_pipeline(of, ref, sha, source, user, variables)
 
         server.trigger = trigger
-        server.lint = lambda _, text: ["train job: chosen stage does not exist"] if "nowhere" in text else []
         await server.start()
         return it
 
@@ -656,6 +661,20 @@ def test_a_schedule_is_made_played_and_removed(world: World) -> None:
         world.api.pipelineschedules.create({"ref": "main", "description": "bad", "cron": "hourly"})
 
 
+def test_a_schedule_of_a_protected_branch_is_for_whoever_may_push_there(world: World) -> None:
+    schedules = world.as_user(world.developer).pipelineschedules
+    with pytest.raises(gitlab.GitlabCreateError, match="not authorized to create the pipeline schedule") as caught:
+        schedules.create({"ref": "main", "description": "d", "cron": "0 * * * *"})
+    assert caught.value.response_code == 400
+    world.server.push(world.project, world.folder / "source", "HEAD", "free")
+    mine = schedules.create({"ref": "free", "description": "d", "cron": "0 * * * *"})
+    # A Maintainer may delete it or take it over, but not change it.
+    with pytest.raises(gitlab.GitlabUpdateError):
+        world.api.pipelineschedules.update(mine.id, {"active": False})
+    schedules.update(mine.id, {"active": False})
+    world.api.pipelineschedules.delete(mine.id)
+
+
 def test_a_pipeline_is_started_through_the_api(world: World) -> None:
     made = world.api.pipelines.create({"ref": "main", "variables": [{"key": "A", "value": "1"}]})
     assert (world.started, made.sha) == ([("main", "api")], world.sha)
@@ -663,10 +682,80 @@ def test_a_pipeline_is_started_through_the_api(world: World) -> None:
         world.api.pipelines.create({"ref": "nowhere"})
 
 
+MIXED = """\
+build: {script: [make], tags: [big, fast]}
+deploy:
+  extends: [.quiet]
+  stage: deploy
+  needs: [build]
+  environment: {name: live}
+  script: [make deploy]
+  rules:
+    - if: $CI_PIPELINE_SOURCE == "schedule"
+.quiet: {variables: {Q: "1"}}
+nightly: {script: [make all], only: [schedules], when: manual}
+"""
+
+
 def test_lint_says_what_the_player_says(world: World) -> None:
-    assert world.api.ci_lint.create({"content": "train: {stage: test}"}).valid
-    found = world.api.ci_lint.create({"content": "train: {stage: nowhere}"})
-    assert (found.valid, found.errors) == (False, ["train job: chosen stage does not exist"])
+    assert world.api.ci_lint.create({"content": "train: {stage: test, script: [a]}"}).valid
+    found = world.api.ci_lint.create({"content": "train: {stage: nowhere, script: [a]}"})
+    stages = ".pre, build, test, deploy, .post"
+    assert (found.valid, found.errors) == (
+        False, [f"train job: chosen stage does not exist; available stages are {stages}"]
+    )  # fmt: skip
+    assert yaml.safe_load(found.merged_yaml) == {"train": {"stage": "nowhere", "script": ["a"]}}
+    broken = world.api.ci_lint.create({"content": "a: ["})
+    assert (broken.valid, broken.merged_yaml, broken.includes) == (False, None, None)
+
+
+def test_lint_lists_every_job_whatever_its_rules(world: World) -> None:
+    assert not hasattr(world.api.ci_lint.create({"content": MIXED}), "jobs")
+    found = world.api.ci_lint.create({"content": MIXED, "include_jobs": True})
+    assert {job["name"]: (job["when"], job["only"], job["needs"]) for job in found.jobs} == {
+        "build": ("on_success", {"refs": ["branches", "tags"]}, None),
+        "nightly": ("manual", {"refs": ["schedules"]}, None),
+        "deploy": ("on_success", None, [{"name": "build", "artifacts": True, "optional": False}]),
+    }
+    assert found.jobs[0]["tag_list"] == ["big", "fast"]
+    merged = yaml.safe_load(found.merged_yaml)
+    assert merged["deploy"]["variables"] == {"Q": "1"}
+    assert merged["deploy"]["rules"] == [{"if": '$CI_PIPELINE_SOURCE == "schedule"'}]
+    broken = world.api.ci_lint.create({"content": "a: {stage: x}", "include_jobs": True})
+    assert (broken.valid, broken.jobs) == (False, [])
+
+
+def test_lint_simulates_a_push_and_nothing_else(world: World) -> None:
+    found = world.api.ci_lint.create({"content": MIXED, "include_jobs": True, "dry_run": True, "ref": "main"})
+    assert [(job["name"], "only" in job) for job in found.jobs] == [("build", False)]
+    nothing = world.api.ci_lint.create({"content": "a: {script: [b], rules: [{if: $NO}]}", "dry_run": True})
+    assert "would have been empty" in nothing.errors[0]
+    as_developer = world.as_user(world.developer).ci_lint
+    assert as_developer.create({"content": MIXED}).valid
+    refused = as_developer.create({"content": MIXED, "dry_run": True})
+    assert "do not have sufficient permission to run a pipeline on 'main'" in refused.errors[0]
+
+
+def test_lint_warns_of_rules_that_end_in_a_bare_when(world: World) -> None:
+    found = world.api.ci_lint.create({"content": "a: {script: [b], rules: [{when: always}]}"})
+    assert found.valid
+    assert "may allow multiple pipelines to run" in found.warnings[0]
+
+
+def test_lint_reads_what_its_caller_may_read(world: World) -> None:
+    home = world.server.create_project("group/home", world.folder / "source")
+    content = "include: [{project: group/home, file: ci.yml}]\na: {script: [b]}\n"
+    refused = world.api.ci_lint.create({"content": content})
+    assert "not found or access denied" in refused.errors[0]
+    home.visibility = "internal"
+    assert "does not exist!" in world.api.ci_lint.create({"content": content}).errors[0]
+
+
+def test_lint_of_what_is_not_there(world: World) -> None:
+    assert world.api.ci_lint.get().errors == ["Please provide content of .gitlab-ci.yml"]
+    for wrong in ({"content_ref": "nowhere"}, {"content_ref": "main", "sha": "main"}):
+        with pytest.raises(gitlab.GitlabGetError):
+            world.api.ci_lint.get(**wrong)
 
 
 # The rest

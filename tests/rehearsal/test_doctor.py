@@ -16,7 +16,7 @@ import pytest
 
 from glgpu.console import Console
 from glgpu.masking import Masker
-from glgpu.rehearsal.command import adopt, job_by_hand, occasion
+from glgpu.rehearsal.command import adopt, job_by_hand
 from glgpu.rehearsal.defects import DEFECTS, Defect, Scene, drawn, make_healthy
 from glgpu.stages.doctor import doctor
 from glgpu.steps.checks.catalogue import CHECKS
@@ -50,7 +50,7 @@ def scene_of(checkout: Path) -> Iterator[Scene]:
     with world() as made:
         adopted = adopt(made, checkout, [], None)
         environment = job_by_hand(made, adopted) | {"CI_PROJECT_DIR": str(checkout)}
-        make_healthy(made, adopted, occasion(made, adopted))
+        make_healthy(made, adopted)
         yield Scene(made, adopted, environment)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glgpu.rehearsal.ci_rules import ExpressionError, check, holds
+from glgpu.ci_rules import ExpressionError, check, holds
 
 SET = {
     "CI_PIPELINE_SOURCE": "push",

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from glgpu.rehearsal import ci_rules
+from glgpu import ci_rules
 
 Config = dict[str, Any]
 
@@ -266,6 +266,78 @@ def compile_pipeline(
         PipelineError: GitLab refuses it.
     """
     return _Compiler(read_local, read_project, dict(variables), dict(predefined or {}), files).compile(root)
+
+
+@dataclass(frozen=True)
+class Lint:
+    """GitLab's judgement of a ``.gitlab-ci.yml`` (its source: ``lib/gitlab/ci/lint.rb``).
+
+    Attributes:
+        errors: Why there would be no pipeline.
+        warnings: What is allowed, but hardly meant.
+        merged: Everything included, extended and referred to in one YAML text; None where the files cannot be read.
+        jobs: In the form of GitLab's API: whatever their rules, or, simulated, those of the pipeline.
+    """
+
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    merged: str | None = None
+    jobs: tuple[Config, ...] = ()
+
+
+def lint_pipeline(
+    root: str,
+    *,
+    simulated: bool,
+    read_local: Callable[[str], str | None],
+    read_project: Callable[[str, str, str], str | None],
+    variables: Mapping[str, str],
+    predefined: Mapping[str, str],
+    files: Callable[[], Iterable[str]],
+) -> Lint:
+    """Judge a configuration as GitLab's linter does; the arguments are those of ``compile_pipeline``.
+
+    With ``simulated`` (``dry_run``) a pipeline is made of it too, by its rules, for what ``predefined`` says.
+    """
+    compiler = _Compiler(read_local, read_project, dict(variables), dict(predefined), files)
+    merged = None
+    try:
+        config = compiler.merged(root)
+        merged = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, explicit_start=True)
+        checked = compiler.checked(config)
+        jobs = [_listed(job) for job in compiler.pipeline(checked).jobs] if simulated else compiler.listed(checked)
+    except PipelineError as error:
+        return Lint((str(error),), merged=merged)
+    return Lint(warnings=tuple(_warnings(checked)), merged=merged, jobs=tuple(jobs))
+
+
+def _warnings(checked: _Checked) -> Iterator[str]:
+    for name, entry in checked.entries.items():
+        last = (_flat(entry["rules"]) or [{}])[-1] if "rules" in entry else {}
+        if not checked.workflow.get("rules") and last.keys() == {"when"} and last["when"] != "never":
+            yield (
+                f"jobs:{name} may allow multiple pipelines to run for a single action due to `rules:when` clause with "
+                "no `workflow:rules` - read more: https://docs.gitlab.com/ee/ci/troubleshooting.html#pipeline-warnings"
+            )
+
+
+def _listed(job: Job) -> Config:
+    """What the linter says of a job in any case."""
+    return {
+        "name": job.name,
+        "stage": job.stage,
+        "before_script": list(job.before_script),
+        "script": list(job.script),
+        "after_script": list(job.after_script),
+        "tag_list": list(job.tags),
+        "environment": job.environment.name if job.environment else None,
+        "when": job.when,
+        "allow_failure": job.allow_failure,
+    }
+
+
+def _policy_value(policy: Any) -> Config | None:
+    return policy if policy is None or isinstance(policy, dict) else {"refs": _as_list(policy)}
 
 
 def includes_of(root: str) -> list[dict[str, Any]]:
@@ -543,6 +615,16 @@ class _Origin:
         return f"{self.project}@{self.ref}:{self.path}" if self.project else self.path
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """A configuration that is sound, before its rules are looked at."""
+
+    stages: tuple[str, ...]
+    variables: dict[str, Variable]
+    workflow: Config
+    entries: dict[str, Config]
+
+
 class _Compiler:
     def __init__(
         self,
@@ -563,22 +645,33 @@ class _Compiler:
         self.not_played: dict[str, None] = {}
 
     def compile(self, root: str) -> Pipeline:
+        return self.pipeline(self.checked(self.merged(root)))
+
+    def merged(self, root: str) -> Config:
+        """The one configuration that all files together are: nothing included, extended or referred to any more."""
         config = self._with_includes(_read_document(root, {}, self.known), _Origin(".gitlab-ci.yml"))
         config = _resolve_references(_extend_all(config))
-        for key in [key for key, value in config.items() if value is None]:
-            del config[key]
+        return {key: value for key, value in config.items() if value is not None}
+
+    def checked(self, config: Config) -> _Checked:
+        """All that GitLab checks before it looks at rules."""
         stages = _stages(config.get("stages", DEFAULT_STAGES))
         defaults = _defaults(config)
-        global_variables = _variables("variables", config.get("variables", {}), prefill=True)
+        variables = _variables("variables", config.get("variables", {}), prefill=True)
         workflow = config.get("workflow", {})
         _only_keys("workflow", workflow, {"name", "rules", "auto_cancel"})
         entries = self._entries(config, defaults)
         for name, entry in entries.items():
             _check_job(name, entry, stages, entries)
-        global_variables, auto_cancel = self._workflow(workflow, global_variables)
+        return _Checked(stages, variables, workflow, entries)
+
+    def pipeline(self, checked: _Checked) -> Pipeline:
+        """What the rules leave of it."""
+        stages, workflow = checked.stages, checked.workflow
+        global_variables, auto_cancel = self._workflow(workflow, checked.variables)
         jobs = [
             job
-            for name, entry in entries.items()
+            for name, entry in checked.entries.items()
             for job in self._jobs(name, entry, global_variables, bool(workflow.get("rules")))
         ]
         if not jobs:
@@ -588,6 +681,23 @@ class _Compiler:
         jobs = _bind(sorted(jobs, key=lambda job: stages.index(job.stage)))
         name = expand(str(workflow.get("name", "")), self._rule_variables(global_variables))
         return Pipeline(stages, tuple(jobs), name, auto_cancel, tuple(self.not_played))
+
+    def listed(self, checked: _Checked) -> list[Config]:
+        """Every job whatever its rules, as GitLab's linter lists them."""
+        found = []
+        for base_name, entry in checked.entries.items():
+            default = None if "rules" in entry or checked.workflow.get("rules") else ["branches", "tags"]
+            for suffix, _ in _parallel(base_name, entry.get("parallel")):
+                job = _job(base_name, base_name + suffix, entry, "", {})
+                shown = [
+                    {"name": one.job, "artifacts": one.artifacts, "optional": one.optional} for one in job.needs or ()
+                ]
+                only, besides = (
+                    _policy_value(entry.get(key, value)) for key, value in (("only", default), ("except", None))
+                )
+                needs = None if job.needs is None else shown
+                found.append(_listed(job) | {"only": only, "except": besides, "needs": needs})
+        return sorted(found, key=lambda job: checked.stages.index(job["stage"]))
 
     # Includes
 
@@ -809,37 +919,13 @@ class _Compiler:
         _only_keys(f"jobs:{name}:{keyword}", policy, {"refs", "variables", "changes", "kubernetes"})
         held = []
         if "refs" in policy:
-            held.append(any(_ref_matches(str(ref), known) for ref in policy["refs"]))
+            held.append(any(ci_rules.ref_matches(str(ref), known) for ref in policy["refs"]))
         if "variables" in policy:
             held.append(any(ci_rules.holds(str(condition), known) for condition in policy["variables"]))
         for part in ("changes", "kubernetes"):
             if part in policy:
                 self.not_played[f"{name}: `{keyword}:{part}` is not judged: it counts as true for `only` alone"] = None
         return all(held) if keyword == "only" else any(held)
-
-
-def _ref_matches(ref: str, known: Mapping[str, str]) -> bool:
-    ref = ref.partition("@")[0]
-    source = known.get("CI_PIPELINE_SOURCE", "")
-    keywords = {
-        "branches": bool(known.get("CI_COMMIT_BRANCH")),
-        "tags": bool(known.get("CI_COMMIT_TAG")),
-        "merge_requests": source == "merge_request_event",
-        "pushes": source == "push",
-        "schedules": source == "schedule",
-        "triggers": source == "trigger",
-        "pipelines": source == "pipeline",
-        "web": source == "web",
-        "api": source == "api",
-        "chat": source == "chat",
-        "external": source == "external",
-    }
-    if ref in keywords:
-        return keywords[ref]
-    name = known.get("CI_COMMIT_REF_NAME", "")
-    if ref.startswith("/"):
-        return ci_rules.holds("$NAME =~ $PATTERN", {"NAME": name, "PATTERN": ref})
-    return ref == name
 
 
 def _extend_all(config: Config) -> Config:

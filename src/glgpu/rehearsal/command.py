@@ -431,7 +431,7 @@ def _serve(console: Console, world: World, adopted: Adopted, defects: Sequence[D
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     variables = job_by_hand(world, adopted)
-    make_healthy(world, adopted, occasion(world, adopted))
+    make_healthy(world, adopted)
     scene = Scene(world, adopted, variables)
     for defect in defects:
         defect.draw(scene)

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from glgpu.rehearsal import world as worlds
-from glgpu.rehearsal.ci_yaml import NoJobs, PipelineError
 from glgpu.rehearsal.compute_resources import Resource
 from glgpu.rehearsal.faults import Rule
-from glgpu.rehearsal.gitlab_model import Project, Role, Schedule, Variable
-from glgpu.rehearsal.occasion import Occasion
+from glgpu.rehearsal.gitlab_model import Role, Schedule, Variable
 from glgpu.rehearsal.world import Adopted, World
 
 CLOSED = "http://127.0.0.1:9"
@@ -137,7 +135,7 @@ def drawn(count: int, seed: int) -> list[Defect]:
     return chosen
 
 
-def make_healthy(world: World, adopted: Adopted, where: Occasion) -> None:
+def make_healthy(world: World, adopted: Adopted) -> None:
     """Add what a team has set up that no pipeline is needed for: a schedule that cleans up, and has just done so."""
     gitlab, project = world.gitlab, adopted.project
     schedule = gitlab.create_schedule(project, "clean up", adopted.branch, "17 * * * *", adopted.user)
@@ -147,17 +145,6 @@ def make_healthy(world: World, adopted: Adopted, where: Occasion) -> None:
     gitlab.start_job(job)
     gitlab.finish_job(job, "success")
     schedule.last_pipeline = pipeline
-
-    def judge(_project: Project, content: str) -> list[str]:
-        try:
-            where.compile(content)
-        except NoJobs:
-            return []
-        except PipelineError as error:
-            return [str(error)]
-        return []
-
-    gitlab.lint = judge
 
 
 def _defect(

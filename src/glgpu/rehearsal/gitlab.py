@@ -15,7 +15,7 @@ from glgpu.rehearsal.faults import Faults
 from glgpu.rehearsal.gitlab_description import load
 from glgpu.rehearsal.gitlab_entities import fingerprints
 from glgpu.rehearsal.gitlab_git import GitOverHttp, GitOverSsh, SshGate
-from glgpu.rehearsal.gitlab_http import Api, Lint, Trigger
+from glgpu.rehearsal.gitlab_http import Api, Trigger
 from glgpu.rehearsal.gitlab_lfs import Lfs, import_objects
 from glgpu.rehearsal.gitlab_model import Project, User
 from glgpu.rehearsal.gitlab_state import GitLabState
@@ -42,7 +42,6 @@ class GitLab(GitLabState):
             ``unavailable`` (argument: 502 or 503), ``down`` (closed without an answer), ``silence``.
         calls: Where requests are logged, as ``gitlab`` and ``git``.
         network: Under whose address callers are logged.
-        lint: Judges a .gitlab-ci.yml: project and text to messages in GitLab's words; none: every text is valid.
         trigger: Makes a pipeline for the API and for schedules: project, ref, source, user, variables.
 
     Attributes:
@@ -61,14 +60,12 @@ class GitLab(GitLabState):
         calls: CallLog,
         network: Network,
         *,
-        lint: Lint | None = None,
         trigger: Trigger | None = None,
     ) -> None:
         super().__init__(folder, clock)
         self.faults = faults
         self.calls = calls
         self.network = network
-        self.lint = lint
         self.trigger = trigger
         self.version = f"{load().gitlab_version}.0"
         self.shows_host_keys = True

@@ -44,7 +44,7 @@ def project(host: Host, it: Project, user: User) -> Shown:
     return {
         "id": it.id, "description": None, "name": name, "path": name, "path_with_namespace": it.path,
         "name_with_namespace": f"{namespace.replace('/', ' / ')} / {name}", "created_at": timestamp(it.created_at),
-        "default_branch": it.default_branch, "web_url": f"{host.url}/{it.path}", "visibility": "private",
+        "default_branch": it.default_branch, "web_url": f"{host.url}/{it.path}", "visibility": it.visibility,
         "http_url_to_repo": f"{host.url}/{it.path}.git",
         "ssh_url_to_repo": f"ssh://git@{host.ssh_host}:{host.ssh_port}/{it.path}.git",
         "build_timeout": 3600, "ci_config_path": "",

@@ -26,7 +26,6 @@ from glgpu.rehearsal.gitlab_state import GitLabState, Refused
 from glgpu.rehearsal.seams import Network
 
 Json = dict[str, Any] | list[Any]
-Lint = Callable[[Project, str], list[str]]
 Trigger = Callable[[Project, str, str, User, list[Variable]], Pipeline]
 
 UNAVAILABLE_PAGE = (
@@ -45,7 +44,6 @@ class Host(Protocol):
     faults: Faults
     network: Network
     stopping: asyncio.Event
-    lint: Lint | None
     trigger: Trigger | None
 
     @property
@@ -286,7 +284,7 @@ def find_project(call: Call, route: Route) -> None:
     """Find the path's project and check the caller's role in it.
 
     Raises:
-        ApiError: 401, 404 (also for whoever is no member: the projects are private) or 403.
+        ApiError: 401, 404 (also for whoever is no member of a private project) or 403.
     """
     if call.caller is None:
         if route.open_get and call.request.method == "GET":
@@ -295,7 +293,7 @@ def find_project(call: Call, route: Route) -> None:
     if "id" not in call.path:
         return
     project = call.state.find_project(call.path["id"])
-    if project is None or project.role(call.caller) == Role.NONE:
+    if project is None or (project.visibility == "private" and project.role(call.caller) == Role.NONE):
         raise not_found("Project")
     home = call.job.pipeline.project.id if call.job else project.id
     if home != project.id and home not in project.job_token_allowlist:

@@ -353,6 +353,7 @@ class Project:
     Attributes:
         path: Full path, for example ``team/model``.
         repository: Its bare repository.
+        visibility: ``private`` (members), ``internal`` (whoever has a login) or ``public``.
         protected_branches: Patterns with ``*``; the default branch is protected from the start.
         job_token_allowlist: Ids of other projects whose job tokens may come in.
     """
@@ -362,6 +363,7 @@ class Project:
     repository: Path
     created_at: float
     default_branch: str = "main"
+    visibility: str = "private"
     protected_branches: list[str] = field(default_factory=list)
     members: dict[int, Role] = field(default_factory=dict)
     job_token_allowlist: set[int] = field(default_factory=set)
@@ -382,6 +384,10 @@ class Project:
     def protects(self, ref: str) -> bool:
         """Whether a branch is protected."""
         return any(fnmatchcase(ref, pattern.replace("[", "[[]")) for pattern in self.protected_branches)
+
+    def may_run_on(self, ref: str, user: User) -> bool:
+        """Whether somebody may have pipelines on a branch: who may push there, Maintainers where it is protected."""
+        return self.role(user) >= (Role.MAINTAINER if self.protects(ref) else Role.DEVELOPER)
 
     @property
     def jobs(self) -> list[Job]:

@@ -8,10 +8,11 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from glgpu.rehearsal import gitlab_model
-from glgpu.rehearsal.ci_yaml import Pipeline, PipelineError, compile_pipeline
+from glgpu.rehearsal.ci_yaml import Lint, Pipeline, PipelineError, compile_pipeline, lint_pipeline
 from glgpu.rehearsal.gitlab_state import GitLabState
 
 GITLAB_VERSION = "17.5.0"
@@ -90,19 +91,31 @@ class Occasion:
         root = root if root is not None else self.show("show", f"{sha}:.gitlab-ci.yml")
         if root is None:
             raise PipelineError("Please provide content of .gitlab-ci.yml")
-        return compile_pipeline(
-            root,
-            read_local=lambda path: self.show("show", f"{sha}:{path}"),
-            read_project=self._read_project,
-            variables={v.key: v.value for v in self.settings_variables(None)} | dict(self.event.variables),
-            predefined=predefined_variables(self),
-            files=lambda: (self.show("ls-tree", "-r", "-z", "--name-only", sha) or "").split("\0")[:-1],
-        )
+        return compile_pipeline(root, **self._sources())
+
+    def lint(self, root: str, *, simulated: bool) -> Lint:
+        """What GitLab's linter says of a text that would stand in the place of ``.gitlab-ci.yml``."""
+        return lint_pipeline(root, simulated=simulated, **self._sources())
+
+    def _sources(self) -> dict[str, Any]:
+        sha = self.event.sha
+        return {
+            "read_local": lambda path: self.show("show", f"{sha}:{path}"),
+            "read_project": self._read_project,
+            "variables": {v.key: v.value for v in self.settings_variables(None)} | dict(self.event.variables),
+            "predefined": predefined_variables(self),
+            "files": lambda: (self.show("ls-tree", "-r", "-z", "--name-only", sha) or "").split("\0")[:-1],
+        }
 
     def _read_project(self, path: str, ref: str, file: str) -> str | None:
-        """A file of another project, where the pipeline's user may read code there (Reporter and above)."""
+        """A file of another project, where the pipeline's user may read code there.
+
+        Reporter and above in a private project; anybody in one that is internal or public.
+        """
         project = self.state.find_project(path)
-        if project is None or project.role(self.user) < gitlab_model.Role.REPORTER:
+        if project is None or (
+            project.visibility == "private" and project.role(self.user) < gitlab_model.Role.REPORTER
+        ):
             raise PipelineError(
                 f"Project `{path.lower()}` not found or access denied! Make sure any includes in the pipeline "
                 "configuration are correctly defined."
@@ -149,7 +162,7 @@ def predefined_variables(occasion: Occasion) -> dict[str, str]:
         "CI_PROJECT_NAMESPACE": namespace,
         "CI_PROJECT_ROOT_NAMESPACE": namespace.partition("/")[0],
         "CI_PROJECT_URL": f"{server.url}/{project.path}",
-        "CI_PROJECT_VISIBILITY": "private",
+        "CI_PROJECT_VISIBILITY": project.visibility,
         "CI_DEFAULT_BRANCH": project.default_branch,
         "CI_CONFIG_PATH": ".gitlab-ci.yml",
         "CI_PIPELINE_SOURCE": event.source,
@@ -200,7 +213,7 @@ def id_token(occasion: Occasion, job: gitlab_model.Job, audiences: tuple[str, ..
         "namespace_path": project.path.rpartition("/")[0],
         "project_id": str(project.id),
         "project_path": project.path,
-        "project_visibility": "private",
+        "project_visibility": project.visibility,
         "user_id": str(job.user.id),
         "user_login": job.user.username,
         "user_email": f"{job.user.username}@example.com",

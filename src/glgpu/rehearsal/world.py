@@ -262,11 +262,13 @@ class World:
         return os.pathsep.join([str(own), process_environment().get("PATH", os.defpath), str(programs)])
 
     def _home(self, path: str) -> Project:
-        """The project that ci/train.yml is included from."""
+        """The project that ci/train.yml is included from: internal, so that a token's own user may include it too."""
         work = self.folder / "home"
         shutil.copytree(resource("ci"), work / "ci", ignore=shutil.ignore_patterns("node_modules", "lock", "tools"))
         commit(work, BRANCH)
-        return self.gitlab.create_project(path, work)
+        home = self.gitlab.create_project(path, work)
+        home.visibility = "internal"
+        return home
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Conditions of ``rules:if``, ``only:variables`` and ``workflow:rules``, judged as GitLab judges them.
+"""Conditions of ``rules:if``, ``only``, ``except`` and ``workflow:rules``, judged as GitLab judges them.
 
 The grammar (GitLab's documentation of CI/CD rules, and its lexemes as of 17.5): variables, quoted strings, ``null``,
 ``/patterns/`` with flags, the comparisons ``== != =~ !~``, ``&&``, ``||`` and parentheses. There is no ``!`` in 17.5.
@@ -99,6 +99,36 @@ def holds(expression: str, variables: Mapping[str, str]) -> bool:
 def check(expression: str) -> None:
     """Raise ExpressionError where the expression is not valid, whatever the variables."""
     holds(expression, {})
+
+
+def ref_matches(ref: str, known: Mapping[str, str]) -> bool:
+    """Whether one entry of ``only`` or ``except`` (a keyword, a name, a pattern) is for a pipeline.
+
+    Args:
+        ref: The entry; ``@group/project`` at its end is not looked at.
+        known: The pipeline's variables; ``CI_PIPELINE_SOURCE`` and the ``CI_COMMIT_...`` of its ref decide.
+    """
+    ref = ref.partition("@")[0]
+    source = known.get("CI_PIPELINE_SOURCE", "")
+    keywords = {
+        "branches": bool(known.get("CI_COMMIT_BRANCH")),
+        "tags": bool(known.get("CI_COMMIT_TAG")),
+        "merge_requests": source == "merge_request_event",
+        "pushes": source == "push",
+        "schedules": source == "schedule",
+        "triggers": source == "trigger",
+        "pipelines": source == "pipeline",
+        "web": source == "web",
+        "api": source == "api",
+        "chat": source == "chat",
+        "external": source == "external",
+    }
+    if ref in keywords:
+        return keywords[ref]
+    name = known.get("CI_COMMIT_REF_NAME", "")
+    if ref.startswith("/"):
+        return holds("$NAME =~ $PATTERN", {"NAME": name, "PATTERN": ref})
+    return ref == name
 
 
 def _tokens(expression: str) -> list[tuple[str, str]]:
