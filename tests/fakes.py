@@ -23,8 +23,10 @@ from glgpu.interfaces import (
     CloudProject,
     Endpoint,
     FirewallRule,
+    ForgeEnvironment,
     Instance,
     MachineType,
+    Made,
     Nat,
     Network,
     NetworkRule,
@@ -107,6 +109,8 @@ class FakeCloud(Refusing):
         self.vms: dict[tuple[str, str], Instance] = {}
         self.rules: dict[str, FirewallRule] = {}
         self.boot_disks: set[tuple[str, str]] = set()
+        self.made: dict[str, str] = {}
+        """When disks and rules were created, by name."""
         self.insert_operations: dict[str, tuple[Instance, Failure | None]] = {}
         self.under_way: set[str] = set()
         """Inserts that are not over."""
@@ -172,6 +176,10 @@ class FakeCloud(Refusing):
             for key, (one, failure) in self.insert_operations.items()
             if one.name == name
         ]
+
+    def instances_named(self, prefix: str) -> list[Instance]:
+        self.visit("instances_named", prefix)
+        return [one for one in self.vms.values() if one.name.startswith(prefix)]
 
     def get(self, name: str, zone: str) -> Instance | None:
         self.visit("get", name, zone)
@@ -255,6 +263,15 @@ class FakeCloud(Refusing):
     def disks(self, name: str) -> list[tuple[str, str]]:
         self.visit("disks", name)
         return sorted(disk for disk in self.boot_disks if disk[0] == name)
+
+    def disks_named(self, prefix: str) -> list[Made]:
+        self.visit("disks_named", prefix)
+        found = sorted(disk for disk in self.boot_disks if disk[0].startswith(prefix))
+        return [Made(name, zone, self.made.get(name, "")) for name, zone in found]
+
+    def rules_named(self, prefix: str) -> list[Made]:
+        self.visit("rules_named", prefix)
+        return [Made(name, "", self.made.get(name, "")) for name in sorted(self.rules) if name.startswith(prefix)]
 
     def delete_disk(self, name: str, zone: str) -> None:
         self.visit("delete_disk", name, zone)
@@ -468,6 +485,11 @@ class FakeForge(FakeStates):
         self.over = False
         self.artifacts: dict[tuple[str, str, str], str] = {}
         self.fingerprints: set[str] = set()
+        self.visible: set[int] | None = None
+        """The projects that the token may look at; None: every one."""
+        self.pipelines: dict[tuple[int, int], str] = {}
+        self.jobs: dict[tuple[int, int], dict[str, str]] = {}
+        self.environment_list: list[ForgeEnvironment] = []
 
     def add_deploy_key(self, title: str, key: str, expires: float) -> None:
         self.visit("add_deploy_key", title)
@@ -475,9 +497,10 @@ class FakeForge(FakeStates):
 
     def remove_deploy_keys(self, title: str) -> int:
         self.visit("remove_deploy_keys", title)
-        kept = [key for key in self.keys if key[0] != title]
-        count, self.keys = len(self.keys) - len(kept), kept
-        return count
+        mine = [key for key in self.keys if key[0] == title]
+        for key in mine:
+            self.keys.remove(key)
+        return len(mine)
 
     def destroy_is_over(self, pipeline: str) -> bool:
         self.visit("destroy_is_over", pipeline)
@@ -490,6 +513,36 @@ class FakeForge(FakeStates):
     def host_key_fingerprints(self) -> set[str]:
         self.visit("host_key_fingerprints")
         return self.fingerprints
+
+    def sees_project(self, project_id: int) -> bool:
+        self.visit("sees_project", project_id)
+        return self.visible is None or project_id in self.visible
+
+    def pipeline_status(self, project_id: int, pipeline: int) -> str | None:
+        self.visit("pipeline_status", project_id, pipeline)
+        return (
+            self.pipelines.get((project_id, pipeline)) if self.visible is None or project_id in self.visible else None
+        )
+
+    def pipeline_jobs(self, project_id: int, pipeline: int) -> dict[str, str]:
+        self.visit("pipeline_jobs", project_id, pipeline)
+        return self.jobs.get((project_id, pipeline), {})
+
+    def deploy_keys(self) -> list[Made]:
+        self.visit("deploy_keys")
+        return [Made(title, "", "") for title, _, _ in self.keys]
+
+    def all_states(self) -> list[Made]:
+        self.visit("all_states")
+        return [Made(name, "", "") for name in sorted(self.states)]
+
+    def environments(self, search: str) -> list[ForgeEnvironment]:
+        self.visit("environments", search)
+        return [one for one in self.environment_list if search in one.name]
+
+    def stop_environment(self, environment: int) -> None:
+        self.visit("stop_environment", environment)
+        self.environment_list = [one for one in self.environment_list if one.id != environment]
 
 
 @dataclass

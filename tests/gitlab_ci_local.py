@@ -60,10 +60,11 @@ def repository(folder: Path, files: Mapping[str, str | bytes | Path]) -> Path:
 
 
 def provide_home(folder: Path, home: str = "group/glgpu", ref: str = "main") -> None:
-    """Lay the home's file where gitlab-ci-local keeps what it has fetched for an include by project."""
+    """Lay the home's files where gitlab-ci-local keeps what it has fetched for an include by project."""
     fetched = folder / ".gitlab-ci-local/includes" / HOST / home / ref / "ci"
     fetched.mkdir(parents=True)
-    shutil.copy2(ROOT / "ci/train.yml", fetched)
+    for name in ("train.yml", "cleanup.yml"):
+        shutil.copy2(ROOT / "ci" / name, fetched)
 
 
 def run(

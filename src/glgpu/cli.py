@@ -287,6 +287,50 @@ def destroy(
 
 
 @cli.command()
+@click.option("--dry-run", is_flag=True, help="Say what would go, and change nothing.")
+@click.option("--older-than", metavar="DURATION", help="Leave alone what is younger, 2h for example.")
+@click.option("--json", "as_json", is_flag=True, help="The table as JSON.")
+@settings_options
+@doorman
+def cleanup(
+    console: Console,
+    interrupts: Interrupts,
+    dry_run: bool,
+    older_than: str | None,
+    as_json: bool,
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Remove what is left of runs that are over.
+
+    Looks at everything of this GitLab in the cloud project: VMs, stopped ones too, disks, firewall rules, and in the
+    own GitLab project deploy keys, Terraform states and environments.
+
+    Example: glgpu cleanup --dry-run
+    """
+    from glgpu.lifetime import parse_duration
+    from glgpu.settings import process_environment
+    from glgpu.stages.cleanup import cleanup as stage
+    from glgpu.wiring import google_clock, make_console, under_name
+
+    del interrupts
+    seconds = parse_duration(older_than) if older_than else 0.0
+    talk = make_console(process_environment(), errors=True) if as_json else console
+
+    def sweep(run: Run) -> None:
+        stage(
+            run,
+            google_clock(run),
+            lambda name: under_name(run, name),
+            older_than=seconds,
+            dry_run=dry_run,
+            json_to=console if as_json else None,
+        )
+
+    staged(talk, sweep, config=config, overrides=overrides, needs_settings=False)
+
+
+@cli.command()
 @settings_options
 @doorman
 def run(console: Console, interrupts: Interrupts, config: str | None, overrides: tuple[str, ...]) -> None:

@@ -49,6 +49,7 @@ class ErrorClass(StrEnum):
     OUT_OF_TIME = "OUT_OF_TIME"
     PREEMPTED = "PREEMPTED"
     STILL_ALIVE = "STILL_ALIVE"
+    LEFT_BEHIND = "LEFT_BEHIND"
     DISK_FULL = "DISK_FULL"
     TOOL_MISSING = "TOOL_MISSING"
 
@@ -90,6 +91,7 @@ EXIT_CODES: dict[ErrorClass, int] = {
     ErrorClass.OUT_OF_TIME: 22,
     ErrorClass.PREEMPTED: 23,
     ErrorClass.STILL_ALIVE: 30,
+    ErrorClass.LEFT_BEHIND: 31,
     ErrorClass.DISK_FULL: 40,
     ErrorClass.TOOL_MISSING: 40,
 }

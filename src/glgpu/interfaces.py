@@ -27,6 +27,7 @@ class Instance:
         metadata: Its metadata items.
         created: RFC 3339 time.
         id: Google's number for it; another VM of the same name has another.
+        max_run_seconds: After how long Compute Engine itself deletes it; 0: never.
         os_login: Whether OS Login is in force there, whatever its metadata says.
     """
 
@@ -39,7 +40,23 @@ class Instance:
     metadata: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     id: str = ""
+    max_run_seconds: int = 0
     os_login: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """Something that was made once, seen in a list.
+
+    Attributes:
+        name: Its name.
+        zone: Its zone; empty where it is in none.
+        created: RFC 3339 time.
+    """
+
+    name: str
+    zone: str
+    created: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,11 @@ class FirewallRule:
 
 
 class Cloud(Protocol):
-    """Compute Engine. Every method raises Failure when Google refuses or cannot be reached."""
+    """Compute Engine.
+
+    Every method raises Failure when Google refuses or cannot be reached, and may be called from several threads at
+    once.
+    """
 
     project: str
 
@@ -104,6 +125,9 @@ class Cloud(Protocol):
 
     def operations(self, name: str) -> list[Operation]:
         """What is or was done to instances of that name, wherever they are: one list, as far as Google recalls."""
+
+    def instances_named(self, prefix: str) -> list[Instance]:
+        """Every instance whose name begins so, in whatever zone and status, whatever its labels."""
 
     def get(self, name: str, zone: str) -> Instance | None:
         """One instance, or None."""
@@ -144,8 +168,14 @@ class Cloud(Protocol):
     def disks(self, name: str) -> list[tuple[str, str]]:
         """Disks of that name as (name, zone)."""
 
+    def disks_named(self, prefix: str) -> list[Made]:
+        """Every disk whose name begins so, attached or not."""
+
     def delete_disk(self, name: str, zone: str) -> None:
         """Delete a disk; not found is success."""
+
+    def rules_named(self, prefix: str) -> list[Made]:
+        """Every firewall rule whose name begins so."""
 
 
 @dataclass(frozen=True)
@@ -456,6 +486,27 @@ class StateStore(Protocol):
         """Delete a state; not found is success. One that is locked stays, and is a failure."""
 
 
+@dataclass(frozen=True)
+class ForgeEnvironment:
+    """An environment that glgpu's jobs deploy to, and that has not been stopped.
+
+    Attributes:
+        id: GitLab's number.
+        name: ``gpu/main`` for example.
+        pipeline: The pipeline of its last deployment; None: nothing was ever deployed.
+        job: Name of that pipeline's job that did it.
+        created: RFC 3339 time.
+        stops: RFC 3339 time at which GitLab stops it by itself; empty: never.
+    """
+
+    id: int
+    name: str
+    pipeline: int | None
+    job: str
+    created: str
+    stops: str
+
+
 class Forge(StateStore, Protocol):
     """GitLab. Every method raises Failure when GitLab refuses or cannot be reached."""
 
@@ -477,6 +528,27 @@ class Forge(StateStore, Protocol):
 
     def host_key_fingerprints(self) -> set[str]:
         """GitLab's own SSH host keys as ``SHA256:...``; empty where it does not publish them."""
+
+    def sees_project(self, project_id: int) -> bool:
+        """Whether our token may look at a project; may be called from several threads at once, as may the next."""
+
+    def pipeline_status(self, project_id: int, pipeline: int) -> str | None:
+        """Status of a pipeline, ``running`` for example; None where GitLab knows none, or does not tell us."""
+
+    def pipeline_jobs(self, project_id: int, pipeline: int) -> dict[str, str]:
+        """Status of each job of a pipeline, by name; empty where GitLab does not tell us."""
+
+    def deploy_keys(self) -> list[Made]:
+        """The project's deploy keys, by title."""
+
+    def all_states(self) -> list[Made]:
+        """The project's Terraform states."""
+
+    def environments(self, search: str) -> list[ForgeEnvironment]:
+        """The project's environments with this in their names that have not been stopped."""
+
+    def stop_environment(self, environment: int) -> None:
+        """Mark an environment as stopped, without running its job for that; not found is success."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +178,11 @@ def offer_sources(
     finally:
         if not another_s:
             shutil.rmtree(job.scratch, ignore_errors=True)
+
+
+def google_clock(run: Run) -> Callable[[], float]:
+    """Google's clock, in Unix time."""
+    return GoogleProject(run.job, run.cloud.project).server_time
 
 
 def under_name(run: Run, name: RunName) -> Run:

@@ -31,6 +31,7 @@ from glgpu.stages.init import Answers, init
 
 ROOT: Path = gitlab_ci_local.ROOT
 TRAIN_FILE: dict[str, Any] = list(yaml.safe_load_all((ROOT / "ci/train.yml").read_text(encoding="utf-8")))[-1]
+INCLUDED = ("train.yml", "cleanup.yml", "image.yml", "checks.yml")
 GPU_JOBS = {"provision": "on_success", "train": "on_success", "destroy": "always", "stop": "manual"}
 SET_UP = {
     "GLGPU_PROJECT": "my-dl",
@@ -139,11 +140,12 @@ def test_a_fresh_copy_of_this_repository_runs_its_checks_and_nothing_else() -> N
     assert jobs_of(text, {}, {}) == {"checks": "on_success"}
     assert jobs_of(text, SET_UP, {}) == {"job-image": "on_success", "checks": "on_success"} | GPU_JOBS
     assert jobs_of(text, {"GLGPU_TASK": "image"}, {"CI_PIPELINE_SOURCE": "schedule"}) == {"job-image": "on_success"}
+    assert jobs_of(text, {"GLGPU_TASK": "cleanup"}, {"CI_PIPELINE_SOURCE": "schedule"}) == {"cleanup": "on_success"}
 
 
 def test_gitlab_ci_local_finds_this_repository_valid(tmp_path: Path) -> None:
     gitlab_ci_local.require()
-    files = {name: ROOT / name for name in (".gitlab-ci.yml", "ci/train.yml", "ci/image.yml", "ci/checks.yml")}
+    files = {name: ROOT / name for name in (".gitlab-ci.yml", *(f"ci/{name}" for name in INCLUDED))}
     folder = gitlab_ci_local.repository(tmp_path, files)
     assert gitlab_ci_local.jobs(folder, PUSH) == {"checks": "on_success"}
     assert set(gitlab_ci_local.jobs(folder, PUSH | SET_UP)) == {"job-image", "checks", *GPU_JOBS}
@@ -282,13 +284,13 @@ def test_outputs_come_home_however_a_job_ends_and_glgpu_s_own_folder_does_not() 
     assert pipeline.job("destroy").dependencies == ("provision",)
 
 
-@pytest.mark.parametrize("name", ["train.yml", "image.yml", "checks.yml"])
+@pytest.mark.parametrize("name", INCLUDED)
 def test_an_included_file_sets_no_globals(name: str) -> None:
     header, jobs = yaml.safe_load_all((ROOT / "ci" / name).read_text(encoding="utf-8"))
     assert set(header) == {"spec"}
     assert not set(jobs) & ROOT_KEYS
     assert all(spec.get("description") for spec in header["spec"]["inputs"].values())
-    if name == "train.yml":
+    if name in ("train.yml", "cleanup.yml"):
         # Hidden names of ours begin with our own; the others have a prefix that an adopter can set.
         assert all(key.startswith((".glgpu", "$[[ inputs.prefix ]]")) for key in jobs)
         assert [key for key, spec in header["spec"]["inputs"].items() if "default" not in spec] == ["image"]
@@ -311,7 +313,7 @@ def test_every_job_calls_a_command_that_exists() -> None:
         for where, line in script_lines()
         for call in re.findall(r"(?:^|[;&|] *|then )glgpu ([^;&|]*)", line)
     ]
-    assert {words[0] for _, words in calls} == {"provision", "train", "destroy"}
+    assert {words[0] for _, words in calls} == {"provision", "train", "destroy", "cleanup"}
     for where, (name, *options) in calls:
         command = group.get_command(click.Context(group), name)
         assert command is not None, f"{where} calls `glgpu {name}`"
@@ -332,10 +334,86 @@ def test_every_gpu_job_is_one_line_and_every_script_of_the_home_exists() -> None
     }
 
 
+CLEANUP_PIPELINE = """\
+stages: [lint, provision, train, destroy]
+include:
+  - project: group/glgpu
+    ref: main
+    file: [ci/train.yml, ci/cleanup.yml]
+    inputs: {image: "img:1"}
+lint:
+  stage: lint
+  script: make lint
+  rules: [{if: $CI_PIPELINE_SOURCE == "push"}]
+"""
+CLEANUP = {"GLGPU_TASK": "cleanup"}
+CLEANUP_MATRIX: dict[str, tuple[dict[str, str], str, bool]] = {
+    "its schedule": (SET_UP | CLEANUP, "schedule", True),
+    "by hand": (SET_UP | CLEANUP, "web", True),
+    "by the API": (SET_UP | CLEANUP, "api", True),
+    "by trigger": (SET_UP | CLEANUP, "trigger", True),
+    "another schedule": (SET_UP, "schedule", False),
+    "a schedule for training": (SET_UP | {"GLGPU_TASK": "train"}, "schedule", False),
+    "a push with the variable for all": (SET_UP | CLEANUP, "push", False),
+    "a merge request": (SET_UP | CLEANUP, "merge_request_event", False),
+    "its schedule with nothing set up, which is to be red and not silent": (CLEANUP, "schedule", True),
+}
+
+
+def cleanup_pipeline(**inputs: str) -> str:
+    config = yaml.safe_load(CLEANUP_PIPELINE)
+    both = config["include"][0]
+    config["include"] = [
+        {**both, "file": "ci/train.yml"}, {**both, "file": "ci/cleanup.yml", "inputs": both["inputs"] | inputs}
+    ]  # fmt: skip
+    return yaml.safe_dump(config)
+
+
+@pytest.mark.parametrize("case", CLEANUP_MATRIX)
+def test_the_cleanup_job_runs_for_its_task_and_for_nothing_else(case: str) -> None:
+    variables, source, wanted = CLEANUP_MATRIX[case]
+    jobs = jobs_of(cleanup_pipeline(), variables, {"CI_PIPELINE_SOURCE": source})
+    assert ("cleanup" in jobs) is wanted
+    if wanted:
+        assert jobs == {"cleanup": "on_success"}
+
+
+@pytest.mark.parametrize("case", CLEANUP_MATRIX)
+def test_gitlab_ci_local_judges_the_cleanup_s_rules_alike(case: str, tmp_path: Path) -> None:
+    gitlab_ci_local.require()
+    variables, source, wanted = CLEANUP_MATRIX[case]
+    text = cleanup_pipeline() + "\nother:\n  stage: lint\n  script: [echo]\n"
+    folder = gitlab_ci_local.repository(tmp_path, {".gitlab-ci.yml": text})
+    gitlab_ci_local.provide_home(folder)
+    found = gitlab_ci_local.jobs(folder, PUSH | {"CI_PIPELINE_SOURCE": source} | variables)
+    assert ("cleanup" in found) is wanted
+
+
+def test_a_cleanup_needs_no_code_and_no_job_before_it_and_brings_home_what_it_saves() -> None:
+    text = cleanup_pipeline(prefix="gpu-", stage="train", tag="cheap", google_project="from-input")
+    (job,) = compiled(text, CLEANUP | {"GOOGLE_CREDENTIALS": "x"}, CI_PIPELINE_SOURCE="schedule").jobs
+    values = {name: variable.value for name, variable in job.variables.items()}
+    assert (job.name, job.stage, job.tags, job.needs) == ("gpu-cleanup", "train", ("cheap",), ())
+    assert job.script == ("glgpu cleanup",)
+    assert (values["GIT_STRATEGY"], values["GLGPU_PROJECT"]) == ("none", "from-input")
+    assert values["FF_USE_NEW_BASH_EVAL_STRATEGY"] == "true"
+    assert not job.interruptible
+    assert set(job.id_tokens) == {"GLGPU_GOOGLE_ID_TOKEN"}
+    assert job.artifacts is not None
+    assert (job.artifacts.paths, job.artifacts.when) == (("outputs/",), "always")
+    script, after = (parse_duration(values[f"RUNNER_{name}_TIMEOUT"]) for name in ("SCRIPT", "AFTER_SCRIPT"))
+    assert script is not None
+    assert after is not None
+    assert job.timeout is not None
+    # It has ended before the next hourly one begins.
+    assert script + after < job.timeout < 3600
+    assert (job.retry.max, job.retry.exit_codes) == (1, (18,))
+
+
 def test_versions_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == __version__
     own = yaml.safe_load((ROOT / ".gitlab-ci.yml").read_text(encoding="utf-8"))
     images = [item["inputs"]["image"] for item in own["include"] if "image" in item.get("inputs", {})]
-    assert images == [f"$CI_REGISTRY_IMAGE/job:{__version__}"]
+    assert set(images) == {f"$CI_REGISTRY_IMAGE/job:{__version__}"}
     assert f"$CI_REGISTRY/group/glgpu/job:{__version__}" in readme_pipeline()

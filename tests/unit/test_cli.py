@@ -18,7 +18,7 @@ from glgpu.cli import cli
 from glgpu.errors import EXIT_CODES, ErrorClass
 
 COMMANDS = [
-    "init", "doctor", "gpus", "provision", "authorize", "train", "destroy", "run", "explain", "rehearse",
+    "init", "doctor", "gpus", "provision", "authorize", "train", "destroy", "cleanup", "run", "explain", "rehearse",
 ]  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def test_a_signal_does_not_disturb_the_last_word(play: Callable[..., Result], mo
     assert "what happened" in told.output
 
 
-@pytest.mark.parametrize("command", ["provision", "authorize", "train", "destroy", "run"])
+@pytest.mark.parametrize("command", ["provision", "authorize", "train", "destroy", "cleanup", "run"])
 @pytest.mark.parametrize("error", [None, refusal(ErrorClass.SSH), RuntimeError("a mistake"), click.Abort()])
 def test_the_scratch_folder_is_gone_after_every_command(
     play: Callable[..., Result], stage: Stage, command: str, error: BaseException | None

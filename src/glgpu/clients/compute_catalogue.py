@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Collection, Iterable
 from itertools import chain
 from typing import Any, Literal
@@ -29,9 +28,7 @@ from glgpu.job import Job
 class ComputeCatalogue:
     """The cloud project's view of Compute Engine's offers.
 
-    Every method may be called from several threads at once: each thread has clients, and so connections, of its own
-    (a ``requests`` session is not promised to be safe to share), and the credentials, which they do share, are renewed
-    by one thread while the others wait.
+    Every method may be called from several threads at once.
 
     Args:
         job: Credentials and endpoint.
@@ -41,8 +38,6 @@ class ComputeCatalogue:
     def __init__(self, job: Job, project: str) -> None:
         self.project = project
         self._google = GoogleCalls(job)
-        self._logging_in = threading.Lock()
-        self._own = threading.local()
 
     def cloud_project(self) -> CloudProject:
         """The project, with its limits over all regions."""
@@ -170,42 +165,25 @@ class ComputeCatalogue:
         ]
 
     def _get(self, doing: str, kind: str, method: str = "get", **names: str) -> Any:
-        return self._call(doing, lambda: getattr(self._client(kind), method)(**names, **self._google.reading))
+        return self._call(doing, lambda: getattr(self._google.client(kind), method)(**names, **self._google.reading))
 
     def _list(self, doing: str, kind: str, **names: str) -> list[Any]:
         request = {"project": self.project, **names}
-        return self._all(doing, lambda: self._client(kind).list(request=request, **self._google.reading))
+        return self._all(doing, lambda: self._google.client(kind).list(request=request, **self._google.reading))
 
     def _scopes(self, doing: str, kind: str, **names: str) -> list[Any]:
         """What stands under each zone of an aggregated list."""
         request = {"project": self.project, **names}
-        found = self._all(doing, lambda: self._client(kind).aggregated_list(request=request, **self._google.reading))
+        found = self._all(
+            doing, lambda: self._google.client(kind).aggregated_list(request=request, **self._google.reading)
+        )
         return [scope for _, scope in found]
 
     def _all(self, doing: str, pages: Callable[[], Iterable[Any]]) -> list[Any]:
         return list(self._call(doing, lambda: list(pages())) or [])
 
     def _call(self, doing: str, call: Callable[[], Any]) -> Any:
-        def logged_in() -> Any:
-            self._log_in()
-            return call()
-
-        return self._google.call(doing, logged_in, missing_is_none=True)
-
-    def _log_in(self) -> None:
-        """Get an access token, once for all threads that begin at the same time."""
-        from google.auth.transport.requests import Request
-
-        with self._logging_in:
-            credentials = self._google.credentials
-            if not credentials.valid:
-                credentials.refresh(Request())
-
-    def _client(self, kind: str) -> Any:
-        clients: dict[str, Any] = self._own.__dict__
-        if kind not in clients:
-            clients[kind] = self._google.client(kind)
-        return clients[kind]
+        return self._google.call(doing, call, missing_is_none=True)
 
     def _owner(self, path: str) -> str:
         """The project that a path names; a mere name is one of our own."""

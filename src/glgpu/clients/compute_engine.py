@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from glgpu.classify import explain
 from glgpu.clients.google_calls import PATIENCE_SECONDS, GoogleCalls
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import FirewallRule, Instance, Operation
+from glgpu.interfaces import FirewallRule, Instance, Made, Operation
 from glgpu.job import Job
 
 OPERATION_SECONDS = 300.0
@@ -22,7 +22,7 @@ NOT_READY = "resourceNotReady"
 
 
 class ComputeEngine:
-    """The cloud project's Compute Engine.
+    """The cloud project's Compute Engine. Every method may be called from several threads at once.
 
     Args:
         job: Credentials and endpoint.
@@ -56,6 +56,10 @@ class ComputeEngine:
             lambda: list(self._global_operations.aggregated_list(request=request, **self._google.reading)),
         )
         return [_operation(one, name, _last(one.zone)) for _, scope in scopes or [] for one in scope.operations]
+
+    def instances_named(self, prefix: str) -> list[Instance]:
+        """Every instance whose name begins so, in whatever zone and status, whatever its labels."""
+        return self._list(_begins_with(prefix))
 
     def get(self, name: str, zone: str) -> Instance | None:
         """One instance, or None."""
@@ -251,6 +255,24 @@ class ComputeEngine:
         )
         return [(disk.name, _last(disk.zone)) for _, scope in scopes or [] for disk in scope.disks]
 
+    def disks_named(self, prefix: str) -> list[Made]:
+        """Every disk whose name begins so, attached or not."""
+        request = {"project": self.project, "filter": _begins_with(prefix)}
+        scopes = self._google.call(
+            "listing the disks", lambda: list(self._disks.aggregated_list(request=request, **self._google.reading))
+        )
+        return [
+            Made(disk.name, _last(disk.zone), disk.creation_timestamp) for _, scope in scopes for disk in scope.disks
+        ]
+
+    def rules_named(self, prefix: str) -> list[Made]:
+        """Every firewall rule whose name begins so."""
+        request = {"project": self.project, "filter": _begins_with(prefix)}
+        rules = self._google.call(
+            "listing the firewall rules", lambda: list(self._firewalls.list(request=request, **self._google.reading))
+        )
+        return [Made(rule.name, "", rule.creation_timestamp) for rule in rules]
+
     def delete_disk(self, name: str, zone: str) -> None:
         """Delete a disk; not found is success."""
         doing = f"deleting the disk {name} in {zone}"
@@ -329,27 +351,27 @@ class ComputeEngine:
                     "retry the job",
                 )
 
-    @cached_property
+    @property
     def _instances(self) -> Any:
         return self._google.client("InstancesClient")
 
-    @cached_property
+    @property
     def _firewalls(self) -> Any:
         return self._google.client("FirewallsClient")
 
-    @cached_property
+    @property
     def _disks(self) -> Any:
         return self._google.client("DisksClient")
 
-    @cached_property
+    @property
     def _zones(self) -> Any:
         return self._google.client("ZonesClient")
 
-    @cached_property
+    @property
     def _zone_operations(self) -> Any:
         return self._google.client("ZoneOperationsClient")
 
-    @cached_property
+    @property
     def _global_operations(self) -> Any:
         return self._google.client("GlobalOperationsClient")
 
@@ -367,6 +389,7 @@ def _instance(found: Any) -> Instance:
         metadata={item.key: item.value for item in found.metadata.items},
         created=found.creation_timestamp,
         id=str(found.id),
+        max_run_seconds=found.scheduling.max_run_duration.seconds,
         os_login=found.resource_status.effective_instance_metadata.enable_oslogin_metadata_value,
     )
 
@@ -384,6 +407,11 @@ def _operation(found: Any, name: str, zone: str) -> Operation:
         done=found.status == compute_v1.Operation.Status.DONE,
         failure=explained(found, f"{verb} the VM {name} in {zone}"),
     )
+
+
+def _begins_with(prefix: str) -> str:
+    """A filter; the right side of ``eq`` is a regular expression for the whole value."""
+    return f'name eq "{prefix}.*"'
 
 
 def _last(link: str) -> str:

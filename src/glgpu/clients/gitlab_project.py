@@ -17,13 +17,30 @@ import gitlab.exceptions
 import requests
 
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import Backend, ForgePipeline, ForgeProject, ForgeSchedule, ForgeToken, ForgeVariable
+from glgpu.interfaces import (
+    Backend,
+    ForgeEnvironment,
+    ForgePipeline,
+    ForgeProject,
+    ForgeSchedule,
+    ForgeToken,
+    ForgeVariable,
+    Made,
+)
 from glgpu.job import Job
 
 T = TypeVar("T")
 CALL_SECONDS = 30.0
 PROBE_LOCK = "00000000-0000-4000-8000-676c67707500"
 """Lock id of the question whether a state may be written."""
+STATES_QUERY = """\
+query($path: ID!, $after: String) {
+  project(fullPath: $path) {
+    terraformStates(first: 100, after: $after) { nodes { name createdAt } pageInfo { hasNextPage endCursor } }
+  }
+}
+"""
+"""Terraform states are listed by GraphQL alone (https://docs.gitlab.com/api/graphql/reference/)."""
 STAGES = ("provision", "authorize", "train", "notebook", "destroy", "stop")
 
 
@@ -176,6 +193,68 @@ class GitlabProject:
             raise self._unreachable(error, "reading GitLab's host keys") from None
         return set(re.findall(r"SHA256:[A-Za-z0-9+/]{43}", answer.text)) if answer.ok else set()
 
+    def sees_project(self, project_id: int) -> bool:
+        """Whether our token may look at a project."""
+        return self._seen("looking at a GitLab project", f"/projects/{project_id}") is not None
+
+    def pipeline_status(self, project_id: int, pipeline: int) -> str | None:
+        """Status of a pipeline; None where GitLab knows none, or does not tell us."""
+        found = self._seen("looking at a pipeline", f"/projects/{project_id}/pipelines/{pipeline}")
+        return None if found is None else str(found["status"])
+
+    def pipeline_jobs(self, project_id: int, pipeline: int) -> dict[str, str]:
+        """Status of each job of a pipeline, by name; empty where GitLab does not tell us."""
+        path = f"/projects/{project_id}/pipelines/{pipeline}/jobs"
+        found = self._call(
+            "looking at the pipeline's jobs",
+            lambda: self._client.http_list(path, get_all=True, per_page=100),
+            none_on=(403, 404),
+        )
+        return {str(one["name"]): str(one["status"]) for one in found or []}
+
+    def deploy_keys(self) -> list[Made]:
+        """The project's deploy keys, by title."""
+        found = self._read_all("listing the deploy keys", f"{self._project_path}/deploy_keys")
+        return [Made(str(one["title"]), "", str(one.get("created_at") or "")) for one in found]
+
+    def all_states(self) -> list[Made]:
+        """The project's Terraform states."""
+        doing = "listing the Terraform states"
+        path = str(self._read(doing, self._project_path)["path_with_namespace"])
+        found, after = list[Made](), None
+        while True:
+            body = {"query": STATES_QUERY, "variables": {"path": path, "after": after}}
+            answer: dict[str, Any] = self._call(
+                doing, partial(self._client.http_post, f"{self._job.server_url}/api/graphql", post_data=body)
+            )
+            project = (answer.get("data") or {}).get("project")
+            if project is None:
+                raise Failure(
+                    ErrorClass.GITLAB,
+                    f"{doing}: GitLab answers {str(answer.get('errors'))[:200]}",
+                    "check that GLGPU_GITLAB_TOKEN belongs to this project",
+                )
+            states = project["terraformStates"]
+            found += [Made(str(one["name"]), "", str(one["createdAt"])) for one in states["nodes"]]
+            if not states["pageInfo"]["hasNextPage"]:
+                return found
+            after = states["pageInfo"]["endCursor"]
+
+    def environments(self, search: str) -> list[ForgeEnvironment]:
+        """The project's environments with this in their names that have not been stopped."""
+        doing, path = "listing the environments", f"{self._project_path}/environments"
+        listed = self._read_all(doing, path, {"search": search, "states": "available"})
+        return [_environment(self._read(doing, f"{path}/{one['id']}")) for one in listed]
+
+    def stop_environment(self, environment: int) -> None:
+        """Mark an environment as stopped, without running its job for that; not found is success."""
+        path = f"{self._project_path}/environments/{environment}/stop"
+        self._call(
+            "stopping an environment",
+            lambda: self._client.http_post(path, post_data={"force": True}),
+            missing_is_none=True,
+        )
+
     def server_time(self) -> float:
         """GitLab's own clock in Unix time, in whole seconds; needs no token."""
         try:
@@ -244,8 +323,14 @@ class GitlabProject:
         """One JSON object, without the classes that python-gitlab makes of it."""
         return self._call(doing, lambda: self._client.http_get(path, query_data=query))
 
-    def _read_all(self, doing: str, path: str) -> list[dict[str, Any]]:
-        return list(self._call(doing, lambda: self._client.http_list(path, get_all=True, per_page=100)))
+    def _read_all(self, doing: str, path: str, query: dict[str, str] | None = None) -> list[dict[str, Any]]:
+        return list(
+            self._call(doing, lambda: self._client.http_list(path, query_data=query, get_all=True, per_page=100))
+        )
+
+    def _seen(self, doing: str, path: str) -> Any | None:
+        """One JSON object, or None where GitLab says that there is none, or none for us."""
+        return self._call(doing, lambda: self._client.http_get(path), none_on=(403, 404))
 
     @property
     def _administered(self) -> Any:
@@ -315,11 +400,13 @@ class GitlabProject:
         except requests.RequestException as error:
             raise self._unreachable(error, "Terraform's state") from None
 
-    def _call(self, doing: str, call: Callable[[], T], *, missing_is_none: bool = False) -> T | Any:
+    def _call(
+        self, doing: str, call: Callable[[], Any], *, missing_is_none: bool = False, none_on: tuple[int, ...] = ()
+    ) -> Any:
         try:
             return call()
         except gitlab.exceptions.GitlabError as error:
-            if missing_is_none and error.response_code == 404:
+            if error.response_code in ((404,) if missing_is_none else none_on):
                 return None
             raise self._refused(error.response_code or 0, str(error), doing) from None
         except requests.RequestException as error:
@@ -375,6 +462,19 @@ def _schedule(found: dict[str, Any]) -> ForgeSchedule:
         variables=None if variables is None else {one["key"]: str(one["value"]) for one in variables},
         last_status=str(last.get("status", "")),
         last_time=datetime.fromisoformat(last["created_at"]).timestamp() if last.get("created_at") else None,
+    )
+
+
+def _environment(found: dict[str, Any]) -> ForgeEnvironment:
+    job = (found.get("last_deployment") or {}).get("deployable") or {}
+    pipeline = (job.get("pipeline") or {}).get("id")
+    return ForgeEnvironment(
+        id=int(found["id"]),
+        name=str(found["name"]),
+        pipeline=None if pipeline is None else int(pipeline),
+        job=str(job.get("name") or ""),
+        created=str(found.get("created_at") or ""),
+        stops=str(found.get("auto_stop_at") or ""),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -20,7 +21,10 @@ default is ten minutes, which a cancelled job does not have."""
 
 
 class GoogleCalls:
-    """Calls of one job.
+    """Calls of one job; may be shared by threads.
+
+    Each thread has clients, and so connections, of its own (a ``requests`` session is not promised to be safe to
+    share), and the credentials, which they do share, are renewed by one thread while the others wait.
 
     Args:
         job: Credentials and endpoint.
@@ -31,6 +35,9 @@ class GoogleCalls:
         self._job = job
         self._say = say
         self._said: set[str] = set()
+        self._saying = threading.Lock()
+        self._logging_in = threading.Lock()
+        self._own = threading.local()
 
     def call(self, doing: str, call: Callable[[], Any], *, missing_is_none: bool = False) -> Any:
         """Make a call and turn a refusal into a failure.
@@ -73,8 +80,23 @@ class GoogleCalls:
                 "check GLGPU_WIF_PROVIDER and GLGPU_WIF_SERVICE_ACCOUNT, or GOOGLE_CREDENTIALS",
             ) from None
 
+    def log_in(self) -> None:
+        """Get an access token, once for all threads that begin at the same time."""
+        from google.auth.transport.requests import Request
+
+        with self._logging_in:
+            if not self.credentials.valid:
+                self.credentials.refresh(Request())
+
     def client(self, kind: str) -> Any:
-        """One of google-cloud-compute's clients."""
+        """This thread's client of google-cloud-compute for one collection, ``InstancesClient`` for example."""
+        self.log_in()
+        clients: dict[str, Any] = self._own.__dict__
+        if kind not in clients:
+            clients[kind] = self._new_client(kind)
+        return clients[kind]
+
+    def _new_client(self, kind: str) -> Any:
         # Importing the library takes over a second: only commands that talk to the cloud pay for it.
         from google.api_core.client_options import ClientOptions
         from google.cloud import compute_v1
@@ -109,8 +131,10 @@ class GoogleCalls:
 
     def _say_once(self, error: BaseException) -> None:
         line = "too many requests" if _is_rate_limit(error) else "unavailable for the moment"
-        if line not in self._said:
+        with self._saying:
+            first = line not in self._said
             self._said.add(line)
+        if first:
             self._say(f"Google: {line}; asking again, more slowly")
 
     @cached_property

@@ -37,7 +37,6 @@ class GoogleProject:
         self.project = project
         self._endpoint = job.google_endpoint
         self._google = GoogleCalls(job)
-        self._logging_in = threading.Lock()
         self._own = threading.local()
 
     def server_time(self) -> float:
@@ -54,7 +53,7 @@ class GoogleProject:
 
     def log_in(self) -> None:
         """Get an access token."""
-        self._google.call("logging in to Google", self._log_in)
+        self._google.call("logging in to Google", self._google.log_in)
 
     def state(self) -> str:
         """The project's state: ``ACTIVE``, ``DELETE_REQUESTED``, ..."""
@@ -139,7 +138,7 @@ class GoogleProject:
         from google.api_core.exceptions import from_http_response
 
         def call() -> Any:
-            self._log_in()
+            self._google.log_in()
             answer = self._session.request(
                 "GET" if body is None else "POST", self._address(service, path), json=body, timeout=CALL_SECONDS
             )
@@ -151,15 +150,6 @@ class GoogleProject:
 
     def _address(self, service: str, path: str) -> str:
         return f"{self._endpoint or f'https://{service}.googleapis.com'}/{path}"
-
-    def _log_in(self) -> None:
-        """Get an access token, once for all threads that begin at the same time."""
-        from google.auth.transport.requests import Request
-
-        with self._logging_in:
-            credentials = self._google.credentials
-            if not credentials.valid:
-                credentials.refresh(Request())
 
     @property
     def _session(self) -> Any:

@@ -7,6 +7,7 @@ once exists, so that it is 204 rather than 404 afterwards.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from typing import Any
@@ -116,10 +117,14 @@ async def unlock_state(call: Call) -> Answer:
 
 # GraphQL: the only way in which GitLab lists its states
 
+PAGE = 100
+"""The most that GitLab shows of a list at once, and its default (https://docs.gitlab.com/api/graphql/)."""
 _QUERY = re.compile(
-    r"\s*(?:query\s*(?:\w+\s*)?(?:\(\s*\$\w+\s*:\s*ID!\s*\)\s*)?)?\{\s*"
+    r"\s*(?:query\s*(?:\w+\s*)?(?:\(\s*\$\w+\s*:\s*ID!\s*(?:,?\s*\$\w+\s*:\s*String\s*)?\)\s*)?)?\{\s*"
     r"project\s*\(\s*fullPath\s*:\s*(?:\"(?P<path>[^\"]+)\"|\$(?P<variable>\w+))\s*\)\s*\{\s*"
-    r"terraformStates\s*\{\s*nodes\s*\{(?P<fields>[\w\s,]+)\}\s*\}\s*\}\s*\}\s*"
+    r"terraformStates\s*(?:\(\s*first\s*:\s*(?P<first>\d+)\s*(?:,?\s*after\s*:\s*\$(?P<after>\w+)\s*)?\))?\s*"
+    r"\{\s*nodes\s*\{(?P<fields>[\w\s,]+)\}\s*(?P<paged>pageInfo\s*\{\s*hasNextPage\s+endCursor\s*\}\s*)?"
+    r"\}\s*\}\s*\}\s*"
 )
 
 
@@ -136,7 +141,7 @@ def _readable(host: Host, user: User | None, path: str) -> Project | None:
 
 
 async def graphql(host: Host, request: web.Request) -> web.StreamResponse:
-    """Answer ``{project(fullPath:){terraformStates{nodes{name lockedAt}}}}`` and no other question."""
+    """Answer ``{project(fullPath:){terraformStates{nodes{name lockedAt} pageInfo{...}}}}`` and no other question."""
     rule = host.faults.at("gitlab.request") or host.faults.at("gitlab.graphql")
     text = (await request.read()).decode("utf-8", "replace")
     status, body = 200, {}
@@ -174,11 +179,22 @@ def _answer(host: Host, request: web.Request, text: str) -> dict[str, Any]:
     if project is None or user is None:
         return {"data": {"project": None}}
     states = list(project.states.values()) if project.role(user) >= Role.DEVELOPER else []
+    start = _start(variables.get(match["after"]) if match["after"] else None)
+    end = start + min(int(match["first"] or PAGE), PAGE)
     nodes = []
-    for state in states:
+    for state in states[start:end]:
         node = _node(state)
         unknown = [name for name in fields if name not in node]
         if unknown:
             return {"errors": [{"message": f"Field '{unknown[0]}' doesn't exist on type 'TerraformState'"}]}
         nodes.append({name: node[name] for name in fields})
-    return {"data": {"project": {"terraformStates": {"nodes": nodes}}}}
+    shown: dict[str, Any] = {"nodes": nodes}
+    if match["paged"]:
+        cursor = base64.urlsafe_b64encode(str(start + len(nodes)).encode()).decode() if nodes else None
+        shown["pageInfo"] = {"hasNextPage": end < len(states), "endCursor": cursor}
+    return {"data": {"project": {"terraformStates": shown}}}
+
+
+def _start(cursor: str | None) -> int:
+    """Where a page begins: behind the thing that a cursor stands for."""
+    return int(base64.urlsafe_b64decode(cursor)) if cursor else 0

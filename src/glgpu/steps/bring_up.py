@@ -95,7 +95,7 @@ def terraform_variables(run: Run, candidate: Candidate, lifetime: Lifetime) -> d
         "zone": candidate.zone,
         "labels": {**run.settings.labels, **run.name.labels(lifetime, user=run.job.user, ref=run.job.ref)},
         "metadata": {
-            SETTINGS_ITEM: left_settings(run, lifetime.hard_end),
+            SETTINGS_ITEM: left_settings(run, lifetime.hard_end, candidate.price),
             START_UP_ITEM: f"{candidate.count} {run.settings.train.image or ''}".strip(),
         },
         "startup_script": resource_text("vm/startup.sh").decode(),

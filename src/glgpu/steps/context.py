@@ -73,12 +73,20 @@ class Run:
             return self
 
 
-def left_settings(run: Run, hard_end: float) -> str:
-    """What a teardown without glgpu.yml has to know; nothing secret, since everyone on the VM can read it."""
+def left_settings(run: Run, hard_end: float, usd_per_hour: float | None = None) -> str:
+    """What jobs without glgpu.yml have to know; nothing secret, since everyone on the VM can read it.
+
+    Args:
+        run: The run.
+        hard_end: Unix time at which Compute Engine deletes the VM.
+        usd_per_hour: What the VM costs, by estimate; None: not known.
+    """
     whole = run.settings.model_dump(mode="json")
     kept: dict[str, Any] = {key: whole[key] for key in ("project", "network", "limits", "state", "storage")}
     kept["train"] = {key: whole["train"][key] for key in ("outputs", "checkpoints", "on_cancel")}
     left = {"base": run.base, "ref": run.job.ref, "hard_end": int(hard_end), "settings": kept}
+    if usd_per_hour is not None:
+        left["usd_per_hour"] = round(usd_per_hour, 4)
     return json.dumps(left, separators=(",", ":"))
 
 
@@ -94,6 +102,12 @@ def ref_of(instance: Instance) -> str | None:
     """The branch or tag that a VM was brought up for; its label may stand for several. None where nobody says."""
     ref = _left_on(instance).get("ref")
     return ref if isinstance(ref, str) else None
+
+
+def price_of(instance: Instance) -> float | None:
+    """What the VM costs in US dollars per hour, by the estimate of whoever brought it up; None: nobody said."""
+    price = _left_on(instance).get("usd_per_hour")
+    return float(price) if isinstance(price, int | float) and math.isfinite(price) else None
 
 
 def _left_on(instance: Instance) -> dict[str, Any]:
