@@ -108,7 +108,7 @@ def _ends(machine: Machine, status: str | None, asked: Asked) -> bool:
 
 def _rest_ends(made: float | None, run: Facts, ends: dict[str, bool], status: str | None, asked: Asked) -> bool:
     if ends:
-        return all(ends.values())
+        return all(ends.values()) and (status is None or status in DONE)
     if made is not None and asked.now - made < asked.younger_stays:
         return False
     if status is not None:

@@ -218,16 +218,17 @@ def judge_thing(thing: Thing, vms: Sequence[tuple[Vm, Verdict]], outlook: Outloo
         return kept
     if any(not verdict.goes for _, verdict in vms):
         return Verdict(False, "its VM stays")
+    status = outlook.status(thing.run)
+    if status is not None and status not in OVER:
+        # A job of it may be creating a VM right now, also in place of one that is past its end.
+        return Verdict(False, f"its pipeline is {status}")
     if vms:
         return Verdict(True, "goes with its VM")
     kept = _untouchable(thing.run, thing.created, outlook)
     if kept is not None:
         return kept
-    status = outlook.status(thing.run)
-    if status in OVER:
-        return Verdict(True, f"no VM, and its pipeline is over ({status})")
     if status is not None:
-        return Verdict(False, f"its pipeline is {status}")
+        return Verdict(True, f"no VM, and its pipeline is over ({status})")
     since = thing.run.begun if thing.run.pipeline is None else thing.created
     if since is not None and outlook.now >= since + LONGEST_LIFE:
         return Verdict(True, "no VM, and older than any VM may get")

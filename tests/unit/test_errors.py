@@ -31,6 +31,7 @@ FAMILIES = {
     22: "OUT_OF_TIME",
     23: "PREEMPTED",
     30: "STILL_ALIVE",
+    31: "LEFT_BEHIND",
     40: "DISK_FULL TOOL_MISSING",
 }
 """The contract, written out a second time: a code that moves would break somebody's retry rules."""

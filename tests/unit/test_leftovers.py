@@ -135,7 +135,9 @@ def test_what_is_younger_than_asked_for_is_left_alone() -> None:
 def test_things_follow_their_vms() -> None:
     stays, leaves = (vm(), Verdict(False, "")), (vm(), Verdict(True, ""))
     assert not judge_thing(thing(), [stays, leaves], outlook("success")).goes
-    assert judge_thing(thing(), [leaves, leaves], outlook("running")).goes
+    assert judge_thing(thing(), [leaves, leaves], outlook("failed")).goes
+    assert judge_thing(thing(), [leaves], outlook(None)).goes
+    assert not judge_thing(thing(), [leaves], outlook("running")).goes, "a retry may be creating another VM"
     # Not its own age counts then.
     assert judge_thing(thing(created=NOW), [leaves], outlook(None, older_than=HOUR)).goes
 

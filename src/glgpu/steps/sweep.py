@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from glgpu.errors import ErrorClass, Failure
-from glgpu.leftovers import OVER, Thing, Verdict, Vm, What, judge_vm
+from glgpu.leftovers import OVER, Thing, Verdict, Vm, What, judge_thing, judge_vm
 from glgpu.lifetime import spoken
 from glgpu.run_names import PREFIX, ReadName, RunName, read_name
 from glgpu.steps.context import Run
@@ -123,6 +123,10 @@ class _Sweep:
     def _gone(self, item: Vm | Thing) -> None:
         self._outcomes[item] = replace(self._outcomes[item], removed=True)
 
+    def _add(self, thing: Thing, vm: Vm) -> None:
+        """Add what was not seen at first, and hangs on a VM."""
+        self._outcomes[thing] = Outcome(thing, judge_thing(thing, [(vm, self._outcomes[vm].verdict)], self._outlook))
+
     # VMs
 
     def _end(self, vm: Vm) -> Verdict | None:
@@ -174,10 +178,11 @@ class _Sweep:
                 continue
             with self._run.console.section(f"rescue-{vm.run.run}", f"What is not home yet of {vm.name}"):
                 rescue(run, most=min(wanted, left))
+            rules = {one.name for one in self._outcomes if isinstance(one, Thing) and one.what == "firewall rule"}
             # The door to it was opened by two rules, which may not have been there when we looked.
             for rule in (Thing("firewall rule", one, vm.run) for one in (str(name), name.closed_rule)):
-                if not any((one.what, one.name) == (rule.what, rule.name) for one in self._doomed(Thing)):
-                    self._outcomes[rule] = Outcome(rule, Verdict(True, "goes with its VM"))
+                if rule.name not in rules:
+                    self._add(rule, vm)
             asked += self._several([vm], self._end)
         return asked
 
@@ -212,16 +217,16 @@ class _Sweep:
             self._run.console.say(f"disks that outlive their VMs are left to the next clean-up: {disks.cause}")
             disks = []
         outliving = [
-            Thing("disk", disk.name, places[disk.name, disk.zone].run, disk.zone)
+            (Thing("disk", disk.name, vm.run, disk.zone), vm)
             for disk in disks
-            if (disk.name, disk.zone) in places
+            if (vm := places.get((disk.name, disk.zone))) is not None
         ]
         for vm in gone:
             bucket = self._run.knowing(self._found.instances[vm.name, vm.zone]).settings.storage.bucket
             if bucket and self._is_own(vm.run):
-                outliving.append(Thing("Terraform state", str(vm.run), vm.run, f"{BUCKETS}{bucket}"))
-        for thing in outliving:
-            self._outcomes[thing] = Outcome(thing, Verdict(True, "goes with its VM"))
+                outliving.append((Thing("Terraform state", str(vm.run), vm.run, f"{BUCKETS}{bucket}"), vm))
+        for thing, vm in outliving:
+            self._add(thing, vm)
 
     def _free(self, things: Sequence[Thing]) -> list[Thing]:
         """Those of whose run no VM is left: until then a state is one more way to find it, and a disk is in use."""
