@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.error
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from cloud import IMAGE, NAME, PROJECT, ZONE, Cloud, cloud
 from glgpu.classify import explain, zones_with_capacity
 from glgpu.errors import ErrorClass
+from glgpu.rehearsal import compute_instances
 from glgpu.rehearsal.faults import Faults, Rule
 
 INSERT = "compute.instances.insert"
@@ -211,3 +213,47 @@ def test_a_boot_image_whose_family_is_gone_is_not_found(google: Cloud) -> None:
     assert answer.code == 404
     assert f"The resource '{IMAGE}' was not found" in text
     assert explain(text).klass is ErrorClass.IMAGE
+
+
+def refused(google: Cloud, method: str, path: str) -> tuple[int, str]:
+    """Status and reason of a refusal."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        google.ask(method, path)
+    with caught.value as answer:
+        return answer.code, json.loads(answer.read())["error"]["errors"][0]["reason"]
+
+
+def test_a_delete_may_take_its_time_and_leaves_a_vm_that_is_stopping(google: Cloud) -> None:
+    google.faults.rules.append(Rule("compute.instances.delete", "late", argument="1000"))
+    ended(google, insert(google))
+    begun = google.ask("DELETE", f"zones/{ZONE}/instances/{NAME}")
+    assert google.instance()["status"] == "STOPPING"
+    assert refused(google, "DELETE", f"zones/{ZONE}/instances/{NAME}") == (400, "resourceNotReady")
+    google.clock.advance(1001)
+    assert "error" not in ended(google, begun)
+    assert names(google, "instances") == names(google, "disks") == []
+
+
+def test_a_vm_may_refuse_to_die_until_it_does_no_more(google: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute_instances, "DYING_SECONDS", 0.0)
+    google.faults.rules.append(Rule("compute.immortal", "on"))
+    ended(google, insert(google))
+    begun = google.ask("DELETE", f"zones/{ZONE}/instances/{NAME}")
+    here = begun["selfLink"].partition(f"/projects/{PROJECT}/")[2]
+    google.clock.advance(1000)
+    assert google.ask("GET", here)["status"] != "DONE"
+    assert (google.instance()["status"], names(google, "disks")) == ("STOPPING", [NAME])
+    google.faults.lift("compute.immortal")
+    assert "error" not in ended(google, begun)
+    assert names(google, "instances") == names(google, "disks") == []
+
+
+def test_operations_are_listed_over_all_zones_and_regions_by_what_they_are_about(google: Cloud) -> None:
+    google.faults.rules.append(Rule(INSERT, "late-unseen", argument="1000"))
+    insert(google)
+    query = urllib.parse.urlencode({"filter": f'targetLink eq ".*/instances/{NAME}"'})
+    items = google.ask("GET", f"aggregated/operations?{query}")["items"]
+    assert {"global", f"zones/{ZONE}", "regions/europe-west4"} <= items.keys()
+    (found,) = items[f"zones/{ZONE}"]["operations"]
+    assert (found["operationType"], found["status"]) == ("insert", "PENDING")
+    assert all("operations" not in one for scope, one in items.items() if scope != f"zones/{ZONE}")

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from glgpu import processes
 from glgpu.errors import ErrorClass, Failure
-from glgpu.processes import Interrupts, Running, TimedOut, environment, find_tool, need_tool, run
+from glgpu.processes import Interrupts, Running, TimedOut, environment, find_tool, need_tool, run, time_limit
 
 SOON = 20.0
 """Seconds in which what is said to happen has happened, on the slowest machine."""
@@ -203,6 +204,47 @@ def test_a_file_that_is_no_program_is_refused_the_same_way(tmp_path: Path) -> No
     program.write_text("not a program")
     with pytest.raises(Failure, match="cannot be started"):
         run([str(program)])
+
+
+def test_a_process_whose_time_is_over_is_asked_to_end_where_that_is_wanted(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    code = f"trap 'touch {ended}; exit' TERM; echo up; while :; do sleep 0.05; done"
+    with pytest.raises(TimedOut):
+        run(["sh", "-c", code], timeout=1.0, grace=SOON)
+    assert ended.exists()
+
+
+def test_a_time_limit_ends_whatever_is_waited_for() -> None:
+    begun = time.monotonic()
+    with pytest.raises(Failure) as caught, time_limit(0.2, "too slow"):
+        run(["sleep", LONG])
+    assert (caught.value.klass, caught.value.cause) == (ErrorClass.OUT_OF_TIME, "too slow")
+    assert time.monotonic() - begun < SOON
+
+
+def test_a_time_limit_that_is_passed_over_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "REPEAT_SECONDS", 0.1)
+    passed_over: list[Failure] = []
+
+    def stubborn() -> None:
+        with time_limit(0.1, "too slow"):
+            try:
+                run(["sleep", LONG])
+            except Failure as failure:
+                passed_over.append(failure)
+            run(["sleep", LONG])
+
+    with pytest.raises(Failure):
+        stubborn()
+    assert len(passed_over) == 1
+
+
+def test_a_time_limit_that_was_not_reached_leaves_nothing_behind() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with time_limit(1000, "too slow"):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 900
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_a_child_gets_what_it_needs_and_not_what_it_must_not_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,8 +126,11 @@ def test_a_cancelled_training_saves_what_it_has_and_its_vm_goes(
 ) -> None:
     own = repository(tmp_path / "repository", {"train.py": LONG_TRAINING})
 
+    before: list[int] = []
+
     async def cancel(played: Played) -> None:
         await played.printed("train", "half way\n")
+        before.append(len(played.world.calls.lines()))
         if whole:
             played.player.cancel_pipeline()
         else:
@@ -142,6 +145,9 @@ def test_a_cancelled_training_saves_what_it_has_and_its_vm_goes(
         with zipfile.ZipFile(train.last.artifacts) as archive:
             assert archive.read("outputs/weights/w.bin") == b"half"
         assert "$ if [ " in played.logs["train"]
+        since = made.calls.lines()[before[0] :]
+        assert "compute" in {call["to"] for call in since}
+        assert not {"gitlab", "git"} & {call["to"] for call in since}, "the job's token is dead"
         made.call(played.rehearsal.until_gone())
         assert not {"instances", "disks"} & set(played.left())
         # The job's token was dead: what GitLab and the firewall still hold goes with the environment.

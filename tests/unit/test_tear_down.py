@@ -116,6 +116,11 @@ def test_without_gitlab_the_cloud_is_cleared_all_the_same(whole: Stage, verb: st
     assert failure_of(whole).exit_code == 18
     assert not whole.cloud.vms
     assert not whole.cloud.rules
+    what = "the deploy key in GitLab" if verb == "remove_deploy_keys" else "the state in GitLab"
+    assert f"left for cleanup: {what}\n" in whole.log
+    left_over = whole.run.record.find("left-for-cleanup")
+    assert left_over is not None
+    assert left_over.facts == {"things": [what]}
 
 
 def test_a_terraform_that_fails_is_done_without(whole: Stage) -> None:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from glgpu import processes
 from glgpu.console import Console
 from glgpu.errors import EXIT_MEANINGS, ErrorClass, Failure
+from glgpu.lifetime import spoken
 from glgpu.rehearsal import world as worlds
 from glgpu.rehearsal.ci_yaml import Job, PipelineError
 from glgpu.rehearsal.cloud_catalogue import ZONES
@@ -29,6 +31,7 @@ from glgpu.rehearsal.gitlab_model import Variable
 from glgpu.rehearsal.job_run import RUNNER_VERSION, Executor, Outcome
 from glgpu.rehearsal.occasion import Event, Occasion, Server, predefined_variables
 from glgpu.rehearsal.player import Player
+from glgpu.rehearsal.stranger import Stranger
 from glgpu.rehearsal.world import GOOGLE_PROJECT, Adopted, World, settings_of
 from glgpu.resources import resource
 from glgpu.settings import process_environment
@@ -88,6 +91,10 @@ def rehearse(
     # Of --serve, standard output is one line for programs.
     talk = Console(console.masker, stream=sys.stderr.buffer) if serve else console
     world = World(Faults([rule for fault in chosen for rule in fault.rules]), talk.say)
+    ahead = max((fault.clock_ahead for fault in chosen), default=0.0)
+    if ahead:
+        world.clock.offset = ahead
+        talk.say(f"the clocks of GitLab and Google are {spoken(ahead)} ahead of this machine's")
     try:
         if serve:
             world.start(repository)
@@ -236,6 +243,9 @@ class Rehearsal:
         self._shown = ""
         self._unfinished: dict[str, bytes] = {}
         self._to_come = [fault.during for fault in faults if fault.during]
+        self._stranger: Stranger | None = None
+        self._moving_in: asyncio.Future[None] | None = None
+        self._touched: list[str] = []
 
     def play(self) -> int:
         """Play the pipeline and the layers after it; the exit code."""
@@ -244,6 +254,8 @@ class Rehearsal:
         self._console.say(f"== Pipeline of {adopted.branch} at {adopted.sha[:12]}: {names}")
         try:
             outcomes = self._world.call(self.player.play())
+            if self._moving_in is not None:
+                self._world.call(_ended(self._moving_in))
             self._summary(outcomes)
             code = first_failure(outcomes)
             for fault in self._faults:
@@ -257,6 +269,10 @@ class Rehearsal:
         self._unpack(outcomes)
         self._console.say(f"== Left behind: {_told(left)}")
         code = 30 if any(left.values()) else code
+        if self._stranger is not None:
+            touched = ", ".join(self._touched)
+            self._console.say(f"== another GitLab server's run with the same ids: {touched or 'untouched'}")
+            code = 1 if touched else code
         self._console.say(f"== {time.monotonic() - begun:.0f} s in all; exit code {code}: {EXIT_MEANINGS[code]}")
         return code
 
@@ -280,6 +296,8 @@ class Rehearsal:
         if done.code:
             raise RuntimeError(f"the read-back failed: {done.complaint}")
         found: dict[str, list[str]] = json.loads(done.text)
+        if self._stranger is not None:
+            found, self._touched = self._stranger.apart(found)
         return found
 
     def _act(self, after: Afterwards) -> None:
@@ -321,9 +339,28 @@ class Rehearsal:
         self._end_line(self._shown)
         self._shown = job.name
         self._console.say(f"== Job {job.name}" + (f", try {again}" if again > 1 else ""))
-        if again == 1:
-            for fault in self._faults:
-                self._world.faults.rules.extend(fault.before.get(job.name, ()))
+        if again > 1:
+            return
+        for fault in self._faults:
+            self._world.faults.rules.extend(fault.before.get(job.name, ()))
+            if fault.locked_before == job.name:
+                self._lock_states()
+            if fault.stranger and self._stranger is None:
+                self._let_in()
+
+    def _lock_states(self) -> None:
+        """A Terraform of this project took its states' locks, and was killed."""
+        for state in self.adopted.project.states.values():
+            state.lock_id, state.locked_by = str(uuid.uuid4()), self.adopted.user
+            state.locked_at = self._world.clock.now()
+
+    def _let_in(self) -> None:
+        """Let another server's run into the cloud project, beside the one that is played."""
+        world, ids = self._world, (self.adopted.project.id, self.player.entry.id)
+        stranger = Stranger(world.compute.endpoint, world.google_token, GOOGLE_PROJECT, *ids)
+        self._stranger = stranger
+        loop = asyncio.get_running_loop()
+        self._moving_in = loop.run_in_executor(None, stranger.move_in, world.clock.now())
 
     def _show(self, job: Job, data: bytes) -> None:
         """Print whole lines: the marks of sections come in pieces."""
@@ -387,6 +424,10 @@ class Rehearsal:
                 ErrorClass.DISK_FULL, f"./outputs cannot be written: {error}", "make room there, or rehearse elsewhere"
             ) from None
         self._console.say(f"== Results: {len([name for name in count if not name.endswith('/')])} files in ./outputs")
+
+
+async def _ended(work: asyncio.Future[None]) -> None:
+    await work
 
 
 def exit_code_of(outcome: Outcome) -> int | None:

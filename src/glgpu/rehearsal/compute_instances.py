@@ -43,7 +43,8 @@ OS_LOGIN_FORCED = "compute.os-login-forced"
 """State: OS Login is on for every VM, whatever its own metadata says."""
 
 IMMORTAL = "compute.immortal"
-"""State: a VM that is to be deleted stays STOPPING for as long as this lasts."""
+"""State: a VM that is to be deleted stays STOPPING for as long as this lasts, and a little longer."""
+DYING_SECONDS = 5.0
 
 SERIAL_RING = 1024 * 1024
 """Bytes of a serial port's output that Compute Engine keeps."""
@@ -528,8 +529,10 @@ class Instances:
 
     async def _let_die(self, instance: Instance) -> None:
         """What a delete does; while VMs refuse to die, its operation does not end."""
-        while self._faults.holds(IMMORTAL, instance.zone):
-            await asyncio.sleep(0.05)
+        if self._faults.holds(IMMORTAL, instance.zone):
+            while self._faults.holds(IMMORTAL, instance.zone):
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(DYING_SECONDS)
         await self._vanish(instance)
 
     async def _vanish(self, instance: Instance) -> None:

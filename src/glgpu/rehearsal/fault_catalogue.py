@@ -64,6 +64,10 @@ class Fault:
         variables: CI variables of the project.
         branch: The branch that is pushed.
         during: What happens to the network during the training.
+        locked_before: The job before which a Terraform that was killed has left its lock on the run's state; empty:
+            none.
+        clock_ahead: Seconds by which the clocks of GitLab and Google run ahead of the jobs' own.
+        stranger: Whether a run of another GitLab server with the same ids is in the cloud project.
         afterwards: The layers that act after the pipeline, in order.
         place: What the name is followed by, after a colon: ``ZONE`` or ``REGION``; empty: nothing.
         example: The place that is meant where none is said.
@@ -80,6 +84,9 @@ class Fault:
     variables: Mapping[str, str] = field(default_factory=dict)
     branch: str = "main"
     during: During | None = None
+    locked_before: str = ""
+    clock_ahead: float = 0.0
+    stranger: bool = False
     afterwards: Sequence[Afterwards] = ()
     place: Literal["", "ZONE", "REGION"] = ""
     example: str = ""
@@ -175,6 +182,58 @@ FAULTS: tuple[Fault, ...] = (
         before={"destroy": [Rule("gitlab.request", "down")]},
         variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
         afterwards=[Afterwards("destroy", 0, ["deploy keys", "states"], lifted=["gitlab.request"])],
+    ),
+    Fault(
+        "gitlab-down",
+        "GitLab cannot be reached from the training on: the cloud is cleared without it",
+        18,
+        "NETWORK",
+        shows="left for cleanup",
+        before={"train": [Rule("gitlab.request", "down")]},
+        variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+        afterwards=[Afterwards("destroy", 0, ["states"], lifted=["gitlab.request"])],
+    ),
+    Fault(
+        "state-locked",
+        "a Terraform that was killed has left its lock on the run's state",
+        0,
+        shows="breaking the lock on the state in GitLab",
+        locked_before="destroy",
+        variables={"GLGPU_LIMITS_DELETE_MINUTES": "0.1", "GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+    ),
+    Fault(
+        "delete-slow",
+        "Google takes its time to delete the VM",
+        0,
+        shows=": the delete of glgpu-",
+        rules=[Rule("compute.instances.delete", "late", argument="25")],
+        variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+    ),
+    Fault(
+        "vm-refuses-to-die",
+        "a VM that is to be deleted stays STOPPING",
+        30,
+        "STILL_ALIVE",
+        shows="(STOPPING, europe-west4-a): deleted, and yet there",
+        rules=[Rule("compute.immortal", "on")],
+        variables={"GLGPU_LIMITS_DELETE_MINUTES": "0.15", "GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+        afterwards=[Afterwards("destroy", 0, ["instances", "disks", "states"], lifted=["compute.immortal"])],
+    ),
+    Fault(
+        "clock-skew",
+        "the clocks of GitLab and Google are ten minutes ahead of the jobs' own, and the VM may live for nine",
+        0,
+        shows="the clocks of GitLab and Google are 10 min ahead",
+        clock_ahead=600.0,
+        variables={"GLGPU_MACHINE_MAX_HOURS": "0.15", "GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+    ),
+    Fault(
+        "second-server-same-ids",
+        "another GitLab server has a run with the same project and pipeline ids in the same cloud project",
+        0,
+        shows="another GitLab server's run with the same ids: untouched",
+        variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+        stranger=True,
     ),
     Fault(
         "permission-denied",

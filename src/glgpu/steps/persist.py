@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 from glgpu.errors import ErrorClass, Failure
@@ -17,11 +16,13 @@ class Attempts:
 
     Attributes:
         failures: What went wrong, in order.
+        left: What is still there because a step failed.
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self.failures: list[Failure] = []
+        self.left: list[str] = []
 
     def get(self, step: Callable[[], T]) -> T | None:
         """What a step returns; None where it failed."""
@@ -31,9 +32,19 @@ class Attempts:
             self._note(failure)
             return None
 
-    def insist(self, step: Callable[[], T]) -> T | None:
-        """The same of a step that nobody else may come to do: what a signal cut short is done over."""
-        return self.get(partial(self.undisturbed, step))
+    def insist(self, step: Callable[[], T], *, removes: str = "") -> T | None:
+        """The same of a step that nobody else may come to do: what a signal cut short is done over.
+
+        Args:
+            step: The step.
+            removes: What stays if it fails.
+        """
+        try:
+            return self.undisturbed(step)
+        except Failure as failure:
+            self._note(failure)
+            self.left += [removes] if removes else []
+            return None
 
     def undisturbed(self, step: Callable[[], T]) -> T:
         """What a step returns; done over where a signal cut it short, which is noted and comes once.

@@ -57,17 +57,18 @@ def tear_down(run: Run, *, hurry: bool = False) -> None:
         # With its VM alive a disk is in use.
         _delete_disks(run, attempts)
     for rule in (str(run.name), run.name.closed_rule):
-        attempts.insist(partial(run.cloud.delete_rule, rule))
+        attempts.insist(partial(run.cloud.delete_rule, rule), removes=f"the firewall rule {rule}")
     if run.forge.may_administer:
-        attempts.insist(partial(_revoke, run))
+        attempts.insist(partial(_revoke, run), removes="the deploy key in GitLab")
     left = _proof(run, found, ending)
     for store in states if left is None else []:
         # The state goes last, and only after the proof: until then it is one more way to find the VM.
-        attempts.insist(partial(_delete_state, run, store))
+        attempts.insist(partial(_delete_state, run, store), removes=f"the state in {store.where}")
+    if left is None and attempts.left:
+        run.console.say(f"nothing that costs money is left; left for cleanup: {', '.join(attempts.left)}")
+        run.record.add("left-for-cleanup", things=attempts.left)
     worst = gravest([*([left] if left else []), *attempts.failures])
     if worst is not None:
-        if left is None:
-            run.console.say("nothing that costs money is left; what could not be removed is left for cleanup")
         raise worst
     run.console.say("nothing of this run is left: no VM, no disk, no firewall rule")
 
@@ -105,7 +106,8 @@ def _states(run: Run, attempts: Attempts) -> list[StateStore]:
     """The places that hold a state of this run."""
     held = []
     for store in possible_places(run):
-        if attempts.insist(partial(store.state, str(run.name))) in ("empty", "held"):
+        step = partial(store.state, str(run.name))
+        if attempts.insist(step, removes=f"the state in {store.where}") in ("empty", "held"):
             held.append(store)
     return held
 
