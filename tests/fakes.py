@@ -653,6 +653,15 @@ class FakeMachine(Refusing):
             if any(name == p or name.startswith(f"{p}/") for p in paths)
         }
 
+    def _sent(self, paths: Sequence[str]) -> dict[str, Entry]:
+        """The chosen files, and whatever is no file."""
+        chosen = {one.removeprefix(b"./") for one in self.stdin.get("choose", b"").split(b"\0")}
+        return {
+            name: entry
+            for name, entry in self.below(paths).items()
+            if entry.link or entry.folder or entry.kind or name.encode("utf-8", "surrogateescape") in chosen
+        }
+
     def _sums(self, paths: Sequence[str], wrong: bool) -> bytes:
         sums = b""
         for name, entry in self.below(paths).items():
@@ -671,7 +680,7 @@ class FakeMachine(Refusing):
         elif verb == "logs":
             yield self._logs(words[0])
         elif verb == "send":
-            data = tar_of(self.below(words[1:]))
+            data = tar_of(self._sent(words[1:]))
             cut = self.cut_at.pop(0) if self.cut_at else None
             yield FakeStream(0 if cut is None else 255, [data[:cut]], "")
         else:

@@ -292,6 +292,18 @@ def test_odd_names_come_home_and_sha256sum_checks_them(vm: Vm) -> None:
     assert "'weights/outside'" in vm.lab.said.getvalue().decode()
 
 
+def test_of_outputs_that_are_home_only_what_has_changed_is_sent_and_links_and_empty_folders_stay(vm: Vm) -> None:
+    vm.sh("cd glgpu/code && mkdir -p weights/empty && echo 1 >weights/a && echo 2 >weights/b && ln -s a weights/l")
+    assert vm.collect("weights").files == 2
+    kept = (vm.run.outputs / "weights/a").stat().st_mtime_ns
+    vm.sh("cd glgpu/code && echo 3 >weights/b && echo 4 >weights/c && rm weights/l && ln -s b weights/l")
+    assert vm.collect("weights").files == 3
+    assert (vm.run.outputs / "weights/a").stat().st_mtime_ns == kept
+    assert [(vm.run.outputs / "weights" / name).read_text() for name in "abc"] == ["1\n", "3\n", "4\n"]
+    assert (vm.run.outputs / "weights/l").readlink() == Path("b")
+    assert (vm.run.outputs / "weights/empty").is_dir()
+
+
 def test_outputs_that_are_not_there_are_none(vm: Vm) -> None:
     assert vm.collect("nothing", "weights") == Home(0, 0)
 

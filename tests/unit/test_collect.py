@@ -10,11 +10,13 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from fakes import Entry, Stage
 from glgpu.errors import ErrorClass, Failure
+from glgpu.steps import collect as collect_module
 from glgpu.steps.collect import Home, collect
 
 
@@ -220,3 +222,49 @@ def test_checksums_are_written_as_sha256sum_writes_them(stage: Stage) -> None:
     assert sorted(sums(stage).decode().splitlines()) == sorted(
         [f"{one}  weights/plain", f"\\{two}  weights/line\\nbreak", f"\\{three}  weights/b\\\\s"]
     )
+
+
+def test_what_is_home_already_is_not_sent_again(stage: Stage) -> None:
+    stage.machine.files["weights/v.bin"] = Entry(b"v")
+    collected(stage)
+    stage.machine.files["weights/w.bin"] = Entry(b"changed")
+    stage.machine.files["weights/x.bin"] = Entry(b"new")
+    assert collected(stage) == Home(3, 11)
+    assert stage.machine.stdin["choose"] == b"./weights/w.bin\0./weights/x.bin\0"
+    assert outputs(stage) == {"weights/v.bin": b"v", "weights/w.bin": b"changed", "weights/x.bin": b"new"}
+    assert sums(stage).count(b"\n") == 3
+
+
+def test_a_file_behind_a_link_is_not_taken_for_one_that_is_home(stage: Stage, tmp_path: Path) -> None:
+    collected(stage)
+    (stage.run.outputs / "weights").rename(tmp_path / "elsewhere")
+    (stage.run.outputs / "weights").symlink_to(tmp_path / "elsewhere")
+    collected(stage)
+    assert stage.machine.stdin["choose"] == b"./weights/w.bin\0"
+    assert not (stage.run.outputs / "weights").is_symlink()
+
+
+@pytest.mark.parametrize("klass", [ErrorClass.OUT_OF_TIME, ErrorClass.INTERRUPTED])
+def test_of_a_collection_that_is_cut_short_whole_files_are_named_and_the_next_one_goes_on(
+    stage: Stage, klass: ErrorClass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.machine.files = {f"weights/{n}": Entry(bytes(100)) for n in range(4)}
+    written: list[Path] = []
+    write = collect_module._write
+
+    def cut(source: IO[bytes], target: Path) -> str:
+        if len(written) == 2:
+            raise Failure(klass, "cut short", "none")
+        written.append(target)
+        return write(source, target)
+
+    monkeypatch.setattr(collect_module, "_write", cut)
+    with pytest.raises(Failure) as caught:
+        collected(stage)
+    assert caught.value.klass is klass
+    assert sorted(outputs(stage)) == ["weights/0", "weights/1"]
+    assert sums(stage).count(b"\n") == 2
+    assert stage.events()[-1] == "outputs-partly-home"
+    monkeypatch.undo()
+    assert collected(stage).files == 4
+    assert stage.machine.stdin["choose"] == b"./weights/2\0./weights/3\0"

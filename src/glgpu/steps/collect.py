@@ -1,4 +1,7 @@
-"""Bring outputs home: whole files only, every byte checked against what the VM has, and nothing outside outputs/."""
+"""Bring outputs home: whole files only, every byte checked against what the VM has, and nothing outside outputs/.
+
+What is home already is not sent again: a collection that was cut short goes on where it ended.
+"""
 
 from __future__ import annotations
 
@@ -54,12 +57,17 @@ def collect(run: Run, machine: Machine, home: str, paths: Iterable[str], *, seco
     base = f"{home}/code/{run.base}".rstrip("/")
     last: Failure | None = None
     end = run.clock.now() + seconds
+    sums: dict[str, str] = {}
+    got: dict[str, tuple[str, int]] = {}
     for _ in range(TRIES):
         try:
             sums = _sums(run, machine, base, wanted, _left(run, end))
-            got = _receive(run, machine, base, wanted, _left(run, end))
+            got = _at_home(run, sums)
+            _choose(run, machine, [name for name in sums if name not in got], _left(run, end))
+            _receive(run, machine, base, wanted, got, _left(run, end))
         except Failure as failure:
             if failure.klass is not ErrorClass.SSH:
+                _note_part(run, sums, got)
                 raise
             last = failure
             continue
@@ -73,18 +81,53 @@ def collect(run: Run, machine: Machine, home: str, paths: Iterable[str], *, seco
             "retry the job: nothing on the VM was touched",
         )
     assert last is not None
+    _note_part(run, sums, got)
     raise last
 
 
 def _noted(run: Run, got: dict[str, tuple[str, int]]) -> Home:
+    _write_sums(run, got)
+    home = Home(len(got), sum(size for _, size in got.values()))
+    run.record.add("outputs-home", files=home.files, bytes=home.size)
+    return home
+
+
+def _note_part(run: Run, sums: dict[str, str], got: dict[str, tuple[str, int]]) -> None:
+    """Say which files are whole, of a collection that was cut short."""
+    whole = {name: entry for name, entry in got.items() if entry[0] == sums.get(name)}
+    if whole:
+        _write_sums(run, whole)
+        run.console.say(f"{len(whole)} of {len(sums)} files are home and whole")
+        run.record.add("outputs-partly-home", files=len(whole), of=len(sums))
+
+
+def _write_sums(run: Run, got: dict[str, tuple[str, int]]) -> None:
     lines = [_sum_line(digest, name) for name, (digest, _) in sorted(got.items())]
     try:
         write_atomically(run.outputs / OWN_FOLDER / "SHA256SUMS", b"".join(lines))
     except OSError as error:
         raise cannot_write(error, "SHA256SUMS") from None
-    home = Home(len(got), sum(size for _, size in got.values()))
-    run.record.add("outputs-home", files=home.files, bytes=home.size)
-    return home
+
+
+def _at_home(run: Run, sums: dict[str, str]) -> dict[str, tuple[str, int]]:
+    """The files that are here as they are on the VM; behind a link nothing counts as here."""
+    found = {}
+    for name, digest in sums.items():
+        path = run.outputs / name
+        try:
+            if path.resolve() != run.outputs.resolve() / name or not path.is_file():
+                continue
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                    found[name] = (digest, path.stat().st_size)
+        except OSError:
+            continue  # it is fetched, and whatever is wrong is seen then
+    return found
+
+
+def _choose(run: Run, machine: Machine, names: list[str], seconds: float) -> None:
+    chosen = b"".join(b"./" + name.encode("utf-8", "surrogateescape") + b"\0" for name in names)
+    ask(run, machine, "choose", stdin=chosen, timeout=seconds, doing="choosing what is to come home")
 
 
 def _sum_line(digest: str, name: str) -> bytes:
@@ -109,11 +152,15 @@ def _sums(run: Run, machine: Machine, base: str, paths: list[str], seconds: floa
         name = _relative(raw.decode("utf-8", "surrogateescape"))
         if _may_come(name):
             sums[name] = digest.decode("ascii")
+        elif name:
+            _leave_out(run, name)
     return sums
 
 
-def _receive(run: Run, machine: Machine, base: str, paths: list[str], seconds: float) -> dict[str, tuple[str, int]]:
-    got: dict[str, tuple[str, int]] = {}
+def _receive(
+    run: Run, machine: Machine, base: str, paths: list[str], got: dict[str, tuple[str, int]], seconds: float
+) -> None:
+    """Unpack what comes; each file is in ``got`` as soon as it is whole."""
     with machine.stream(command(run, "send", base, *paths), timeout=seconds) as stream:
         stream.stdin.close()
         try:
@@ -127,7 +174,6 @@ def _receive(run: Run, machine: Machine, base: str, paths: list[str], seconds: f
             reason = stream.complaint
         if code != 0:
             raise Failure(ErrorClass.SSH, f"the outputs did not come through whole: {reason}", "retry the job", reason)
-    return got
 
 
 def _unpack(run: Run, archive: tarfile.TarFile, entry: tarfile.TarInfo, got: dict[str, tuple[str, int]]) -> None:
@@ -136,7 +182,7 @@ def _unpack(run: Run, archive: tarfile.TarFile, entry: tarfile.TarInfo, got: dic
         return
     target = run.outputs / name
     if not _may_come(name):
-        run.console.say(f"left out: {name!r}: its name leads out of the outputs, or into glgpu's own folder")
+        _leave_out(run, name)
         return
     try:
         _make_room(run.outputs, target)
@@ -152,6 +198,10 @@ def _unpack(run: Run, archive: tarfile.TarFile, entry: tarfile.TarInfo, got: dic
             run.console.say(f"left out: {name!r}: neither file, folder nor link")
     except OSError as error:
         raise cannot_write(error, repr(name)) from None
+
+
+def _leave_out(run: Run, name: str) -> None:
+    run.console.say(f"left out: {name!r}: its name leads out of the outputs, or into glgpu's own folder")
 
 
 def _write(source: IO[bytes], target: Path) -> str:

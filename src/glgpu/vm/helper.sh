@@ -203,13 +203,21 @@ sums)
         [ ! -e "./$path" ] || sudo -n find "./$path" -type f -print0
     done | sudo -n xargs -0 -r sha256sum -z --
     ;;
+choose)
+    # The files that `send` sends, NUL-terminated, by standard input.
+    cat >"$home/.chosen"
+    ;;
 send)
-    # send BASE PATH...: the same as tar; root reads it, for the container's files are root's.
+    # send BASE PATH...: the chosen files, and every folder and link below the paths, as tar; root reads them, for the
+    # container's files are root's.
     cd "$1"
     shift
-    for path in "$@"; do
-        [ ! -e "./$path" ] || printf './%s\0' "$path"
-    done | sudo -n tar -c -f - --format=pax --hard-dereference --null --verbatim-files-from -T -
+    {
+        cat "$home/.chosen"
+        for path in "$@"; do
+            [ ! -e "./$path" ] || sudo -n find "./$path" ! -type f -print0
+        done
+    } | sudo -n tar -c -f - --format=pax --hard-dereference --no-recursion --null --verbatim-files-from -T -
     ;;
 is-home)
     [ -e "$home/is-home" ] && echo yes || echo no
