@@ -206,6 +206,7 @@ class FakeCloud(Refusing):
         def go() -> None:
             self.vms.pop((name, zone), None)
             self.boot_disks.discard((name, zone))
+            self.deletes.append(Operation(f"d{len(self.deletes)}", "delete", zone, found.id, True))
 
         if not self.delete_seconds:
             go()

@@ -377,6 +377,14 @@ def test_an_insert_that_does_not_end_is_alive_and_waited_for_no_longer_than_sett
     assert 120 <= sum(stage.clock.slept) <= 125
 
 
+def test_a_vm_that_was_deleted_while_it_came_up_is_not_waited_for(stage: Stage) -> None:
+    stage.cloud.insert(stage.vm(id="7", status="PROVISIONING"))
+    stage.cloud.under_way.add("operation-0")
+    tear_down(stage.run)
+    assert left(stage) == {}
+    assert sum(stage.clock.slept) < 2
+
+
 def test_a_cancelled_job_waits_for_an_insert_no_longer_than_it_can(stage: Stage) -> None:
     stage.cloud.insert_late(stage.vm(), 10_000)
     with pytest.raises(Failure) as caught:

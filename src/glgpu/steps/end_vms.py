@@ -37,9 +37,11 @@ def instances_of(run: Run) -> list[Instance]:
 def under_way(operations: Sequence[Operation]) -> list[Operation]:
     """What may still become a VM of the run: until an insert is over, no list need show what it makes.
 
-    A Terraform that was killed leaves such an insert behind, and so does one whose patience is over.
+    A Terraform that was killed leaves such an insert behind, and so does one whose patience is over. What was deleted
+    while it came up does not come up any more, however long its insert goes on.
     """
-    return [one for one in operations if one.kind == "insert" and not one.done]
+    deleted = {one.instance_id for one in operations if one.kind == "delete" and one.done and one.failure is None}
+    return [one for one in operations if one.kind == "insert" and not one.done and one.instance_id not in deleted]
 
 
 class Ending:
