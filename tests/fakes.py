@@ -24,6 +24,10 @@ from glgpu.interfaces import (
     Endpoint,
     FirewallRule,
     ForgeEnvironment,
+    ForgePipeline,
+    ForgeProject,
+    ForgeSchedule,
+    ForgeVariable,
     Instance,
     MachineType,
     Made,
@@ -544,6 +548,50 @@ class FakeForge(FakeStates):
     def stop_environment(self, environment: int) -> None:
         self.visit("stop_environment", environment)
         self.environment_list = [one for one in self.environment_list if one.id != environment]
+
+
+class FakeScheduler(Refusing):
+    """GitLab, for pipeline schedules: a project of group/project with a Maintainer's token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there = True
+        self.known = ForgeProject("main", 40)
+        self.set: list[ForgeVariable] = []
+        self.made: list[ForgeSchedule] = []
+        self.errors: tuple[str, ...] = ()
+
+    def is_gitlab(self) -> bool:
+        self.visit("is_gitlab")
+        return self.there
+
+    def project(self) -> ForgeProject:
+        self.visit("project")
+        return self.known
+
+    def variables(self) -> list[ForgeVariable]:
+        self.visit("variables")
+        return self.set
+
+    def schedules(self) -> list[ForgeSchedule]:
+        self.visit("schedules")
+        return list(self.made)
+
+    def judge(self, text: str) -> ForgePipeline:
+        self.visit("judge", text)
+        return ForgePipeline(self.errors, (), text)
+
+    def add_schedule(self, description: str, ref: str, cron: str) -> int:
+        self.visit("add_schedule", description, ref, cron)
+        number = len(self.made) + 1
+        self.made.append(ForgeSchedule(description, ref, False, "ada", "active", {}, "", None, number))
+        return number
+
+    def finish_schedule(self, number: int, variables: Mapping[str, str]) -> None:
+        self.visit("finish_schedule", number, dict(variables))
+        (index,) = [index for index, one in enumerate(self.made) if one.number == number]
+        both = {**(self.made[index].variables or {}), **variables}
+        self.made[index] = replace(self.made[index], active=True, variables=both)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -117,27 +117,44 @@ def staged(console: Console, stage: Callable[[Run], None], **options: Any) -> No
 @click.option("--command", help="Command of the training.")
 @click.option("--outputs", help="Files and folders that it leaves, by comma.")
 @click.option("--folder", default=".", show_default=True, help="The repository that shall use glgpu.")
+@click.option("--gitlab", metavar="URL", help="Your GitLab.  [default: CI_SERVER_URL, or that of the remote origin]")
+@click.option("--project", metavar="GROUP/PROJECT", help="Where the repository is on it.  [default: likewise]")
+@click.option(
+    "--schedule",
+    type=click.Choice(["yes", "no"]),
+    help="Whether to make the cleanup schedule also if jobs of yours run on it.  [default: asks]",
+)
 @doorman
-def init(console: Console, interrupts: Interrupts, folder: str, ref: str, **answers: str | None) -> None:
+def init(
+    console: Console,
+    interrupts: Interrupts,
+    folder: str,
+    gitlab: str | None,
+    project: str | None,
+    ref: str,
+    schedule: str | None,
+    **answers: str | None,
+) -> None:
     """Make a repository use glgpu; overwrites nothing.
+
+    Writes glgpu.yml and the include, and makes the schedule that cleans up where GLGPU_GITLAB_TOKEN allows it.
 
     Example: glgpu init --home group/glgpu --google-project my-dl
     """
+    from glgpu.settings import process_environment
     from glgpu.stages.init import Answers
     from glgpu.stages.init import init as stage
+    from glgpu.wiring import make_gitlab
 
     del interrupts
 
     def ask(question: str, default: str) -> str:
         return str(click.prompt(question, default=default or None))
 
-    outcome = stage(Path(folder), Answers(ref=ref, **answers), ask)
-    for path in outcome.written:
-        console.say(f"written: {path}")
-    for path in outcome.kept:
-        console.say(f"kept as it was: {path}")
-    for line in outcome.needed:
-        console.say(line)
+    # A script is not asked whether it means what it does.
+    agreed = schedule or (None if sys.stdin.isatty() else "yes")
+    there = partial(make_gitlab, console, process_environment(), Path(folder), server=gitlab, project=project)
+    stage(Path(folder), Answers(ref=ref, schedule=agreed, **answers), ask, there, console.say)
 
 
 @cli.command()

@@ -607,6 +607,7 @@ class ForgeSchedule:
         variables: Its variables; None where GitLab does not show them to this token.
         last_status: Status of its last pipeline; empty: there was none.
         last_time: When that was made, in Unix time; None: never.
+        number: GitLab's number for it.
     """
 
     description: str
@@ -617,6 +618,7 @@ class ForgeSchedule:
     variables: Mapping[str, str] | None
     last_status: str
     last_time: float | None
+    number: int
 
 
 @dataclass(frozen=True)
@@ -626,10 +628,12 @@ class ForgePipeline:
     Attributes:
         errors: Why there would be no pipeline; empty when all is well.
         includes: Paths of the files that it includes.
+        merged: It and all that it includes in one text of YAML; empty where GitLab cannot read them.
     """
 
     errors: tuple[str, ...]
     includes: tuple[str, ...]
+    merged: str = ""
 
 
 class ForgeFacts(Protocol):
@@ -661,6 +665,31 @@ class ForgeFacts(Protocol):
 
     def host_key_fingerprints(self) -> set[str]:
         """GitLab's own SSH host keys as ``SHA256:...``; empty where it does not publish them."""
+
+
+class Scheduler(Protocol):
+    """GitLab, for whoever makes pipeline schedules. Methods raise Failure when it refuses or cannot be reached."""
+
+    def is_gitlab(self) -> bool:
+        """Whether a GitLab answers there; asked without the token."""
+
+    def project(self) -> ForgeProject:
+        """The project, and the token's role in it."""
+
+    def variables(self) -> list[ForgeVariable]:
+        """The project's own CI variables, without those of its groups."""
+
+    def schedules(self) -> list[ForgeSchedule]:
+        """The project's pipeline schedules."""
+
+    def judge(self, text: str) -> ForgePipeline:
+        """What GitLab would make of a text as .gitlab-ci.yml, with the rights of the token's user."""
+
+    def add_schedule(self, description: str, ref: str, cron: str) -> int:
+        """Make a schedule that does not run yet; its number."""
+
+    def finish_schedule(self, number: int, variables: Mapping[str, str]) -> None:
+        """Give a schedule these variables, and let it run from now on."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from glgpu.clients.address_echo import caller_address
 from glgpu.clients.billing_catalogue import BillingCatalogue
@@ -28,12 +29,14 @@ from glgpu.clock import Clock, SystemClock
 from glgpu.console import Console
 from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
+from glgpu.git_remotes import Place, place_of
 from glgpu.interfaces import Backend, Endpoint, Stack
 from glgpu.job import Job, hide_tokens, read_job
 from glgpu.masking import Masker
 from glgpu.run_names import Kind, RunName
 from glgpu.run_record import RunRecord
 from glgpu.settings import Machine, Settings, load_settings, read_secret
+from glgpu.stages.init import GitLab
 from glgpu.steps.checks.facts import Sources
 from glgpu.steps.context import Run
 
@@ -126,6 +129,64 @@ def make_sources(
         tools=LocalTools(job.terraform),
         caller_address=caller_address,
     )
+
+
+def make_gitlab(
+    console: Console, environment: Mapping[str, str], folder: Path, *, server: str | None, project: str | None
+) -> GitLab:
+    """The GitLab on which a repository is to train, and who can be asked there; that nobody can is no failure.
+
+    What is given goes before the variables of a job, and those before the remote ``origin``.
+
+    Args:
+        console: Its masker learns the tokens.
+        environment: The process's variables.
+        folder: Root of the repository.
+        server: Address of the GitLab, if it is given.
+        project: Path of the project there, if it is given.
+    """
+    # The variables of a job speak of its own project alone.
+    given = {"CI_SERVER_URL": server, "CI_API_V4_URL": "", "CI_PROJECT_ID": "", "CI_PROJECT_PATH": ""} if server else {}
+    given |= {"CI_PROJECT_ID": "", "CI_PROJECT_PATH": project} if project else {}
+    place = Place("", "")
+    try:
+        job = read_job({**environment, **given}, folder, SystemClock().now())
+        hide_tokens(job, console.masker)
+        job = _placed(job, folder)
+        place = Place(job.server_url, job.project_path or str(job.project_id))
+        if not job.gitlab_token:
+            raise Failure(
+                ErrorClass.GITLAB_AUTH,
+                "GLGPU_GITLAB_TOKEN is not set",
+                "set GLGPU_GITLAB_TOKEN to a token of yours or of the project (Maintainer, scope api)",
+            )
+    except Failure as failure:
+        return GitLab(place, failure)
+    return GitLab(place, GitlabProject(job))
+
+
+def _placed(job: Job, folder: Path) -> Job:
+    """The job, on a laptop with what the remote ``origin`` tells of GitLab.
+
+    Raises:
+        Failure: USAGE, where that tells nothing either.
+    """
+    if job.server_url and (job.project_id or job.project_path):
+        return job
+    origin = place_of(LocalRepository(folder).origin())
+    if origin and not job.server_url:
+        job = replace(job, server_url=origin.server, api_url=f"{origin.server}/api/v4")
+    if origin and not (job.project_id or job.project_path):
+        # A GitLab that does not live at the root of its host shows that in addresses of its projects.
+        root = urlsplit(job.server_url).path.strip("/")
+        job = replace(job, project_path=origin.project.removeprefix(f"{root}/"))
+    if not job.server_url or not (job.project_id or job.project_path):
+        raise Failure(
+            ErrorClass.USAGE,
+            f"no remote `origin` of {folder.resolve()} tells which project on which GitLab this is",
+            "name both with --gitlab and --project",
+        )
+    return job
 
 
 def _readable_job(environment: Mapping[str, str], folder: Path, now: float) -> tuple[Job, tuple[Failure, ...]]:

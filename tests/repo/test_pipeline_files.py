@@ -27,7 +27,7 @@ from glgpu.rehearsal.ci_yaml import (
     expand_all,
     parse_duration,
 )
-from glgpu.stages.init import Answers, init
+from glgpu.stages.init import Answers, write_files
 
 ROOT: Path = gitlab_ci_local.ROOT
 TRAIN_FILE: dict[str, Any] = list(yaml.safe_load_all((ROOT / "ci/train.yml").read_text(encoding="utf-8")))[-1]
@@ -63,7 +63,7 @@ def with_init(folder: Path) -> str:
         "lint:\n  stage: lint\n  script: make lint\ntrain:\n  stage: train\n  script: make train\n"
     )
     answers = Answers("group/glgpu", google_project="", train_image="img:1", command="x", outputs="out")
-    init(folder, answers, lambda _question, default: default)
+    write_files(folder, answers, lambda _question, default: default)
     return pipeline.read_text()
 
 

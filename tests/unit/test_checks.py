@@ -79,7 +79,7 @@ def known(own: Mapping[str, str] = {}, /, **changes: Any) -> Facts:
         "variables": [ForgeVariable("GLGPU_GITLAB_TOKEN", True, True)],
         "protected_branches": ["main", "release/*"],
         "schedules": [
-            ForgeSchedule("clean", "main", True, "ada", "active", {"GLGPU_TASK": "cleanup"}, "success", NOW - 600)
+            ForgeSchedule("clean", "main", True, "ada", "active", {"GLGPU_TASK": "cleanup"}, "success", NOW - 600, 1)
         ],
         "pipeline": ForgePipeline((), ("ci/train.yml",)),
         "host_keys": {"SHA256:x"},
@@ -339,7 +339,7 @@ def test_a_branch_is_protected_by_a_pattern_too() -> None:
 
 
 def test_schedules_whose_variables_are_hidden_may_clean_up() -> None:
-    hidden = ForgeSchedule("x", "main", True, "ada", "active", None, "success", NOW)
+    hidden = ForgeSchedule("x", "main", True, "ada", "active", None, "success", NOW, 2)
     assert said(known(schedules=[hidden])) == {"cleanup-schedule": ["not checked"]}
 
 

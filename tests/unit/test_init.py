@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from fakes import FakeScheduler
 from glgpu.errors import ErrorClass, Failure
+from glgpu.git_remotes import Place
+from glgpu.interfaces import ForgePipeline
 from glgpu.settings import Settings, load_settings, read_file
-from glgpu.stages.init import Answers, Outcome, init
+from glgpu.stages.init import Answers, GitLab, Outcome, init, write_files
 
 KNOWN = Answers(
     home="team/GLGPU",
@@ -27,7 +30,11 @@ OURS = {
     "file": "ci/train.yml",
     "inputs": {"image": "$CI_REGISTRY/team/glgpu/job:0.1.0", "google_project": "my-dl"},
 }
+OUR_CLEANUP = OURS | {"file": "ci/cleanup.yml"}
 OUR_STAGES = ["provision", "train", "destroy"]
+
+
+NOWHERE = GitLab(Place("", ""), Failure(ErrorClass.USAGE, "nobody knows", "name it"))
 
 
 def never_ask(question: str, default: str) -> str:
@@ -37,7 +44,7 @@ def never_ask(question: str, default: str) -> str:
 def run(folder: Path, text: str | None = None, answers: Answers = KNOWN) -> Outcome:
     if text is not None:
         (folder / ".gitlab-ci.yml").write_bytes(text.encode())
-    return init(folder, answers, never_ask)
+    return write_files(folder, answers, never_ask)
 
 
 def pipeline(folder: Path) -> dict[str, Any]:
@@ -52,7 +59,7 @@ def pipeline(folder: Path) -> dict[str, Any]:
 def test_an_empty_repository_gets_a_pipeline_and_settings(tmp_path: Path) -> None:
     outcome = run(tmp_path)
     assert {path.name for path in outcome.written} == {"glgpu.yml", ".gitlab-ci.yml"}
-    assert pipeline(tmp_path) == {"stages": ["build", "test", "deploy", *OUR_STAGES], "include": [OURS]}
+    assert pipeline(tmp_path) == {"stages": ["build", "test", "deploy", *OUR_STAGES], "include": [OURS, OUR_CLEANUP]}
     settings = load_settings(tmp_path / "glgpu.yml", {})
     assert settings.project == "my-dl"
     assert settings.train.image == "registry.example.com/team/train:latest"
@@ -68,7 +75,7 @@ def test_what_is_not_known_is_asked_and_nothing_else(tmp_path: Path) -> None:
         asked.append(question.split()[0])
         return answers[asked[-1]] or default
 
-    outcome = init(tmp_path, Answers(), ask)
+    outcome = write_files(tmp_path, Answers(), ask)
     assert sorted(asked) == sorted(answers)
     assert "google_project" not in str(pipeline(tmp_path))
     assert load_settings(tmp_path / "glgpu.yml", {}).project is None
@@ -82,7 +89,7 @@ def test_what_is_not_known_is_asked_and_nothing_else(tmp_path: Path) -> None:
 def test_a_second_run_changes_nothing_and_asks_nothing(tmp_path: Path, text: str | None) -> None:
     run(tmp_path, text)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    outcome = init(tmp_path, Answers(), never_ask)
+    outcome = write_files(tmp_path, Answers(), never_ask)
     assert outcome.written == ()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -129,8 +136,8 @@ def test_an_edit_keeps_every_line_and_every_meaning(tmp_path: Path, text: str) -
     include, stages = after.pop("include"), after.pop("stages")
     assert after == before
     assert isinstance(include, list)
-    assert include[-1] == OURS
-    assert include[:-1] == (old_include if isinstance(old_include, list) else [old_include] if old_include else [])
+    assert include[-2:] == [OURS, OUR_CLEANUP]
+    assert include[:-2] == (old_include if isinstance(old_include, list) else [old_include] if old_include else [])
     assert isinstance(old_stages, list)
     assert stages == [*old_stages, *(stage for stage in OUR_STAGES if stage not in old_stages)]
     # Every comment is still there, and every old line but those that were extended.
@@ -151,19 +158,40 @@ def test_names_in_use_get_out_of_the_way(tmp_path: Path) -> None:
         "stage_train": "gpu-train",
         "stage_destroy": "gpu-destroy",
     }
+    assert pipeline(tmp_path)["include"][1]["inputs"] == {
+        "image": "$CI_REGISTRY/team/glgpu/job:0.1.0",
+        "google_project": "my-dl",
+        "prefix": "gpu-",
+        "stage": "gpu-destroy",
+    }
 
 
-def test_a_hand_written_include_gets_only_its_missing_stages(tmp_path: Path) -> None:
-    inputs = "{image: x, stage_train: gpu}"
+def test_a_hand_written_include_gets_its_missing_stages_and_the_cleanup_beside_it(tmp_path: Path) -> None:
+    inputs = "{image: x, stage_train: gpu, stage_destroy: end, tag: big}"
     text = f"stages: [build]\ninclude:\n  - {{project: a/b, ref: v1, file: [/ci/train.yml], inputs: {inputs}}}\n"
     run(tmp_path, text)
     new = (tmp_path / ".gitlab-ci.yml").read_text()
-    assert new == text.replace("[build]", "[build, provision, gpu, destroy]")
+    assert new.startswith(text.replace("[build]", "[build, provision, gpu, end]"))
+    assert pipeline(tmp_path)["include"][1] == {
+        "project": "a/b", "ref": "v1", "file": "ci/cleanup.yml", "inputs": {"image": "x", "tag": "big", "stage": "end"}
+    }  # fmt: skip
+
+
+def test_the_home_itself_includes_its_own_cleanup(tmp_path: Path) -> None:
+    run(tmp_path, "stages: [provision, train, destroy]\ninclude: [{local: ci/train.yml, inputs: {image: x}}]\n")
+    assert pipeline(tmp_path)["include"][1] == {"local": "/ci/cleanup.yml", "inputs": {"image": "x"}}
+
+
+@pytest.mark.parametrize(("own", "prefix"), [("cleanup", "gpu-"), ("gpu-cleanup", "")])
+def test_a_cleanup_of_ones_own_keeps_its_name(tmp_path: Path, own: str, prefix: str) -> None:
+    include = "include: [{project: a/b, file: ci/train.yml, inputs: {image: x}}]\n"
+    run(tmp_path, f"stages: [provision, train, destroy]\n{include}{own}:\n  stage: train\n  script: make clean\n")
+    assert pipeline(tmp_path)["include"][1]["inputs"].get("prefix", "") == prefix
 
 
 def test_stages_that_another_file_may_set_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / ".gitlab-ci.yml").write_text("include: other.yml\nx:\n  stage: lint\n  script: a\n")
-    init(tmp_path, KNOWN, lambda question, default: "lint, build" if "Stages" in question else default)
+    write_files(tmp_path, KNOWN, lambda question, default: "lint, build" if "Stages" in question else default)
     assert pipeline(tmp_path)["stages"] == ["lint", "build", *OUR_STAGES]
 
 
@@ -176,6 +204,8 @@ REFUSED = {
     "a stage from nowhere": "x:\n  stage: lint\n  script: a\n",
     "both names in use": "stages: [train, gpu-train]\n",
     "document end": "a:\n  script: b\n...\n",
+    "both names of the cleanup in use": "include: [{project: a/b, file: ci/train.yml, inputs: {image: x}}]\n"
+    "stages: [provision, train, destroy]\ncleanup:\n  script: a\ngpu-cleanup:\n  script: a\n",
     "wrong order": "stages: [train, provision]\ninclude: [{project: a/b, file: ci/train.yml, inputs: {image: x}}]\n",
     "not UTF-8": "\udcff",
 }
@@ -186,13 +216,13 @@ def test_what_cannot_be_edited_safely_is_refused_with_the_lines_to_paste(tmp_pat
     raw = text.encode(errors="surrogateescape")
     (tmp_path / ".gitlab-ci.yml").write_bytes(raw)
     with pytest.raises(Failure) as caught:
-        init(tmp_path, KNOWN, never_ask)
+        write_files(tmp_path, KNOWN, never_ask)
     assert caught.value.klass is ErrorClass.CONFIG
     assert [path.name for path in tmp_path.iterdir()] == [".gitlab-ci.yml"]
     assert (tmp_path / ".gitlab-ci.yml").read_bytes() == raw
     if text != "\udcff":
         pasted = yaml.safe_load(caught.value.evidence)
-        assert pasted["include"][0]["file"] == "ci/train.yml"
+        assert [one["file"] for one in pasted["include"]] == ["ci/train.yml", "ci/cleanup.yml"]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +230,7 @@ def test_what_cannot_be_edited_safely_is_refused_with_the_lines_to_paste(tmp_pat
 )
 def test_an_impossible_answer_is_refused_before_anything_is_written(tmp_path: Path, answers: Answers) -> None:
     with pytest.raises(Failure) as caught:
-        init(tmp_path, answers, lambda _question, default: default or "x")
+        write_files(tmp_path, answers, lambda _question, default: default or "x")
     assert caught.value.klass is ErrorClass.USAGE
     assert list(tmp_path.iterdir()) == []
 
@@ -245,3 +275,102 @@ def test_the_template_shows_every_key_of_machine_and_train_that_has_an_effect() 
     for section in ("machine", "train"):
         missing = set(type(fields[section].get_default(call_default_factory=True)).model_fields) - set(shown[section])
         assert missing == not_offered[section]
+
+
+# What is said
+
+
+def told(folder: Path, gitlab: GitLab, answers: Answers = KNOWN) -> list[str]:
+    said: list[str] = []
+    init(folder, answers, never_ask, lambda: gitlab, said.append)
+    return said
+
+
+def gitlab_with(forge: FakeScheduler, server: str = "https://gitlab.example.com") -> GitLab:
+    return GitLab(Place(server, "group/project"), forge)
+
+
+def test_a_new_repository_gets_files_a_schedule_and_a_list_of_what_remains(tmp_path: Path) -> None:
+    forge = FakeScheduler()
+    said = told(tmp_path, gitlab_with(forge))
+    assert said[:2] == [f"written: {tmp_path / '.gitlab-ci.yml'}", f"written: {tmp_path / 'glgpu.yml'}"]
+    assert said[2].startswith('made: the schedule "glgpu cleanup" on main, every hour')
+    assert said[3] == "What remains:"
+    assert [line.split(". ")[0] for line in said[4:]] == ["1", "2", "3", "4"]
+    assert forge.made[0].active
+    # GitLab was shown the file as it is now.
+    assert ("judge", (tmp_path / ".gitlab-ci.yml").read_text()) in forge.calls
+
+
+def test_a_second_time_all_is_kept_and_nothing_remains(tmp_path: Path) -> None:
+    forge = FakeScheduler()
+    told(tmp_path, gitlab_with(forge))
+    said = told(tmp_path, gitlab_with(forge), Answers())
+    assert [line.split(":")[0] for line in said] == ["kept as it was"] * 3
+    assert len(forge.made) == 1
+
+
+def test_without_a_gitlab_the_files_are_written_and_the_schedule_remains(tmp_path: Path) -> None:
+    said = told(tmp_path, NOWHERE)
+    assert "not made: the schedule that cleans up: nobody knows" in said
+    assert said[-1].startswith("5. Make the schedule")
+    for part in ("name it, then `glgpu init` again; or by hand", "Build > Pipeline schedules", "GLGPU_TASK", "cleanup"):
+        assert part in said[-1]
+    again = told(tmp_path, NOWHERE, Answers())
+    assert again[-2:] == ["What remains:", said[-1].replace("5.", "1.")]
+
+
+@pytest.mark.parametrize("verb", ["is_gitlab", "project", "schedules", "judge", "add_schedule", "finish_schedule"])
+def test_a_gitlab_that_refuses_stops_nothing(tmp_path: Path, verb: str) -> None:
+    forge = FakeScheduler()
+    forge.refuse[verb] = Failure(ErrorClass.GITLAB_AUTH, "GitLab refuses", "get a better token, then retry the job")
+    said = told(tmp_path, gitlab_with(forge))
+    assert "not made: the schedule that cleans up: GitLab refuses" in said
+    assert "get a better token, then `glgpu init` again" in said[-1]
+
+
+def test_what_is_no_gitlab_is_asked_nothing_more(tmp_path: Path) -> None:
+    forge = FakeScheduler()
+    forge.there = False
+    said = told(tmp_path, gitlab_with(forge, "https://github.com"))
+    assert "not made: the schedule that cleans up: no GitLab answers at https://github.com" in said
+    assert forge.verbs() == ["is_gitlab"]
+
+
+def test_on_gitlab_com_it_runs_every_four_hours(tmp_path: Path) -> None:
+    forge = FakeScheduler()
+    said = told(tmp_path, gitlab_with(forge, "https://gitlab.com"))
+    assert "every 4 hours" in said[2]
+    assert forge.calls[-2][-1].endswith(" */4 * * *")
+
+
+OWN = "stages: [build, train]\nbuild:\n  stage: build\n  script: make\ntrain:\n  stage: train\n  script: a\n"
+
+
+@pytest.mark.parametrize(("answer", "made"), [("yes", True), ("y", True), ("no", False), ("NO", False)])
+def test_jobs_of_ones_own_are_named_and_then_it_is_asked(tmp_path: Path, answer: str, made: bool) -> None:
+    (tmp_path / ".gitlab-ci.yml").write_text(OWN)
+    forge, said, asked = FakeScheduler(), list[str](), list[str]()
+
+    def ask(question: str, default: str) -> str:
+        asked.append(f"{question} {default}")
+        assert any(line.endswith("jobs of yours every hour: build, train") for line in said)
+        return answer
+
+    init(tmp_path, KNOWN, ask, lambda: gitlab_with(forge), said.append)
+    assert asked == ["Make the schedule now all the same, yes or no yes"]
+    assert bool(forge.made) is made
+
+
+def test_our_own_jobs_are_not_named(tmp_path: Path) -> None:
+    """Whatever their prefix: by name, since their rules hold for variables that nobody knows here."""
+    (tmp_path / ".gitlab-ci.yml").write_text("stages: [train]\n")
+    forge = FakeScheduler()
+
+    def judge(_text: str) -> ForgePipeline:
+        names = ["gpu-provision", "gpu-train", "gpu-destroy", "gpu-stop", "gpu-cleanup"]
+        return ForgePipeline((), (), yaml.safe_dump({name: {"script": "a"} for name in names}))
+
+    forge.judge = judge  # type: ignore[method-assign]
+    assert not any("jobs of yours" in line for line in told(tmp_path, gitlab_with(forge)))
+    assert forge.made[0].active

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
@@ -257,16 +257,8 @@ class GitlabProject:
 
     def server_time(self) -> float:
         """GitLab's own clock in Unix time, in whole seconds; needs no token."""
-        try:
-            # Whatever it answers without a token, it says what time it is (RFC 9110, section 6.6.1).
-            answer = requests.get(
-                f"{self._job.api_url}/version",
-                timeout=CALL_SECONDS,
-                verify=self._job.ca_file or True,
-                allow_redirects=False,
-            )
-        except requests.RequestException as error:
-            raise self._unreachable(error, "asking GitLab for the time") from None
+        # Whatever it answers without a token, it says what time it is (RFC 9110, section 6.6.1).
+        answer = self._version_without_token("asking GitLab for the time")
         try:
             return parsedate_to_datetime(answer.headers["Date"]).timestamp()
         except (KeyError, ValueError):
@@ -275,6 +267,17 @@ class GitlabProject:
                 f"{self._job.server_url} answers {answer.status_code} and does not say what time it is",
                 "check that CI_SERVER_URL is GitLab's own address",
             ) from None
+
+    def _version_without_token(self, doing: str) -> requests.Response:
+        try:
+            return requests.get(
+                f"{self._job.api_url}/version",
+                timeout=CALL_SECONDS,
+                verify=self._job.ca_file or True,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            raise self._unreachable(error, doing) from None
 
     def version(self) -> str:
         """GitLab's version."""
@@ -311,13 +314,51 @@ class GitlabProject:
     def pipeline(self, ref: str) -> ForgePipeline:
         """What GitLab makes of the .gitlab-ci.yml on a branch or tag; empty: on the default branch."""
         query = {"content_ref": ref} if ref else {}
-        found = self._read("having .gitlab-ci.yml judged", f"{self._project_path}/ci/lint", query)
-        includes = tuple(str(one.get("location")) for one in found.get("includes") or [])
-        return ForgePipeline(tuple(found.get("errors") or []), includes)
+        return _pipeline(self._read("having .gitlab-ci.yml judged", f"{self._project_path}/ci/lint", query))
+
+    def judge(self, text: str) -> ForgePipeline:
+        """What GitLab would make of a text as .gitlab-ci.yml, with the rights of the token's user."""
+        path = f"{self._project_path}/ci/lint"
+        return _pipeline(
+            self._call(
+                "having .gitlab-ci.yml judged", lambda: self._client.http_post(path, post_data={"content": text})
+            )
+        )
+
+    def is_gitlab(self) -> bool:
+        """Whether a GitLab answers there; asked without the token, which is for nobody else.
+
+        Without one, GitLab's API refuses to tell its version, in JSON (https://docs.gitlab.com/api/version/).
+        """
+        answer = self._version_without_token("looking for GitLab")
+        return answer.status_code in (200, 401) and "json" in answer.headers.get("Content-Type", "")
+
+    def add_schedule(self, description: str, ref: str, cron: str) -> int:
+        """Make a schedule that does not run yet; its number.
+
+        Developers may make one for a branch to which they may push (https://docs.gitlab.com/api/pipeline_schedules/).
+        """
+        body = {"description": description, "ref": ref, "cron": cron, "active": False}
+        made = self._call("making the pipeline schedule", lambda: self._administered.pipelineschedules.create(body))
+        return int(made.id)
+
+    def finish_schedule(self, number: int, variables: Mapping[str, str]) -> None:
+        """Give a schedule these variables, and let it run from now on."""
+        schedule = self._administered.pipelineschedules.get(number, lazy=True)
+        for key, value in variables.items():
+            body = {"key": key, "value": value}
+            self._call("giving the pipeline schedule its variable", partial(schedule.variables.create, body))
+        change = partial(self._administered.pipelineschedules.update, number, {"active": True})
+        self._call("activating the pipeline schedule", change)
+
+    @property
+    def _project(self) -> int | str:
+        """What stands for the project in the API: its number, or its path where only that is known."""
+        return self._job.project_id or self._job.project_path
 
     @property
     def _project_path(self) -> str:
-        return f"/projects/{self._job.project_id}"
+        return f"/projects/{quote(str(self._project), safe='')}"
 
     def _read(self, doing: str, path: str, query: dict[str, str] | None = None) -> Any:
         """One JSON object, without the classes that python-gitlab makes of it."""
@@ -334,7 +375,7 @@ class GitlabProject:
 
     @property
     def _administered(self) -> Any:
-        return self._client.projects.get(self._job.project_id, lazy=True)
+        return self._client.projects.get(self._project, lazy=True)
 
     @cached_property
     def _client(self) -> gitlab.Gitlab:
@@ -420,17 +461,18 @@ class GitlabProject:
                 "renew GLGPU_GITLAB_TOKEN: a project access token with role Maintainer and scope api",
                 text,
             )
-        if status == 403:
+        # A schedule for a branch to which the token's user may not push is refused as if it were ill-formed.
+        if status == 403 or (status == 400 and "not authorized" in text):
             return Failure(
                 ErrorClass.GITLAB_AUTH,
-                f"{doing}: GitLab refuses (403): the token's role or scope is too small",
+                f"{doing}: GitLab refuses ({status}): the token's role or scope is too small",
                 "give GLGPU_GITLAB_TOKEN the role Maintainer and the scope api",
                 text,
             )
         if status == 404:
             return Failure(
                 ErrorClass.GITLAB,
-                f"{doing}: GitLab finds no project {self._job.project_id} that this token may see (404)",
+                f"{doing}: GitLab finds no project {self._project} that this token may see (404)",
                 "check CI_PROJECT_ID and that GLGPU_GITLAB_TOKEN belongs to this project",
                 text,
             )
@@ -462,6 +504,7 @@ def _schedule(found: dict[str, Any]) -> ForgeSchedule:
         variables=None if variables is None else {one["key"]: str(one["value"]) for one in variables},
         last_status=str(last.get("status", "")),
         last_time=datetime.fromisoformat(last["created_at"]).timestamp() if last.get("created_at") else None,
+        number=int(found["id"]),
     )
 
 
@@ -476,6 +519,11 @@ def _environment(found: dict[str, Any]) -> ForgeEnvironment:
         created=str(found.get("created_at") or ""),
         stops=str(found.get("auto_stop_at") or ""),
     )
+
+
+def _pipeline(found: dict[str, Any] | Any) -> ForgePipeline:
+    includes = tuple(str(one.get("location")) for one in found.get("includes") or [])
+    return ForgePipeline(tuple(found.get("errors") or []), includes, str(found.get("merged_yaml") or ""))
 
 
 def _day(text: str | None) -> float | None:

@@ -25,6 +25,11 @@ class LocalRepository:
         done = run([*self._git(), "rev-parse", "--verify", "-q", "HEAD"])
         return done.text.strip() if done.code == 0 else ""
 
+    def origin(self) -> str:
+        """Address of the remote ``origin``; empty where there is none, or where this is no checkout."""
+        done = run([*self._git("to see where this repository is from"), "remote", "get-url", "origin"])
+        return done.text.strip() if done.code == 0 else ""
+
     def changed(self) -> list[str]:
         """Tracked files that differ from the commit."""
         return [path for path in self._list("diff", "--name-only", "-z", "HEAD") if path]
@@ -60,9 +65,9 @@ class LocalRepository:
             raise _broken(done.complaint)
         return [name.decode("utf-8", "surrogateescape") for name in done.stdout.split(b"\0") if name]
 
-    def _git(self) -> list[str]:
+    def _git(self, why: str = "to bring the code to the VM") -> list[str]:
         # A job's checkout may belong to another user than the one who runs the job: that is the runner's business.
-        git = need_tool("git", "to bring the code to the VM")
+        git = need_tool("git", why)
         return [git, "-c", "safe.directory=*", "-c", "core.quotePath=false", "-C", str(self._folder)]
 
 

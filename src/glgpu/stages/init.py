@@ -1,4 +1,4 @@
-"""``glgpu init``: a commented glgpu.yml and the include in .gitlab-ci.yml, with nothing overwritten.
+"""``glgpu init``: a commented glgpu.yml, the includes in .gitlab-ci.yml, and the schedule that cleans up.
 
 An existing .gitlab-ci.yml is edited as text, so that its comments and its formatting stay, and the result is parsed
 again: every other key must mean what it meant before, else nothing is written and the lines to paste are shown.
@@ -18,13 +18,19 @@ import yaml
 
 from glgpu import __version__
 from glgpu.errors import ErrorClass, Failure
+from glgpu.git_remotes import Place
+from glgpu.interfaces import Scheduler
+from glgpu.steps.cleanup_schedule import Repository, by_hand, make_cleanup_schedule, rhythm
 
 Ask = Callable[[str, str], str]
 """Puts a question with a default (empty: there is none) to the user and returns the answer."""
+Say = Callable[[str], None]
+"""Takes a line for the user."""
 
 TRAIN_FILE = "ci/train.yml"
+CLEANUP_FILE = "ci/cleanup.yml"
 STAGES = ("provision", "train", "destroy")
-JOBS = (*STAGES, "stop")
+JOBS = (*STAGES, "stop", "cleanup")
 GITLAB_STAGES = ["build", "test", "deploy"]
 """What GitLab assumes where nothing sets ``stages`` (https://docs.gitlab.com/ci/yaml/#stages)."""
 ALWAYS_THERE = (".pre", ".post")
@@ -44,6 +50,7 @@ class Answers:
         train_image: Container image of the training.
         command: Command of the training.
         outputs: What the training leaves, by comma.
+        schedule: Whether to make the schedule also where other jobs would run on it.
     """
 
     home: str | None = None
@@ -53,16 +60,17 @@ class Answers:
     train_image: str | None = None
     command: str | None = None
     outputs: str | None = None
+    schedule: str | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ``init`` did.
+    """What ``init`` did with the files.
 
     Attributes:
         written: Files that are new or changed.
         kept: Files that stayed as they were.
-        needed: What remains to be done by hand, a line each.
+        needed: What remains to be done by hand.
     """
 
     written: tuple[Path, ...]
@@ -70,8 +78,46 @@ class Outcome:
     needed: tuple[str, ...]
 
 
-def init(folder: Path, answers: Answers, ask: Ask) -> Outcome:
-    """Make a repository use glgpu.
+@dataclass(frozen=True)
+class GitLab:
+    """The GitLab on which the repository is to train, as far as it is known.
+
+    Attributes:
+        place: Where; an empty ``server`` where nothing tells.
+        forge: The same, to be asked; or why it cannot be.
+    """
+
+    place: Place
+    forge: Scheduler | Failure
+
+
+def init(folder: Path, answers: Answers, ask: Ask, find_gitlab: Callable[[], GitLab], say: Say) -> None:
+    """Make a repository use glgpu: write its files, make its schedule, and say what remains.
+
+    Args:
+        folder: Root of the repository.
+        answers: What is known beforehand.
+        ask: Called for the rest, and only for what is needed.
+        find_gitlab: Tells where the schedule is made. That it cannot be is no failure: it is among what remains then.
+        say: Takes what was done and what remains, a line each.
+
+    Raises:
+        Failure: As ``write_files`` does.
+    """
+    outcome = write_files(folder, answers, ask)
+    for path in outcome.written:
+        say(f"written: {path}")
+    for path in outcome.kept:
+        say(f"kept as it was: {path}")
+    remaining = [*outcome.needed, *_schedule(folder, _Questions(answers, ask), find_gitlab(), say)]
+    if remaining:
+        say("What remains:")
+    for number, text in enumerate(remaining, 1):
+        say(f"{number}. {text}")
+
+
+def write_files(folder: Path, answers: Answers, ask: Ask) -> Outcome:
+    """Write glgpu.yml and the includes in .gitlab-ci.yml, each only where it is missing.
 
     Args:
         folder: Root of the repository.
@@ -87,7 +133,7 @@ def init(folder: Path, answers: Answers, ask: Ask) -> Outcome:
     questions = _Questions(answers, ask)
     settings, pipeline = folder / "glgpu.yml", folder / ".gitlab-ci.yml"
     old = _read(pipeline)
-    texts = {pipeline: _with_include(old, questions)}
+    texts = {pipeline: _with_includes(old, questions)}
     if not settings.exists():
         texts[settings] = _settings_text(questions)
     written = tuple(path for path, text in texts.items() if text != (old if path == pipeline else None))
@@ -99,6 +145,46 @@ def init(folder: Path, answers: Answers, ask: Ask) -> Outcome:
             raise Failure(ErrorClass.CONFIG, f"{path} cannot be written: {error}", remedy) from None
     kept = tuple(path for path in (settings, pipeline) if path not in written)
     return Outcome(written, kept, _needed(questions) if written else ())
+
+
+def _schedule(folder: Path, questions: _Questions, gitlab: GitLab, say: Say) -> tuple[str, ...]:
+    """Make the schedule that cleans up; what remains of it, and why."""
+    place = gitlab.place
+    how_often = rhythm(place.server, place.project or str(folder.resolve()))
+    try:
+        if isinstance(gitlab.forge, Failure):
+            raise gitlab.forge
+        if not gitlab.forge.is_gitlab():
+            cause = f"no GitLab answers at {place.server}"
+            raise Failure(ErrorClass.GITLAB, cause, "name your GitLab with --gitlab, if it is another")
+        return make_cleanup_schedule(
+            gitlab.forge, _repository(folder), how_often, parse=_merged, agree=questions.agrees, say=say
+        )
+    except Failure as failure:
+        say(f"not made: the schedule that cleans up: {failure.cause}")
+        # Most refusals of GitLab are met in jobs, and their remedies end so.
+        remedy = failure.remedy.removesuffix(", then retry the job")
+        return (
+            "Make the schedule that cleans up what a lost runner or a cancelled pipeline left behind: "
+            f"{remedy}, then `glgpu init` again; or by hand, {by_hand(how_often)}.",
+        )
+
+
+def _repository(folder: Path) -> Repository:
+    """What .gitlab-ci.yml is now, and what in it is ours."""
+    text = _read(folder / ".gitlab-ci.yml") or ""
+    before = _parsed(text)
+    train, cleanup = _our_include(before, TRAIN_FILE) or {}, _our_include(before, CLEANUP_FILE) or {}
+    names = [_given(train, "prefix", "") + name for name in JOBS] + [_given(cleanup, "prefix", "") + "cleanup"]
+    return Repository(text, frozenset(names), str(train.get("project", "glgpu's home")))
+
+
+def _merged(text: str) -> Mapping[str, Any]:
+    """GitLab's merged configuration; nothing where there is none."""
+    try:
+        return _parsed(text)
+    except _Unsafe:
+        return {}
 
 
 class _Questions:
@@ -150,6 +236,11 @@ class _Questions:
         answer = self._get("outputs", "What the training leaves, by comma", "weights/")
         return [part.strip() for part in answer.split(",") if part.strip()]
 
+    def agrees(self) -> bool:
+        """Whether the schedule is to be made although other jobs run on it."""
+        question = "Make the schedule now all the same, yes or no"
+        return self._get("schedule", question, "yes", valid=r"(?i)y|yes|n|no")[:1].lower() == "y"
+
     @property
     def stages(self) -> list[str]:
         """The stages that files included from elsewhere set: this file alone does not tell."""
@@ -173,16 +264,15 @@ def _settings_text(questions: _Questions) -> str:
 def _needed(questions: _Questions) -> tuple[str, ...]:
     project = "" if questions.google_project else "GLGPU_PROJECT (the Google Cloud project), and "
     return (
-        "What remains:",
-        "1. See it work before it costs anything: glgpu rehearse .",
-        f"2. In {questions.home} on GitLab, Settings > CI/CD > Job token permissions: put this repository on the"
+        "See it work before it costs anything: glgpu rehearse .",
+        f"In {questions.home} on GitLab, Settings > CI/CD > Job token permissions: put this repository on the"
         " allow-list, so that its jobs can pull the job image. Whoever pushes here must be able to read that project.",
-        f"3. In this repository on GitLab, Settings > CI/CD > Variables: {project}"
+        f"In this repository on GitLab, Settings > CI/CD > Variables: {project}"
         "GLGPU_WIF_PROVIDER with GLGPU_WIF_SERVICE_ACCOUNT, or a key file as GOOGLE_APPLICATION_CREDENTIALS"
-        " (type file, protected).",
-        "   Optional, protected and masked: GLGPU_GITLAB_TOKEN, a project access token (Maintainer, scope api), for"
-        " Terraform's state in GitLab and a deploy key per run.",
-        "4. Commit both files and push. Until 3 is done, the GPU jobs are left out of the pipeline.",
+        " (type file, protected). And, protected and masked, GLGPU_GITLAB_TOKEN: a project access token (Maintainer,"
+        " scope api), by which the cleanup knows which runs are over, and for Terraform's state in GitLab and a deploy"
+        " key per run.",
+        "Commit both files and push. Until the variables are set, the GPU jobs are left out of the pipeline.",
     )
 
 
@@ -216,22 +306,25 @@ def _read(path: Path) -> str | None:
         ) from None
 
 
-def _with_include(old: str | None, questions: _Questions) -> str:
-    """The text of .gitlab-ci.yml with our include and our stages; unchanged if it has both."""
+def _with_includes(old: str | None, questions: _Questions) -> str:
+    """The text of .gitlab-ci.yml with our includes and our stages; unchanged if it has them."""
     try:
         before = _parsed(old or "")
-        ours = _our_include(before)
+        ours = _our_include(before, TRAIN_FILE)
         prefix = "" if ours else _prefix(before)
         names = _stage_names(ours) if ours else tuple(prefix + stage for stage in STAGES)
         missing_stages = _missing_stages(before, names, questions)
+        train = ours or _train_item(questions, prefix)
+        items = [] if ours else [train]
+        if _our_include(before, CLEANUP_FILE) is None:
+            items.append(_cleanup_item(train, before))
     except _Unsafe as reason:
         raise _refusal(str(reason), _snippet(questions, "")) from None
-    item = None if ours else _include_item(questions, prefix)
-    if item is None and not missing_stages:
+    if not items and not missing_stages:
         return old or ""
     try:
-        new = _edited(old or "", item, missing_stages, had_stages="stages" in before)
-        _check(before, _parsed(new), item, missing_stages)
+        new = _edited(old or "", items, missing_stages, had_stages="stages" in before)
+        _check(before, _parsed(new), items, missing_stages)
     except _Unsafe as reason:
         raise _refusal(str(reason), _snippet(questions, prefix)) from None
     return new
@@ -248,10 +341,11 @@ def _refusal(reason: str, snippet: str) -> Failure:
 
 def _snippet(questions: _Questions, prefix: str) -> str:
     stages = [*GITLAB_STAGES, *(prefix + stage for stage in STAGES)]
-    return _new_stages(stages) + _new_include(_include_item(questions, prefix))
+    train = _train_item(questions, prefix)
+    return _new_stages(stages) + _new_include([train, _cleanup_item(train, {})])
 
 
-def _include_item(questions: _Questions, prefix: str) -> dict[str, Any]:
+def _train_item(questions: _Questions, prefix: str) -> dict[str, Any]:
     inputs = {"image": questions.image}
     if questions.google_project:
         inputs["google_project"] = questions.google_project
@@ -260,26 +354,50 @@ def _include_item(questions: _Questions, prefix: str) -> dict[str, Any]:
     return {"project": questions.home, "ref": questions.ref, "file": TRAIN_FILE, "inputs": inputs}
 
 
+def _cleanup_item(train: Mapping[str, Any], pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    """The include of the cleanup beside the one of the training: from the same place, with the same inputs."""
+    where = {key: train[key] for key in ("project", "ref") if key in train} | (
+        {"local": f"/{CLEANUP_FILE}"} if "local" in train else {"file": CLEANUP_FILE}
+    )
+    shared = ("image", "google_project", "tag")
+    inputs = {name: value for name in shared if (value := _given(train, name, ""))}
+    prefix = _given(train, "prefix", "")
+    if f"{prefix}cleanup" in pipeline:
+        prefix = FALLBACK_PREFIX
+        if f"{prefix}cleanup" in pipeline:
+            raise _Unsafe(f"it already uses {prefix}cleanup")
+    if prefix:
+        inputs["prefix"] = prefix
+    stage = _stage_names(train)[-1]
+    if stage != STAGES[-1]:
+        inputs["stage"] = stage
+    return where | ({"inputs": inputs} if inputs else {})
+
+
+def _given(include: Mapping[str, Any], name: str, default: str) -> str:
+    """The value of one input of an include."""
+    inputs = include.get("inputs")
+    return str(inputs.get(name, default)) if isinstance(inputs, dict) else default
+
+
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
 
 
-def _our_include(pipeline: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The include of our file that is there already, if any."""
+def _our_include(pipeline: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """The include of one of our files that is there already, if any."""
     for item in _as_list(pipeline.get("include")):
         if isinstance(item, dict):
             files = [*_as_list(item.get("file")), *_as_list(item.get("local"))]
-            if TRAIN_FILE in [str(file).lstrip("/") for file in files]:
+            if name in [str(file).lstrip("/") for file in files]:
                 return item
     return None
 
 
 def _stage_names(include: Mapping[str, Any]) -> tuple[str, ...]:
-    inputs = include.get("inputs")
-    given = inputs if isinstance(inputs, dict) else {}
-    return tuple(str(given.get(f"stage_{stage}", stage)) for stage in STAGES)
+    return tuple(_given(include, f"stage_{stage}", stage) for stage in STAGES)
 
 
 def _prefix(pipeline: Mapping[str, Any]) -> str:
@@ -299,7 +417,8 @@ def _missing_stages(pipeline: Mapping[str, Any], names: tuple[str, ...], questio
     """What is to be appended to ``stages``; where there is none, the whole list."""
     stages = pipeline.get("stages")
     if stages is None:
-        foreign = [item for item in _as_list(pipeline.get("include")) if item is not _our_include(pipeline)]
+        ours = [_our_include(pipeline, name) for name in (TRAIN_FILE, CLEANUP_FILE)]
+        foreign = [item for item in _as_list(pipeline.get("include")) if item not in ours]
         base = questions.stages if foreign else list(GITLAB_STAGES)
         for job, stage in _used_stages(pipeline).items():
             if stage not in (*base, *ALWAYS_THERE):
@@ -350,18 +469,18 @@ def _parsed(text: str) -> dict[str, Any]:
     return last
 
 
-def _check(before: Mapping[str, Any], after: Mapping[str, Any], item: Any, stages: list[str]) -> None:
+def _check(before: Mapping[str, Any], after: Mapping[str, Any], items: list[dict[str, Any]], stages: list[str]) -> None:
     """Refuse a result that means anything else than the old file plus what was to be added."""
     wanted = dict(before)
-    if item is not None:
-        wanted["include"] = [*_as_list(before.get("include")), item]
+    if items:
+        wanted["include"] = [*_as_list(before.get("include")), *items]
     if stages:
         wanted["stages"] = [*_as_list(before.get("stages")), *stages]
     if after != wanted:
         raise _Unsafe("its layout does not leave room for an edit that changes nothing else")
 
 
-def _edited(text: str, item: dict[str, Any] | None, stages: list[str], *, had_stages: bool) -> str:
+def _edited(text: str, items: list[dict[str, Any]], stages: list[str], *, had_stages: bool) -> str:
     documents = list(yaml.compose_all(text, Loader=_Tagged))
     root = documents[-1] if documents else None
     end_of_line = "\r\n" if "\r\n" in text else "\n"
@@ -377,11 +496,11 @@ def _edited(text: str, item: dict[str, Any] | None, stages: list[str], *, had_st
             insertions.append(_appended(text, keys["stages"], stages))
         else:
             new_keys.append(_new_stages(stages))
-    if item is not None:
+    if items:
         if "include" in keys:
-            insertions += _appended_include(text, keys["include"], item)
+            insertions += _appended_include(text, keys["include"], items)
         else:
-            new_keys.append(_new_include(item))
+            new_keys.append(_new_include(items))
     for insertion in sorted(insertions, key=lambda i: i.index, reverse=True):
         rest = text[insertion.index + insertion.replaced :]
         text = text[: insertion.index] + insertion.text.replace("\n", end_of_line) + rest
@@ -395,8 +514,8 @@ def _new_stages(stages: list[str]) -> str:
     return f"stages: {_inline(stages)}\n"
 
 
-def _new_include(item: dict[str, Any]) -> str:
-    return "include:\n" + _indented(_block([item]), 2)
+def _new_include(items: list[dict[str, Any]]) -> str:
+    return "include:\n" + _indented(_block(items), 2)
 
 
 def _appended(text: str, node: yaml.Node, items: list[Any]) -> _Insertion:
@@ -411,10 +530,10 @@ def _appended(text: str, node: yaml.Node, items: list[Any]) -> _Insertion:
     return _lines_after(text, node, _indented(_block(items), node.start_mark.column))
 
 
-def _appended_include(text: str, node: yaml.Node, item: dict[str, Any]) -> list[_Insertion]:
+def _appended_include(text: str, node: yaml.Node, items: list[dict[str, Any]]) -> list[_Insertion]:
     if isinstance(node, yaml.SequenceNode):
-        return [_appended(text, node, [item])]
-    ours = _indented(_block([item]), 2)
+        return [_appended(text, node, items)]
+    ours = _indented(_block(items), 2)
     start = node.start_mark.index
     if isinstance(node, yaml.MappingNode) and not node.flow_style:
         # One file without a list: the first line gets the dash, the others move along.
@@ -424,7 +543,7 @@ def _appended_include(text: str, node: yaml.Node, item: dict[str, Any]) -> list[
         return [
             _Insertion(start, "- "),
             *(_Insertion(line + offset, "  ") for offset in moved),
-            _lines_after(text, node, _indented(_block([item]), node.start_mark.column)),
+            _lines_after(text, node, _indented(_block(items), node.start_mark.column)),
         ]
     if node.start_mark.index == node.end_mark.index:
         return [_lines_after(text, node, ours)]

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from glgpu.errors import ErrorClass, Failure
 from glgpu.steps.checks.facts import Facts
 from glgpu.steps.checks.judging import Verdict, check, error, failed, unknown, warning
+from glgpu.steps.cleanup_schedule import TASK, cleans_up
 
 OLDEST = (17, 5)
 MAINTAINER = 40
@@ -20,7 +21,6 @@ STALE_SECONDS = 2 * DAY
 """A schedule that has made no pipeline for so long does not clean up: it is meant to run every hour or so."""
 TOKEN = "GLGPU_GITLAB_TOKEN"
 SECRET_VARIABLES = (TOKEN, "GLGPU_REGISTRY_PASSWORD", "GOOGLE_OAUTH_ACCESS_TOKEN")
-TASK = "GLGPU_TASK"
 OURS = "train.yml"
 
 
@@ -191,9 +191,12 @@ def host_keys(facts: Facts) -> Iterator[Verdict]:
 def cleanup_schedule(facts: Facts) -> Iterator[Verdict]:
     """The layer that finds what every other one has missed."""
     schedules = facts.schedules.get()
-    found = [one for one in schedules if one.variables and one.variables.get(TASK) == "cleanup"]
-    remedy = f"add one under Build > Pipeline schedules, hourly or so, with the variable {TASK} set to cleanup"
-    if not found and any(one.variables is None for one in schedules):
+    found = [one for one in schedules if cleans_up(one)]
+    remedy = (
+        "have `glgpu init` make one, or add it under Build > Pipeline schedules, hourly or so, with the variable "
+        f"{TASK} set to cleanup"
+    )
+    if not found and any(cleans_up(one) is None for one in schedules):
         yield unknown("the schedules' variables are shown to their owners and to Maintainers only", remedy)
         return
     active = [one for one in found if one.active]
