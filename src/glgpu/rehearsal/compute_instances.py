@@ -42,6 +42,9 @@ ATTRIBUTES_POLICY = "compute.guest-attributes-policy"
 OS_LOGIN_FORCED = "compute.os-login-forced"
 """State: OS Login is on for every VM, whatever its own metadata says."""
 
+HARD_END_FORGOTTEN = "compute.hard-end"
+"""State: what has run longer than its ``maxRunDuration`` is not ended."""
+
 IMMORTAL = "compute.immortal"
 """State: a VM that is to be deleted stays STOPPING for as long as this lasts, and a little longer."""
 DYING_SECONDS = 5.0
@@ -505,7 +508,7 @@ class Instances:
     # How it ends
 
     def _out_of_time(self, instance: Instance) -> None:
-        if instance.gone or instance.status != "RUNNING":
+        if instance.gone or instance.status != "RUNNING" or self._faults.holds(HARD_END_FORGOTTEN):
             return
         if instance.order.deletes_itself:
             self.delete(instance)
