@@ -117,10 +117,14 @@ MATRIX: dict[str, tuple[dict[str, str], dict[str, str], bool]] = {
 } | {f"credentials by {name}": ({"GLGPU_PROJECT": "my-dl", name: "x"}, {}, True) for name in CREDENTIALS}
 
 
+def expected_jobs(case: str, wanted: bool) -> dict[str, str]:
+    return (GPU_JOBS if wanted else {}) | ({"cleanup": "on_success"} if case == "schedule for cleanup" else {})
+
+
 @pytest.mark.parametrize("case", MATRIX)
 def test_the_gpu_jobs_run_when_they_should_and_only_then(case: str) -> None:
     variables, predefined, wanted = MATRIX[case]
-    assert jobs_of(readme_pipeline(), variables, predefined) == (GPU_JOBS if wanted else {})
+    assert jobs_of(readme_pipeline(), variables, predefined) == expected_jobs(case, wanted)
 
 
 @pytest.mark.parametrize("case", MATRIX)
@@ -132,7 +136,7 @@ def test_gitlab_ci_local_judges_the_rules_alike(case: str, tmp_path: Path) -> No
     )
     gitlab_ci_local.provide_home(folder)
     found = gitlab_ci_local.jobs(folder, PUSH | predefined | variables)
-    assert found == (GPU_JOBS if wanted else {}) | {"other": "on_success"}
+    assert found == expected_jobs(case, wanted) | {"other": "on_success"}
 
 
 def test_a_fresh_copy_of_this_repository_runs_its_checks_and_nothing_else() -> None:
