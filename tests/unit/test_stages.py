@@ -303,6 +303,23 @@ def others(stage: Stage, number: str, **facts: Any) -> None:
     stage.cloud.insert(other.vm())
 
 
+def test_a_vm_whose_labels_make_no_sense_does_not_keep_the_stop_job_from_the_others(stage: Stage) -> None:
+    for number, (zone, labels) in enumerate(
+        {"a": {"glgpu-run": "nonsense"}, "b": {}, "c": {"glgpu-run": "1001"}}.items()
+    ):
+        own = {key: value for key, value in stage.vm().labels.items() if key != "glgpu-run"}
+        name = stage.name if zone == "c" else f"odd-{number}"
+        stage.cloud.insert(stage.vm(name=name, zone=f"europe-west4-{zone}", labels={**own, **labels}))
+    assert code_of(destroy_branch, stage.run, lambda name: replace(stage.run, name=name)) == 2
+    assert [name for name, _ in stage.cloud.vms] == ["odd-0", "odd-1"]
+
+
+def test_a_cloud_that_cannot_list_the_branch_does_not_keep_the_stop_job_from_its_own_run(provisioned: Stage) -> None:
+    provisioned.cloud.refuse["labelled"] = refusal(ErrorClass.TRANSIENT)
+    assert code_of(destroy_branch, provisioned.run, lambda name: replace(provisioned.run, name=name)) == 18
+    assert provisioned.cloud.vms == {}
+
+
 def test_the_stop_job_ends_every_run_of_the_branch_and_no_other(stage: Stage) -> None:
     stage.job(ref="feature/x")
     others(stage, "1001", ref="feature/x")

@@ -203,10 +203,13 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "delete-slow",
-        "Google takes its time to delete the VM",
+        "the VM is not deleted at once: train's wish and Terraform's are refused, destroy's takes its time",
         0,
-        shows=": the delete of glgpu-",
-        rules=[Rule("compute.instances.delete", "late", argument="25")],
+        shows="still under way after",
+        rules=[
+            Rule("compute.instances.delete", "refuse", 1, 2),
+            Rule("compute.instances.delete", "late", 3, None, "9"),
+        ],
         variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
     ),
     Fault(

@@ -58,19 +58,19 @@ def destroy_branch(run: Run, named: Callable[[RunName], Run]) -> None:
     """
     labels = {key: value for key, value in run.name.own_labels.items() if key != "glgpu-run"}
     labels["glgpu-ref"] = label_value(run.job.ref)
-    # Two branches may have the same label value; the VM's own settings have the whole name.
-    found = [one for one in run.cloud.labelled(labels) if ref_of(one) in (run.job.ref, None)]
     attempts = Attempts(run)
-    for one in sorted({one.labels["glgpu-run"] for one in found} | {run.name.run}):
-        name = RunName(run.name.server_url, run.name.project_id, one, run.name.kind)
-        attempts.get(partial(_destroy_named, named, name))
+    # Two branches may have the same label value; the VM's own settings have the whole name.
+    found = attempts.insist(partial(run.cloud.labelled, labels)) or []
+    numbers = {one.labels.get("glgpu-run", "") for one in found if ref_of(one) in (run.job.ref, None)}
+    for one in sorted(numbers | {run.name.run}):
+        attempts.get(partial(_destroy_numbered, run, named, one))
     worst = gravest(attempts.failures)
     if worst is not None:
         raise worst
 
 
-def _destroy_named(named: Callable[[RunName], Run], name: RunName) -> None:
-    destroy(named(name))
+def _destroy_numbered(run: Run, named: Callable[[RunName], Run], number: str) -> None:
+    destroy(named(RunName(run.name.server_url, run.name.project_id, number, run.name.kind)))
 
 
 def _clear_foreign_outputs(run: Run) -> None:

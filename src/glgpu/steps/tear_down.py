@@ -81,10 +81,10 @@ def cut_short(run: Run) -> None:
     Raises:
         Failure: STILL_ALIVE, when a delete was refused; INTERRUPTED, when all was asked for in spite of a signal.
     """
-    attempts = Attempts(run)
+    attempts, end = Attempts(run), run.clock.now() + CANCEL_SAVE_SECONDS
     alive = attempts.insist(partial(instances_of, run)) or []
     if any(run.knowing(one).settings.train.on_cancel == "save" for one in alive):
-        attempts.get(partial(rescue, run, most=CANCEL_SAVE_SECONDS))
+        attempts.get(partial(rescue, run, most=end - run.clock.now()))
     knowing = run.knowing(alive[0]) if alive else run
     ending = Ending(run, attempts)
     ending.go_on(min(CANCEL_WAIT_SECONDS, knowing.settings.limits.delete_minutes * 60.0), until_gone=False)
