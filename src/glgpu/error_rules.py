@@ -695,7 +695,7 @@ IMAGES_DENIED = (
         r"(?:authentication required|incorrect username or password).{0,120}(?:registry|docker)",
         r"failed to pull image(?!…(?:timeout|timed out|no such host|refused|reset|x509|50[0234]|EOF|toomanyrequests))",
         r"Head \"?https?://[^\s\"]+/v2/\S+: (?:denied|unauthorized|no basic)",
-        r"/v2/[^\s\"]+/manifests/[^\s\"]+\"?:? .{0,60}(?:40[134]|denied|unauthorized|not found)",
+        r"/v2/[^\s\"]+/(?:manifests|blobs)/[^\s\"]+\"?:? .{0,60}(?:40[134]|denied|unauthorized|forbidden|not found)",
         r"filesystem layer verification failed",
         r"image \S+ not found.{0,60}(?:registry|pull)|Unable to find image …(?:denied|unauthorized|not found)",
         r"login attempt to https?://\S+ failed with status: 40[13]|invalid username/password\b",
@@ -964,6 +964,7 @@ PLACES = (
         r"/(?:acceleratorTypes|machineTypes|diskTypes)/\S+?['\"]?,? (?:was )?not found",
         r"(?:does not|doesn't) (?:exist in|support) (?:the )?(?:zone|GPU)|does not exist in zone",
         r"Machine type specified doesn't exist",
+        r"Invalid (?:machine|accelerator|disk) ?type \S+ (?:in|for) (?:the )?(?:zone|region)\b",
         r"referenced (?:accelerator|machine|disk)Type resource cannot be found",
         r"/(?:acceleratorTypes|machineTypes|diskTypes)/[^'\"\s]+['\"]\.? .{0,80}(?:not (?:found|exist"
         r"|supported|available)|cannot be found)",
@@ -1008,6 +1009,13 @@ REPOSITORIES = (
         cause="the git server's SSH host key is unknown there, or not the one that is known",
         remedy="compare it with the key that the git server publishes and add it to known_hosts, or set `code: job`, "
         "which needs no git on the VM; `git ls-remote URL` tells whether it works",
+    ),
+    _rule(
+        ErrorClass.TRANSIENT,
+        r"\bRPC failed\b[^\n]{0,80}\b(?:HTTP|error:?) 5\d\d\b|unable to access '[^\n]{0,300}returned error: 5\d\d\b",
+        cause="the git server failed",
+        remedy="it may work again: retry the job, or set `code: job`, which needs no git on the VM; `git ls-remote "
+        "URL` tells whether it answers",
     ),
     _rule(
         ErrorClass.NETWORK,
