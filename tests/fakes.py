@@ -154,6 +154,11 @@ class FakeCloud(Refusing):
 
         self.clock.at(seconds, come_up)
 
+    def end_insert(self, operation: str, failure: Failure | None = None) -> None:
+        """An insert that was under way ends."""
+        self.insert_operations[operation] = (self.insert_operations[operation][0], failure)
+        self.under_way.discard(operation)
+
     def change(self, name: str, zone: str, **facts: Any) -> None:
         """What happens to a VM by itself."""
         self.vms[name, zone] = replace(self.vms[name, zone], **facts)

@@ -306,6 +306,26 @@ def test_a_vm_that_is_taken_away_before_anybody_saw_it_is_preempted(stage: Stage
     assert facts(stage, "candidate-failed")[0]["failure"] == "PREEMPTED"
 
 
+@pytest.mark.parametrize(
+    ("said_after", "failure", "klass"),
+    [(3, refusal(ErrorClass.STOCKOUT), "STOCKOUT"), (3, None, "PREEMPTED"), (60, None, "PREEMPTED")],
+)
+def test_a_vm_that_goes_while_its_insert_is_under_way_gives_that_time_to_say_why(
+    stage: Stage, said_after: float, failure: Failure | None, klass: str
+) -> None:
+    def goes(stack: FakeStack) -> None:
+        stack.is_over = False
+        stage.insert(stack, status="PROVISIONING")
+        (operation,) = stage.cloud.insert_operations
+        stage.cloud.under_way.add(operation)
+        stage.clock.at(2, stage.cloud.vms.clear)
+        stage.clock.at(said_after, lambda: stage.cloud.end_insert(operation, failure))
+
+    plays(stage, europe_west4_a=goes)
+    assert brought_up(stage).zone == "europe-west4-b"
+    assert facts(stage, "candidate-failed")[0]["failure"] == klass
+
+
 def test_an_insert_that_does_not_find_its_own_vm_is_preempted(stage: Stage) -> None:
     text = f"RESOURCE_NOT_FOUND: The resource 'projects/p/zones/europe-west4-a/instances/{stage.name}' was not found"
     plays(stage, europe_west4_a=Failure(ErrorClass.NOT_FOUND, "gone", "look", text))

@@ -23,6 +23,8 @@ FIRST_WORD_SECONDS = 5.0
 PASSING = (ErrorClass.NETWORK, ErrorClass.TRANSIENT, ErrorClass.RATE_LIMIT)
 """What may keep us from looking while Terraform does well."""
 ENDING = ("STOPPING", "TERMINATED", "SUSPENDING", "SUSPENDED")
+WORD_SECONDS = 5.0
+"""For which a VM that went while its insert was under way waits for that to end: the insert says why."""
 
 
 class Attempt:
@@ -76,7 +78,8 @@ class Attempt:
         Raises:
             Failure: why there is none.
         """
-        clock, zone, seen, due = self._run.clock, self.candidate.zone, False, FIRST_WORD_SECONDS
+        clock, zone, due = self._run.clock, self.candidate.zone, FIRST_WORD_SECONDS
+        seen: float | None = None
         while True:
             over = apply.ended()
             spent = clock.now() - self.begun
@@ -95,10 +98,10 @@ class Attempt:
                 failed = next((one.failure for one in inserts if one.failure is not None), None)
                 if failed is not None:
                     raise self._seen_rightly(failed)
-                gone = instance is None or instance.status in ENDING
-                if gone and (seen or any(one.done for one in inserts)):
+                if instance is not None and instance.status not in ENDING:
+                    seen = clock.now()
+                elif any(one.done for one in inserts) or (seen is not None and clock.now() - seen > WORD_SECONDS):
                     raise self._vanished()
-                seen = seen or instance is not None
                 if over:
                     self._judge(apply, instance)
             if spent > self._patience:
