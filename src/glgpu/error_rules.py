@@ -1343,8 +1343,8 @@ NETWORKS = (
         r"NameResolutionError|NewConnectionError|server misbehaving|getaddrinfo",
         r"\bE(?:CONNREFUSED|CONNRESET|TIMEDOUT|HOSTUNREACH|NOTFOUND|AI_AGAIN|NETUNREACH|PIPE)\b",
         r"network (?:is )?unreachable|host (?:is )?unreachable|Host is down",
-        r"(?:connect\w*|connection|read|write|request|operation|handshake|socket|lookup|dial\w*|transfer"
-        r"|download|fetch\w*|host|http\S*|url|server|GET|POST) .{0,80}?(?:timed[ -]out|time-out)\b",
+        r"(?:connect\w{0,9}|connection|read|write|request|operation|handshake|socket|lookup|dial\w{0,9}|transfer"
+        r"|download|fetch\w{0,9}|host|http\S{0,400}|url|server|GET|POST) .{0,80}?(?:timed[ -]out|time-out)\b",
         r"connect(?:ion)? ?timeout(?! ?[=:]|\w)|\bi/o timeout",
         r"timeout (?:awaiting|exceeded while|was reached|expired|while (?:connecting|reading))",
         r"timed out (?:after \d|\(|while (?:connecting|reading|fetching|downloading))",
