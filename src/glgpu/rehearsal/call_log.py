@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from glgpu.rehearsal.interposer import Interposer
+
 TOKEN_HEADERS = frozenset({"authorization", "private-token", "job-token"})
 
 
@@ -19,11 +21,13 @@ class CallLog:
 
     Attributes:
         listeners: Called with each line, in the thread that adds it.
+        interposer: Between the callers and the stand-ins that write here.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        self.interposer = Interposer()
         self._lock = threading.Lock()
 
     def add(

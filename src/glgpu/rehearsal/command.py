@@ -278,24 +278,7 @@ class Rehearsal:
 
     def read_back(self) -> dict[str, list[str]]:
         """What is left in the stand-ins, read raw by a process that imports nothing of glgpu."""
-        gitlab, project = self._world.gitlab, self.adopted.project
-        told = {
-            "compute": self._world.compute.endpoint,
-            "google": self._world.google.endpoint,
-            "buckets": list(self._world.google.storage.buckets),
-            "project": GOOGLE_PROJECT,
-            "google_token": self._world.google_token,
-            "gitlab": gitlab.url,
-            "gitlab_token": gitlab.admin_token,
-            "gitlab_project": project.id,
-            "gitlab_path": project.path,
-            "known_tokens": [self.adopted.token.name],
-        }
-        script = Path(__file__).with_name("read_back.py")
-        done = processes.run([sys.executable, "-I", str(script)], stdin=json.dumps(told).encode(), timeout=60)
-        if done.code:
-            raise RuntimeError(f"the read-back failed: {done.complaint}")
-        found: dict[str, list[str]] = json.loads(done.text)
+        found = read_back(self._world, self.adopted)
         if self._stranger is not None:
             found, self._touched = self._stranger.apart(found)
         return found
@@ -428,6 +411,29 @@ class Rehearsal:
 
 async def _ended(work: asyncio.Future[None]) -> None:
     await work
+
+
+def read_back(world: World, adopted: Adopted) -> dict[str, list[str]]:
+    """What is left in the stand-ins of an adopted repository, read raw by a process that imports nothing of glgpu."""
+    gitlab, project = world.gitlab, adopted.project
+    told = {
+        "compute": world.compute.endpoint,
+        "google": world.google.endpoint,
+        "buckets": list(world.google.storage.buckets),
+        "project": GOOGLE_PROJECT,
+        "google_token": world.google_token,
+        "gitlab": gitlab.url,
+        "gitlab_token": gitlab.admin_token,
+        "gitlab_project": project.id,
+        "gitlab_path": project.path,
+        "known_tokens": [adopted.token.name],
+    }
+    script = Path(__file__).with_name("read_back.py")
+    done = processes.run([sys.executable, "-I", str(script)], stdin=json.dumps(told).encode(), timeout=60)
+    if done.code:
+        raise RuntimeError(f"the read-back failed: {done.complaint}")
+    found: dict[str, list[str]] = json.loads(done.text)
+    return found
 
 
 def exit_code_of(outcome: Outcome) -> int | None:

@@ -149,7 +149,7 @@ class ComputeEngine:
     async def start(self) -> None:
         """Begin to serve, with an empty project."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        app = web.Application(client_max_size=LARGEST_BODY)
+        app = web.Application(client_max_size=LARGEST_BODY, middlewares=[self._calls.interposer.middleware("compute")])
         app.router.add_route("*", "/{path:.*}", self._receive)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()

@@ -64,7 +64,7 @@ class ContainerRegistry:
 
     async def start(self) -> None:
         """Begin to serve."""
-        app = web.Application()
+        app = web.Application(middlewares=[self._calls.interposer.middleware("registry")])
         app.router.add_get("/v2/{name:.+}/manifests/{reference}", self._manifest)
         app.router.add_get("/v2/{name:.+}/blobs/{digest}", self._blob)
         app.router.add_get("/token", self._token)

@@ -101,7 +101,7 @@ class GitLab(GitLabState):
     async def start(self) -> None:
         """Listen; after a stop on the same ports as before."""
         self.stopping = asyncio.Event()
-        app = web.Application(client_max_size=LARGEST_BODY)
+        app = web.Application(client_max_size=LARGEST_BODY, middlewares=[self.calls.interposer.middleware("gitlab")])
         app.on_response_prepare.append(self.clock.date)
         Api(self).add_routes(app)
         app.router.add_post("/api/graphql", partial(gitlab_terraform.graphql, self))

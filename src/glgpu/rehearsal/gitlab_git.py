@@ -106,6 +106,12 @@ class SshGate(asyncssh.SSHServer):
         return False
 
 
+def _exit(process: asyncssh.SSHServerProcess[bytes], status: int) -> None:
+    """Tell a caller, who may be gone, how its command ended."""
+    with contextlib.suppress(asyncssh.Error, OSError):
+        process.exit(status)
+
+
 class GitOverSsh:
     """Runs what gitlab-shell would run."""
 
@@ -115,7 +121,11 @@ class GitOverSsh:
         self.running: set[Process] = set()
 
     async def handle(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
-        """Serve one command of one login."""
+        """One command of one login."""
+        await self.host.calls.interposer.session("git", process, lambda: self._serve(process))
+
+    async def _serve(self, process: asyncssh.SSHServerProcess[bytes]) -> Callable[[], None]:
+        """Serve it; what tells the caller how it ended."""
         key = process.get_extra_info("deploy_key")
         status, text = 1, ""
         try:
@@ -133,13 +143,15 @@ class GitOverSsh:
                     status = await self._run(process, verb, project)
             if text:
                 process.stderr.write(framed(text).encode())
+        except BaseException:
+            _exit(process, 1)
+            raise
         finally:
             state = self.host.state
             self.host.calls.add(
                 "git", "ssh", process.command or "", at=state.clock.now(), status=status, key=key.title, refusal=text
             )
-            with contextlib.suppress(asyncssh.Error, OSError):
-                process.exit(status)
+        return lambda: _exit(process, status)
 
     def _judge(self, command: str, key: DeployKey) -> tuple[str, Project | None, str]:
         """The verb and the project that may be served, or why not."""

@@ -150,7 +150,7 @@ class GoogleCloud:
 
     async def start(self) -> None:
         """Begin to serve."""
-        app = web.Application(client_max_size=LARGEST_BODY)
+        app = web.Application(client_max_size=LARGEST_BODY, middlewares=[self._calls.interposer.middleware("google")])
         app.on_response_prepare.append(self._clock.date)
         app.router.add_route("*", "/{path:.*}", self._receive)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)

@@ -58,7 +58,8 @@ MARK_VARIABLE = "RUNNER_CONTAINER"
 """What every process of a container inherits."""
 
 Executor = Literal["docker", "shell"]
-Interrupt = Literal["cancel", "force cancel", "runner stopped", "runner killed"]
+Limit = Literal["job timeout", "script timeout"]
+Interrupt = Literal["cancel", "force cancel", "runner stopped", "runner killed"] | Limit
 
 
 @dataclass
@@ -239,7 +240,7 @@ class JobRun:
                     await player.remove(self.container)
         attempt.seconds = loop.time() - begun
         if attempt.interrupt == "runner killed":
-            await asyncio.sleep(player.scaled(STUCK_SECONDS))
+            await player.runner_is_missed()
         self._end(reason, exit_code)
 
     def _end(self, reason: str | None, exit_code: int | None) -> None:
@@ -417,8 +418,10 @@ class JobRun:
                 return name
         finally:
             interrupted.cancel()
-        if self.attempt.interrupt in ("cancel", "force cancel"):
+        if self.attempt.interrupt in ("cancel", "force cancel", "script timeout"):
+            # What comes after the script is not interrupted by it.
             self.attempt.interrupted.clear()
+        if self.attempt.interrupt in ("cancel", "force cancel"):
             notice = loop.create_task(asyncio.sleep(self.player.scaled(CANCEL_NOTICE_SECONDS)))
             await asyncio.wait({done, notice}, return_when=asyncio.FIRST_COMPLETED)
             notice.cancel()

@@ -402,13 +402,16 @@ class Machine:
         }  # fmt: skip
 
     async def _run_command(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
-        """One session: a shell with the caller's command, between three pipes."""
+        """One session."""
+        await self.room.calls.interposer.session("vm", process, lambda: self._serve(process))
+
+    async def _serve(self, process: asyncssh.SSHServerProcess[bytes]) -> Callable[[], None]:
+        """A shell with the caller's command, between three pipes; what tells the caller how it ended."""
         user = process.get_extra_info("username")
         command = process.command
         init = self._init
         if init is None:
-            process.exit(255)
-            return
+            return lambda: process.exit(255)
         accepted = {name: value for name, value in process.env.items() if name == "LANG" or name.startswith("LC_")}
         order = {
             "argv": ["/bin/sh", "-c", command] if command is not None else ["/bin/sh"],
@@ -438,11 +441,10 @@ class Machine:
             code = exited.result()
             self.log("exec", command or "", status=code, user=user)
             if code >= 0:
-                process.exit(code)
-            else:
-                process.exit_with_signal(signal.Signals(-code).name.removeprefix("SIG"))
-        else:
-            self.log("exec", command or "", status=None, user=user, caller_left=True)
+                return lambda: process.exit(code)
+            return lambda: process.exit_with_signal(signal.Signals(-code).name.removeprefix("SIG"))
+        self.log("exec", command or "", status=None, user=user, caller_left=True)
+        return lambda: None
 
     async def _answer_guest(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer a program of this VM: one JSON line each way."""

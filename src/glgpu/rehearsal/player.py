@@ -18,7 +18,7 @@ from pathlib import Path
 from glgpu.rehearsal import gitlab_model
 from glgpu.rehearsal.ci_yaml import Environment, Job, Pipeline, Variable, expand, expand_all
 from glgpu.rehearsal.ci_yaml import parse_duration as duration_in_seconds
-from glgpu.rehearsal.job_run import Attempt, Container, Executor, Interrupt, JobRun, Outcome
+from glgpu.rehearsal.job_run import STUCK_SECONDS, Attempt, Container, Executor, Interrupt, JobRun, Limit, Outcome
 from glgpu.rehearsal.occasion import Occasion, predefined_variables
 
 ARTIFACT_LIMIT_MB = 100
@@ -121,13 +121,13 @@ class Player:
         self.outcomes: dict[str, Outcome] = {}
         self.predefined = predefined_variables(occasion)
         self.orphans: list[asyncio.Task[None]] = []
+        self.containers: list[Container] = []
         self._entry: gitlab_model.Pipeline | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = list(range(concurrent))
         self._slot_freed = asyncio.Condition()
         self._groups: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._containers: list[Container] = []
         self._errors: list[BaseException] = []
         for name in ("builds", "logs", "artifacts"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -186,6 +186,10 @@ class Player:
     def cancel_pipeline(self) -> None:
         """Cancel all that runs or waits; manual jobs stay as they are."""
         self.state.cancel_pipeline(self.entry)
+
+    def reach(self, limit: Limit, name: str) -> None:
+        """Let a job that runs have reached one of its time limits."""
+        self.outcomes[name].last.interrupt_with(limit)
 
     async def retry_job(self, name: str) -> Outcome:
         """Run a job again, and after it only those later ones that were skipped (``Ci::ResetSkippedJobsService``)."""
@@ -355,6 +359,10 @@ class Player:
         """SIGKILL to the runner: its jobs live on with a dead pipe, and GitLab finds out much later."""
         self._interrupt_running("runner killed")
 
+    async def runner_is_missed(self) -> None:
+        """Wait until GitLab finds out that a job's runner is gone."""
+        await asyncio.sleep(self.scaled(STUCK_SECONDS))
+
     def _interrupt_running(self, how: Interrupt) -> None:
         for outcome in self.outcomes.values():
             if outcome.status in ("running", "canceling"):
@@ -366,10 +374,10 @@ class Player:
 
     def new_container(self) -> Container:
         """Start an empty container."""
-        container = Container(uuid.uuid4().hex, self.folder / f"c{len(self._containers)}")
+        container = Container(uuid.uuid4().hex, self.folder / f"c{len(self.containers)}")
         container.home.mkdir(parents=True)
         container.tmp.mkdir()
-        self._containers.append(container)
+        self.containers.append(container)
         return container
 
     async def remove(self, container: Container) -> None:
@@ -385,7 +393,7 @@ class Player:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for container in self._containers:
+        for container in self.containers:
             await self.remove(container)
         await asyncio.gather(*self.orphans)
 

@@ -1,0 +1,39 @@
+"""One of the processes that play cases: it keeps what is worth keeping from case to case, and no world."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from campaign.case import SETTINGS, TRAINING, Case, Result
+from campaign.plan import Plan
+from campaign.warm import Warm
+
+
+class Worker:
+    """What one process keeps over its cases."""
+
+    def __init__(self, source: Path | None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="glgpu-"))
+        self.source = source
+        self.repository = self.folder / "repository"
+        self.repository.mkdir()
+        (self.repository / "glgpu.yml").write_text(SETTINGS, encoding="utf-8")
+        (self.repository / "train.py").write_text(TRAINING, encoding="utf-8")
+        self.warm = Warm(self.folder / "warm", source)
+
+    def play(self, plan: Plan, times: dict[str, float]) -> Result:
+        """One case."""
+        return Case(plan, self.repository, self.warm, times, self.source).play()
+
+
+_worker: Worker
+
+
+def begin(source: Path | None) -> None:
+    global _worker
+    _worker = Worker(source)
+
+
+def play(order: tuple[Plan, dict[str, float]]) -> Result:
+    return _worker.play(*order)
