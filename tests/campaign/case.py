@@ -12,7 +12,7 @@ import time
 import traceback
 import zipfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -502,6 +502,3 @@ def caller_of(port: int) -> int:
 def story_of(log: str) -> str:
     """A log without its colours."""
     return re.sub(r"\x1b\[[0-9;]*[mK]", "", log)
-
-
-_ = (Awaitable, Callable)

@@ -91,9 +91,7 @@ class Plan:
         where = str(self.boundary) if self.boundary else f"{self.job}: after {self.fraction:.0%} of its usual time"
         parts = [f"{self.strike} {where}", self.executor]
         parts += [self.ambient] if self.ambient else []
-        parts += (
-            [f"for {self.seconds:.1f} s"] if self.strike.startswith("lose ") and self.strike != "lose runner" else []
-        )
+        parts += [f"for {self.seconds:.1f} s"] if self.strike.startswith("lose ") and "," in self.strike else []
         return ", ".join(parts)
 
 
@@ -111,8 +109,6 @@ def draw(seed: int, number: int, known: Sequence[Boundary]) -> Plan:
         boundary = deck[turn]
         job = boundary.call.job
     strike = _weighted(chance, STRIKES)
-    if boundary is not None and strike.startswith("lose ") and strike != "lose runner" and chance.random() < 0.5:
-        strike = "kill glgpu"
     ambient = _weighted(chance, AMBIENTS)
     layers: Sequence[Layer] = chance.choices([one for one, _ in LAYERS], [weight for _, weight in LAYERS])[0]
     if ambient == "delete refused for ever":

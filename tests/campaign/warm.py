@@ -9,19 +9,21 @@ down each command with its exit code.
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import gc
+import importlib
 import json
 import os
+import select
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from glgpu.rehearsal.job_run import MARK_VARIABLE
 
@@ -81,16 +83,10 @@ class Warm:
         if self._process.stdout.readline() != b"warm\n":
             raise RuntimeError("the warm parent did not come up")
 
-    def program(self, folder: Path, notes: Path) -> Path:
+    def program(self, folder: Path, notes: Path) -> None:
         """Write the program in front into a folder, which then goes first in a PATH."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "glgpu"
-        text = FRONT_PROGRAM.format(
-            python=sys.executable, front=FRONT, notes=str(notes), address=str(self.address)
-        )  # fmt: skip
-        path.write_text(text, encoding="utf-8")
-        path.chmod(0o755)
-        return path
+        text = FRONT_PROGRAM.format(python=sys.executable, front=FRONT, notes=str(notes), address=str(self.address))
+        _write_program(folder, text)
 
     def stop(self) -> None:
         """End the parent; its children are their jobs'."""
@@ -99,20 +95,28 @@ class Warm:
         self._process.wait()
 
 
-def cold_program(folder: Path, notes: Path, source: Path | None) -> Path:
+COLD_PROGRAM = """\
+#!/bin/sh
+printf '{{"began": ["%s"], "pid": %d, "job": "%s"}}\\n' "$1" $$ "$CI_JOB_ID" >>{notes}
+{source}exec {glgpu} "$@"
+"""
+
+
+def cold_program(folder: Path, notes: Path, source: Path | None) -> None:
     """The same for a `glgpu` that is started plainly."""
+    text = COLD_PROGRAM.format(
+        notes=shlex.quote(str(notes)),
+        source=f"PYTHONPATH={shlex.quote(str(source))} " if source else "",
+        glgpu=shlex.quote(str(Path(sys.executable).with_name("glgpu"))),
+    )
+    _write_program(folder, text)
+
+
+def _write_program(folder: Path, text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "glgpu"
-    own = f"PYTHONPATH={shlex.quote(str(source))} " if source else ""
-    plain = shlex.quote(str(Path(sys.executable).with_name("glgpu")))
-    path.write_text(
-        "#!/bin/sh\n"
-        f'printf \'%s\\n\' "{{\\"began\\": [\\"$1\\"], \\"pid\\": $$, \\"job\\": \\"$CI_JOB_ID\\"}}" >>{shlex.quote(str(notes))}\n'
-        f'{own}exec {plain} "$@"\n',
-        encoding="utf-8",
-    )
+    path.write_text(text, encoding="utf-8")
     path.chmod(0o755)
-    return path
 
 
 def main() -> None:
@@ -127,20 +131,16 @@ def main() -> None:
     server.listen(64)
     print("warm", flush=True)
     children: dict[int, socket.socket] = {}
-    collected = threading.Lock()
-    signal.signal(signal.SIGCHLD, lambda *_: None)
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(woken)
-    del collected
-    import select
-
     while True:
-        ready, _, _ = select.select([server, 0, wake], [], [])
+        ready, _, _ = select.select([server, sys.stdin, wake], [], [])
         if wake in ready:
             os.read(wake, 4096)
         collect(children)
-        if 0 in ready:
+        if sys.stdin in ready:
             return
         if server in ready:
             caller, _ = server.accept()
@@ -149,17 +149,11 @@ def main() -> None:
 
 def load() -> None:
     """Import what any command may need."""
-    import google.cloud.compute_v1
-    import python_terraform
-    import requests  # noqa: F401
-    import yaml  # noqa: F401
-
-    import glgpu.cli
-    import glgpu.life_cycle
-    import glgpu.stages.destroy
-    import glgpu.stages.provision
-    import glgpu.stages.train
-    import glgpu.wiring  # noqa: F401
+    for name in (
+        "google.cloud.compute_v1", "google.cloud.storage", "python_terraform", "glgpu.cli", "glgpu.wiring",
+        "glgpu.stages.provision", "glgpu.stages.train", "glgpu.stages.destroy", "requests", "yaml",
+    ):  # fmt: skip
+        importlib.import_module(name)
 
 
 def collect(children: dict[int, socket.socket]) -> None:
@@ -169,10 +163,8 @@ def collect(children: dict[int, socket.socket]) -> None:
         if pid == 0:
             return
         caller = children.pop(pid)
-        try:
+        with contextlib.suppress(OSError):  # it was killed with its job
             caller.sendall(json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode() + b"\n")
-        except OSError:
-            pass  # it was killed with its job
         caller.close()
 
 
@@ -204,8 +196,9 @@ def begin(server: socket.socket, caller: socket.socket, children: dict[int, sock
         os.close(file)
 
 
-def become(order: dict[str, Any], files: list[int]) -> None:
-    """Be the command; does not return."""
+def become(order: dict[str, Any], files: list[int]) -> NoReturn:
+    """Be the command."""
+    code: Any = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -213,37 +206,23 @@ def become(order: dict[str, Any], files: list[int]) -> None:
         for number, file in enumerate(files):
             os.dup2(file, number)
         os.closerange(3, 256)
-        Path("/proc/self/comm").write_text("glgpu")
+        Path("/proc/self/comm").write_text("glgpu", encoding="ascii")
         mark(order["env"].get(MARK_VARIABLE, BLANK_MARK))
         os.environ.clear()
         os.environ.update(order["env"])
         os.chdir(order["cwd"])
         os.umask(0o022)
         sys.argv = ["glgpu", *order["argv"]]
-        sys.stdin = open(0, encoding="utf-8", closefd=False)
-        sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
-        from glgpu.cli import main as command
-
-        code: Any = 0
-        try:
-            command()
-        except SystemExit as ended:
-            code = ended.code
-        if isinstance(code, str):
-            print(code, file=sys.stderr)
-        number = code if isinstance(code, int) else 0 if code is None else 1
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except OSError:
-                pass
-        os._exit(number)
+        importlib.import_module("glgpu.cli").main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code or 0
     except BaseException:
-        import traceback
-
         traceback.print_exc()
-        os._exit(1)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def mark(value: str) -> None:
@@ -258,4 +237,3 @@ def mark(value: str) -> None:
 
 if __name__ == "__main__":
     main()
-    time.sleep(0)

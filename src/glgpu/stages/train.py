@@ -40,19 +40,32 @@ def train(run: Run, *, ends_own_vm: bool = True) -> None:
         found = standing(run)
         if found is not None:
             run.console.say(f"the VM {found.name} of this run is there, in {found.zone}")
-    if found is not None or not ends_own_vm:
+    if not ends_own_vm or (found is not None and not _is_nobodys(run)):
         _train_on(run, found)
         return
     attempts = Attempts(run)
     try:
-        attempts.get(partial(_train_on, run, None))
+        attempts.get(partial(_train_on, run, found))
     finally:
         # A job has no time for it after a signal: its after_script ends the VM.
         if not (run.job.in_ci and any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures)):
-            _see_to_the_end(run, attempts)
+            _see_to_the_end(run, attempts, brought=found is None)
     worst = gravest(attempts.failures)
     if worst is not None:
         raise worst
+
+
+def _is_nobodys(run: Run) -> bool:
+    """Whether no destroy job will come for the VM that is there: an earlier try of this job, itself one after the
+    pipeline's end, brought it up and died.
+    """
+    try:
+        return run.forge.destroy_is_over(run.job.run)
+    except Failure as failure:
+        if failure.klass is ErrorClass.INTERRUPTED:
+            raise
+        run.console.say(f"GitLab cannot be asked whether a destroy job will come: {failure.cause}")
+        return False
 
 
 def _train_on(run: Run, found: Instance | None) -> None:
@@ -175,8 +188,9 @@ def _workload(run: Run) -> Workload:
     )
 
 
-def _see_to_the_end(run: Run, attempts: Attempts) -> None:
-    """This job brought the VM up: no destroy job may come any more."""
-    with run.console.section("teardown", "This job brought the VM up, so it ends it"):
+def _see_to_the_end(run: Run, attempts: Attempts, *, brought: bool) -> None:
+    """No destroy job may come any more, and if one comes, it finds nothing."""
+    why = "This job brought the VM up, so it ends it" if brought else "The destroy job is over, so this job ends the VM"
+    with run.console.section("teardown", why):
         attempts.get(partial(rescue, run))
         attempts.get(partial(tear_down, run))
