@@ -111,20 +111,13 @@ class Result:
 
 
 class CampaignPlayer(Player):
-    """Waits less where nobody does anything: the Runner's notice of a cancel, GitLab's notice of a lost runner."""
+    """Waits less where nobody does anything."""
 
     def scaled(self, seconds: float) -> float:
         """A cancel reaches the job soon; a look after SIGTERM takes a third of a second, six of them two."""
         if seconds == CANCEL_NOTICE_SECONDS:
             return 0.2
         return 2.0 / DOCKER_LOOKS if seconds == 1 else seconds
-
-    async def runner_is_missed(self) -> None:
-        """An hour later whatever the job did is over."""
-        if self.orphans:
-            await asyncio.wait(self.orphans, timeout=ORPHAN_SECONDS)
-        for container in self.containers:
-            await asyncio.to_thread(container.kill)
 
 
 class Case:
@@ -202,6 +195,7 @@ class Case:
             executor=self.plan.executor,
             on_output=self._hear,
             before_job=self._begin_job,
+            missed_within=ORPHAN_SECONDS,
         )
         world.calls.interposer.watch = self._watch
 
@@ -316,13 +310,7 @@ class Case:
 
     def _victims(self) -> list[psutil.Process]:
         names, _ = KILLS.get(self.plan.strike, (frozenset(), signal.SIGKILL))
-        found = [one for container in self._player.containers for one in container.processes()] if names else []
-        victims = []
-        for process in found:
-            with contextlib.suppress(psutil.Error):
-                if process.name() in names:
-                    victims.append(process)
-        return victims
+        return self._player.processes(*names) if names else []
 
     def _begin_job(self, job: Job) -> None:
         self._job = job.name

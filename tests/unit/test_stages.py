@@ -172,6 +172,19 @@ def test_a_train_retried_after_the_end_brings_up_a_vm_and_sees_to_its_end(stage:
     assert stage.run.record.find("proof") is not None
 
 
+def test_a_train_retried_after_such_a_train_had_died_sees_to_the_end_of_its_vm(provisioned: Stage) -> None:
+    provisioned.forge.over = True
+    train(provisioned.run)
+    assert things(provisioned) == []
+    assert "The destroy job is over, so this job ends the VM" in provisioned.log
+
+
+def test_a_train_leaves_the_end_to_the_destroy_job_if_gitlab_cannot_be_asked(provisioned: Stage) -> None:
+    provisioned.forge.refuse["destroy_is_over"] = refusal(ErrorClass.NETWORK)
+    train(provisioned.run)
+    assert provisioned.run.record.find("proof") is None
+
+
 @pytest.mark.parametrize("verb", ["hello", "gpu", "unpack", "start", "sums"])
 def test_it_sees_to_the_end_wherever_it_fails(stage: Stage, verb: str) -> None:
     stage.machine.said[verb] = done("", 1, "it went wrong")

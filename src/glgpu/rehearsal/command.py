@@ -25,7 +25,7 @@ from glgpu.rehearsal.cloud_catalogue import ZONES
 from glgpu.rehearsal.container_images import BASE
 from glgpu.rehearsal.container_registry import Repository, full_name
 from glgpu.rehearsal.defects import DEFECTS, Defect, Scene, make_healthy
-from glgpu.rehearsal.fault_catalogue import FAULTS, Afterwards, During, Fault, named
+from glgpu.rehearsal.fault_catalogue import FAULTS, KILLED, Afterwards, During, Fault, Strike, exemplary, named
 from glgpu.rehearsal.faults import Faults
 from glgpu.rehearsal.gitlab_model import Variable
 from glgpu.rehearsal.job_run import RUNNER_VERSION, Executor, Outcome
@@ -42,6 +42,8 @@ MASKABLE = re.compile(r"\S{8,}")
 """What GitLab can mask: one line without blanks, eight characters at least
 (https://docs.gitlab.com/ci/variables/#mask-a-cicd-variable)."""
 GONE_SECONDS = 60.0
+MISSED_SECONDS = 60.0
+"""How long a job is left alone whose runner is gone; GitLab takes an hour to find out, and by then it is over."""
 HARD_END_SECONDS = 30 * 24 * 3600.0
 """Later than the hard end of any VM."""
 SECTION_START = re.compile(rb"\x1b\[0Ksection_start:\d+:[A-Za-z0-9_.-]+(?:\[[^\]]*\])?\r\x1b\[0K")
@@ -140,30 +142,41 @@ def _list_defects(console: Console, as_json: bool) -> None:
 
 def _list(console: Console, as_json: bool) -> None:
     if as_json:
-        found = [
-            {
-                "name": fault.form,
-                "example": f"{fault.name}:{fault.example}" if fault.place else fault.name,
-                "exit_code": fault.exit_code,
-                "class": fault.error_class,
-                "what": fault.what,
-                "afterwards": [
-                    {"layer": after.layer, "exit_code": after.exit_code, "finds": list(after.finds)}
-                    for after in fault.afterwards
-                ],
-            }
-            for fault in FAULTS
-        ]
-        console.say(json.dumps(found, indent=1))
+        console.say(json.dumps([_listed(fault) for fault in FAULTS], indent=1))
         return
     rows = []
     for fault in FAULTS:
+        codes = ", ".join(f"{code} ({place})" for place, code in _by_stage(fault).items()) or str(fault.exit_code)
         after = "; ".join(
-            f"{one.layer}{'' if one.exit_code is None else f' ({one.exit_code})'}: {', '.join(one.finds) or 'nothing'}"
-            for one in fault.afterwards
+            f"{one.layer}{'' if one.exit_code is None else f' ({one.exit_code})'}: {_told_finds(one)}"
+            for one in exemplary(fault).afterwards
         )
-        rows.append([fault.form, str(fault.exit_code), fault.error_class or "-", fault.what, after or "-"])
+        rows.append([fault.form, codes, fault.error_class or "-", fault.what, after or "-"])
     console.table(["fault", "exit code", "class", "what goes wrong", "who acts afterwards, and finds"], rows)
+
+
+def _listed(fault: Fault) -> dict[str, Any]:
+    """A fault for programs: with a place, what is said of it holds for its example."""
+    played = exemplary(fault)
+    listed = {
+        "name": fault.form,
+        "example": f"{fault.name}:{fault.example}" if fault.place else fault.name,
+        "exit_code": played.exit_code,
+        "class": played.error_class,
+        "what": fault.what,
+        "afterwards": [
+            {"layer": after.layer, "exit_code": after.exit_code, "finds": after.finds} for after in played.afterwards
+        ],
+    }
+    return listed | ({"exit_codes": _by_stage(fault)} if fault.stages else {})
+
+
+def _by_stage(fault: Fault) -> dict[str, int]:
+    return {stage: fault.at(stage).exit_code for stage in fault.stages}
+
+
+def _told_finds(after: Afterwards) -> str:
+    return "it depends" if after.finds is None else ", ".join(after.finds) or "nothing"
 
 
 def adopt(
@@ -238,6 +251,7 @@ class Rehearsal:
             executor=executor,
             on_output=self._show,
             before_job=self._before,
+            missed_within=MISSED_SECONDS,
         )
         self._begun: list[str] = []
         self._shown = ""
@@ -246,6 +260,7 @@ class Rehearsal:
         self._stranger: Stranger | None = None
         self._moving_in: asyncio.Future[None] | None = None
         self._touched: list[str] = []
+        self._strikes = [fault.strike for fault in faults if fault.strike]
 
     def play(self) -> int:
         """Play the pipeline and the layers after it; the exit code."""
@@ -257,6 +272,9 @@ class Rehearsal:
             if self._moving_in is not None:
                 self._world.call(_ended(self._moving_in))
             self._summary(outcomes)
+            if any(outcome.status == "canceled" for outcome in outcomes.values()):
+                # A cancelled job asks for the delete and does not wait for it.
+                self._world.call(self.until_gone())
             code = first_failure(outcomes)
             for fault in self._faults:
                 for after in fault.afterwards:
@@ -273,7 +291,8 @@ class Rehearsal:
             touched = ", ".join(self._touched)
             self._console.say(f"== another GitLab server's run with the same ids: {touched or 'untouched'}")
             code = 1 if touched else code
-        self._console.say(f"== {time.monotonic() - begun:.0f} s in all; exit code {code}: {EXIT_MEANINGS[code]}")
+        meaning = "glgpu was killed" if code == KILLED else EXIT_MEANINGS[code]
+        self._console.say(f"== {time.monotonic() - begun:.0f} s in all; exit code {code}: {meaning}")
         return code
 
     def read_back(self) -> dict[str, list[str]]:
@@ -359,6 +378,9 @@ class Rehearsal:
         for during in [one for one in self._to_come if job.name == "train" and one.line.encode() in lines]:
             self._to_come.remove(during)
             self._disturb(during)
+        for strike in [one for one in self._strikes if job.name == one.job and one.line.encode() in lines]:
+            self._strikes.remove(strike)
+            self._strike(strike)
 
     def _end_line(self, job: str) -> None:
         rest = self._unfinished.pop(job, b"")
@@ -373,6 +395,16 @@ class Rehearsal:
         network = self._world.network
         network.change(caller_address=during.caller_address, dropped=during.dropped)
         asyncio.get_running_loop().call_later(during.seconds, network.change)
+
+    def _strike(self, strike: Strike) -> None:
+        match strike.what:
+            case "cancel":
+                self.player.cancel_job(strike.job)
+            case "kill":
+                for process in self.player.processes("glgpu"):
+                    process.kill()
+            case "lose runner":
+                self.player.kill_runner()
 
     def _summary(self, outcomes: Mapping[str, Outcome]) -> None:
         self._end_line(self._shown)

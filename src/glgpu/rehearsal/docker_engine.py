@@ -452,7 +452,8 @@ def logs(engine: Engine, call: Call) -> int:
         stamps = call.has("timestamps")
         print_entries(iter(kept), since=since, timestamps=stamps)
         if follower:
-            with follower:
+            # A supervisor that ends may reset the connection instead of closing it: the container is over either way.
+            with follower, suppress(ConnectionResetError):
                 while follower.recv(4096):
                     copy_entries(log, since=since, timestamps=stamps)
             copy_entries(log, since=since, timestamps=stamps)

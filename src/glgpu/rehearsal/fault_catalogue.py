@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from glgpu.rehearsal.cloud_catalogue import REGIONS, ZONES
 from glgpu.rehearsal.faults import Rule
@@ -21,13 +21,13 @@ class Afterwards:
     Attributes:
         layer: Which.
         exit_code: How it has to end; None: it has no exit code.
-        finds: What is still there when it begins: the read-back's words; nothing: empty.
+        finds: What is still there when it begins: the read-back's words; nothing: empty; None: that depends.
         lifted: Points whose rules are over before it acts.
     """
 
     layer: Layer
     exit_code: int | None
-    finds: Sequence[str] = ()
+    finds: Sequence[str] | None = ()
     lifted: Sequence[str] = ()
 
 
@@ -46,6 +46,22 @@ class During:
     dropped: str | None = None
     seconds: float = 0.0
     caller_address: str | None = None
+
+
+@dataclass(frozen=True)
+class Strike:
+    """What befalls a job, once, when its log first shows ``line``.
+
+    Attributes:
+        what: ``cancel``: somebody cancels the job. ``kill``: its glgpu gets SIGKILL. ``lose runner``:
+            the runner does.
+        job: Which job.
+        line: A piece of its log.
+    """
+
+    what: Literal["cancel", "kill", "lose runner"]
+    job: str
+    line: str
 
 
 @dataclass(frozen=True)
@@ -68,9 +84,11 @@ class Fault:
             none.
         clock_ahead: Seconds by which the clocks of GitLab and Google run ahead of the jobs' own.
         stranger: Whether a run of another GitLab server with the same ids is in the cloud project.
+        strike: What befalls a job.
         afterwards: The layers that act after the pipeline, in order.
-        place: What the name is followed by, after a colon: ``ZONE`` or ``REGION``; empty: nothing.
+        place: What the name is followed by, after a colon: ``ZONE``, ``REGION`` or ``STAGE``; empty: nothing.
         example: The place that is meant where none is said.
+        stages: What differs by stage, where the place is one.
     """
 
     name: str
@@ -87,9 +105,11 @@ class Fault:
     locked_before: str = ""
     clock_ahead: float = 0.0
     stranger: bool = False
+    strike: Strike | None = None
     afterwards: Sequence[Afterwards] = ()
-    place: Literal["", "ZONE", "REGION"] = ""
+    place: Literal["", "ZONE", "REGION", "STAGE"] = ""
     example: str = ""
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def form(self) -> str:
@@ -97,11 +117,13 @@ class Fault:
         return f"{self.name}:{self.place}" if self.place else self.name
 
     def at(self, place: str) -> Fault:
-        """The same fault in one zone or region."""
-        return replace(self, example=place, rules=[replace(rule, where=place) for rule in self.rules])
+        """The same fault in one zone, region or stage."""
+        rules = [replace(rule, where=place) for rule in self.rules]
+        return replace(self, example=place, rules=rules, **self.stages.get(place, {}))
 
 
-PLACES: Mapping[str, Collection[str]] = {"ZONE": ZONES, "REGION": REGIONS, "": ()}
+STAGES = ("provision", "train", "destroy")
+PLACES: Mapping[str, Collection[str]] = {"ZONE": ZONES, "REGION": REGIONS, "STAGE": STAGES, "": ()}
 """What may follow the colon."""
 
 SHORT_TRAINING = "python3 -c \"import os; os.makedirs('weights'); open('weights/w', 'w').write('w')\""
@@ -115,6 +137,10 @@ LOUD_TRAINING = (
     "os.makedirs('weights'); open('weights/w', 'w').write('w'); print('the last line')\""
 )
 OUTPUTS = {"GLGPU_TRAIN_OUTPUTS": "weights"}
+KILLED = 137
+"""What a shell makes of SIGKILL: 128 + 9."""
+VM_IS_READY, TRAINING_TALKS, TEARDOWN_BEGINS = "the VM waits ", "step 5", "found: "
+"""Lines of the three stages at which what there is so far is known."""
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
@@ -376,6 +402,59 @@ FAULTS: tuple[Fault, ...] = (
         afterwards=[Afterwards("retry-train", 0)],
     ),
     Fault(
+        "cancel-during",
+        "somebody cancels the job of a stage; the later jobs are skipped then",
+        0,
+        variables={"GLGPU_TRAIN_COMMAND": TALKING_TRAINING, **OUTPUTS},
+        place="STAGE",
+        example="train",
+        stages={
+            "provision": {
+                "strike": Strike("cancel", "provision", VM_IS_READY),
+                "shows": "asked Compute Engine to delete glgpu-",
+                "afterwards": [Afterwards("stop", 0, ["firewall rules", "states"])],
+            },
+            "train": {
+                "strike": Strike("cancel", "train", TRAINING_TALKS),
+                "shows": "asked Compute Engine to delete glgpu-",
+                "afterwards": [Afterwards("stop", 0, ["firewall rules", "deploy keys", "states"])],
+            },
+            "destroy": {
+                "strike": Strike("cancel", "destroy", TEARDOWN_BEGINS),
+                "shows": "INTERRUPTED (exit code 19)",
+                "afterwards": [Afterwards("stop", 0, None)],
+            },
+        },
+    ),
+    Fault(
+        "kill-during",
+        "glgpu is killed (SIGKILL) in the job of a stage",
+        KILLED,
+        variables={"GLGPU_TRAIN_COMMAND": TALKING_TRAINING, **OUTPUTS},
+        place="STAGE",
+        example="train",
+        stages={
+            "provision": {
+                "strike": Strike("kill", "provision", VM_IS_READY),
+                "shows": "asked Compute Engine to delete glgpu-",
+            },
+            "train": {"strike": Strike("kill", "train", TRAINING_TALKS), "shows": "saved "},
+            "destroy": {
+                "strike": Strike("kill", "destroy", TEARDOWN_BEGINS),
+                "shows": "== Job destroy, try 2",
+                "exit_code": 0,
+            },
+        },
+    ),
+    Fault(
+        "runner-killed",
+        "the runner dies in the train job; GitLab finds out and lets another one try",
+        0,
+        shows="the training was started by an earlier job: attaching to it",
+        variables={"GLGPU_TRAIN_COMMAND": TALKING_TRAINING, **OUTPUTS},
+        strike=Strike("lose runner", "train", TRAINING_TALKS),
+    ),
+    Fault(
         "gpu-driver-broken",
         "an upgrade has replaced the driver's libraries under its kernel module: nvidia-smi fails",
         16,
@@ -409,6 +488,11 @@ FAULTS: tuple[Fault, ...] = (
         variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
     ),
 )
+
+
+def exemplary(fault: Fault) -> Fault:
+    """The fault as it is played where its place is not said."""
+    return fault.at(fault.example) if fault.place else fault
 
 
 def named(name: str) -> Fault | None:

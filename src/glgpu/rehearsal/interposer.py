@@ -7,6 +7,7 @@ here, so that a test can strike at exactly one of them; the caller knows nothing
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -71,8 +72,9 @@ class Interposer:
             response = await handler(request)
             if await cut("before answer"):
                 return _hang_up(request)
-            await response.prepare(request)
-            await response.write_eof()
+            with suppress(ConnectionError):  # it may have died meanwhile, and of something else
+                await response.prepare(request)
+                await response.write_eof()
             await cut("after answer")
             return response
 

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
+
 from glgpu.rehearsal import gitlab_model
 from glgpu.rehearsal.ci_yaml import Environment, Job, Pipeline, Variable, expand, expand_all
 from glgpu.rehearsal.ci_yaml import parse_duration as duration_in_seconds
@@ -90,6 +92,7 @@ class Player:
         concurrent: int = 4,
         time_scale: float = 1.0,
         artifact_limit_mb: int = ARTIFACT_LIMIT_MB,
+        missed_within: float | None = None,
         on_output: Callable[[Job, bytes], None] = lambda _job, _data: None,
         before_job: Callable[[Job], None] = lambda _job: None,
     ) -> None:
@@ -105,6 +108,8 @@ class Player:
             concurrent: Jobs at the same time.
             time_scale: Factor on every limit and delay (timeouts, grace periods), for tests.
             artifact_limit_mb: GitLab's ``max_artifacts_size``.
+            missed_within: Seconds for which a job whose runner is gone may go on before GitLab finds out; it does so at
+                once when the job is over. None: GitLab's hour passes, by ``time_scale``.
             on_output: Called with each piece of a job's log.
             before_job: Called when a runner has taken a job.
         """
@@ -116,6 +121,7 @@ class Player:
         self.executor: Executor = executor
         self.time_scale = time_scale
         self.artifact_limit_mb = artifact_limit_mb
+        self.missed_within = missed_within
         self.on_output = on_output
         self.before_job = before_job
         self.outcomes: dict[str, Outcome] = {}
@@ -361,7 +367,22 @@ class Player:
 
     async def runner_is_missed(self) -> None:
         """Wait until GitLab finds out that a job's runner is gone."""
-        await asyncio.sleep(self.scaled(STUCK_SECONDS))
+        if self.missed_within is None:
+            await asyncio.sleep(self.scaled(STUCK_SECONDS))
+            return
+        if self.orphans:
+            await asyncio.wait(self.orphans, timeout=self.missed_within)
+        for container in self.containers:
+            await asyncio.to_thread(container.kill)
+
+    def processes(self, *programs: str) -> list[psutil.Process]:
+        """The living processes of these programs in the jobs' containers."""
+        found = []
+        for process in (process for container in self.containers for process in container.processes()):
+            with contextlib.suppress(psutil.Error):
+                if process.name() in programs:
+                    found.append(process)
+        return found
 
     def _interrupt_running(self, how: Interrupt) -> None:
         for outcome in self.outcomes.values():

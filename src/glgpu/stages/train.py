@@ -56,8 +56,9 @@ def train(run: Run, *, ends_own_vm: bool = True) -> None:
 
 
 def _is_nobodys(run: Run) -> bool:
-    """Whether no destroy job will come for the VM that is there: an earlier try of this job, itself one after the
-    pipeline's end, brought it up and died.
+    """Whether no destroy job will come for the VM that is there.
+
+    Then an earlier try of this job, itself one after the pipeline's end, brought it up and died.
     """
     try:
         return run.forge.destroy_is_over(run.job.run)
