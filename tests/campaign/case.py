@@ -12,15 +12,15 @@ import time
 import traceback
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from campaign.calls import Boundary, Call, Tally
-from campaign.plan import AGAIN, Layer, Plan
+from campaign.plan import AGAIN, FOR_EVER, Layer, Plan
 from campaign.warm import Warm, cold_program
 from glgpu.errors import EXIT_MEANINGS
 from glgpu.rehearsal import world as worlds
@@ -31,10 +31,23 @@ from glgpu.rehearsal.container_images import Engine
 from glgpu.rehearsal.faults import Faults, Rule
 from glgpu.rehearsal.interposer import Cut, Moment, Reached
 from glgpu.rehearsal.job_run import CANCEL_NOTICE_SECONDS, DOCKER_LOOKS, Outcome
+from glgpu.rehearsal.occasion import Occasion
 from glgpu.rehearsal.player import Player
 from glgpu.rehearsal.world import Adopted, World
 from glgpu.run_record import Record
 
+PIPELINE = """\
+stages: [provision, train, destroy]
+include:
+  - project: rehearsal/glgpu
+    ref: main
+    file: ci/train.yml
+    inputs: {image: not-pulled-in-a-rehearsal}
+  - project: rehearsal/glgpu
+    ref: main
+    file: ci/cleanup.yml
+    inputs: {image: not-pulled-in-a-rehearsal}
+"""
 SETTINGS = """\
 machine:
   gpu: [nvidia-l4]
@@ -145,8 +158,9 @@ class Case:
         self._again = False
         self._ended = False
         self._logs: dict[str, bytes] = {}
-        self._layer_jobs: set[int] = set()
-        self._written = False
+        self._written = self._expired = False
+        self._path = ""
+        self._players: list[CampaignPlayer] = []
         self._player: CampaignPlayer
         self._world: World
         self._adopted: Adopted
@@ -168,7 +182,8 @@ class Case:
             self._break(f"the harness failed: {traceback.format_exc()}")
         finally:
             with contextlib.suppress(Exception):
-                world.call(self._player.close())
+                for player in self._players:
+                    world.call(player.close())
             world.stop()
         self.result.seconds = time.monotonic() - begun
         self.result.calls = self._tally.calls
@@ -179,7 +194,7 @@ class Case:
 
     def _prepare(self) -> None:
         world = self._world
-        self._adopted = world.adopt(self._repository)
+        self._adopted = world.adopt(self._repository, keep_pipeline=True)
         where = occasion(world, self._adopted)
         programs, self._notes = world.folder / "front", world.folder / "commands"
         self._notes.touch()
@@ -187,17 +202,22 @@ class Case:
             cold_program(programs, self._notes, self._source)
         else:
             self._warm.program(programs, self._notes)
-        self._player = CampaignPlayer(
+        self._path = os.pathsep.join([str(programs), world.job_path()])
+        self._player = self._make_player(where, "runner", before_job=self._begin_job)
+        self._players = [self._player]
+        world.calls.interposer.watch = self._watch
+
+    def _make_player(self, where: Occasion, folder: str, before_job: Callable[[Job], None]) -> CampaignPlayer:
+        return CampaignPlayer(
             where.compile(),
             where,
-            folder=world.folder / "runner",
-            path=os.pathsep.join([str(programs), world.job_path()]),
+            folder=self._world.folder / folder,
+            path=self._path,
             executor=self.plan.executor,
             on_output=self._hear,
-            before_job=self._begin_job,
+            before_job=before_job,
             missed_within=ORPHAN_SECONDS,
         )
-        world.calls.interposer.watch = self._watch
 
     # The story
 
@@ -222,28 +242,39 @@ class Case:
 
     async def _act(self, layer: Layer) -> None:
         if layer == "hard end":
-            self._world.faults.end()
-            self._world.clock.advance(HARD_END_SECONDS)
-            try:
-                async with asyncio.timeout(GONE_SECONDS):
-                    while self._instances():
-                        await asyncio.sleep(0.02)
-            except TimeoutError:
-                self._break("the VM outlives its max_run_duration")
-            self._world.clock.offset = 0.0  # the jobs' clock has not moved
+            await self._hard_end()
             return
-        outcome = await self._stop()
-        await self._orphans_are_over()
+        outcome = await (self._stop() if layer == "stop" else self._clean())
         left = await self._left(layer)
-        refused = self.plan.ambient == "delete refused for ever" and self._world.faults.rules
         code = outcome.exit_code
-        if refused and self._instances():
-            if outcome.status == "success" or code != 30:
-                self._break(f"{layer} ended with {code or outcome.status} beside a living VM, not with 30")
+        if self._world.faults.rules and self._instances():
+            wanted = 30 if layer == "stop" else 31
+            if code != wanted:
+                self._break(f"{layer} ended with {code or outcome.status} beside a living VM, not with {wanted}")
         elif outcome.status != "success":
             self._break(f"{layer} ended with {code}, though nothing disturbed it")
         elif left:
             self._break(f"{layer} ended well, and left {left}")
+
+    async def _hard_end(self) -> None:
+        self._world.faults.end()
+        self._expired = bool(self._instances())
+        self._world.clock.advance(HARD_END_SECONDS)
+        try:
+            async with asyncio.timeout(GONE_SECONDS):
+                while self._instances():
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            self._break("the VM outlives its max_run_duration")
+        self._world.clock.offset = 0.0  # the jobs' clock has not moved
+
+    async def _clean(self) -> Outcome:
+        """The scheduled pipeline with `glgpu cleanup`."""
+        where = occasion(self._world, self._adopted)
+        event = replace(where.event, source="schedule", variables={"GLGPU_TASK": "cleanup"})
+        cleaner = self._make_player(replace(where, event=event), f"cleaner{len(self._players)}", lambda _: None)
+        self._players.append(cleaner)
+        return (await cleaner.play())["cleanup"]
 
     async def _stop(self) -> Outcome:
         """What GitLab does after `auto_stop_in`; where it finds no deployment, a person does it."""
@@ -255,10 +286,10 @@ class Case:
         return await player.play_job("stop")
 
     def _disturbances_end(self) -> None:
-        """The pipeline is over, and so is what disturbed it, but for a refusal that is for ever."""
+        """The pipeline is over, and so is what disturbed it, but for what is for ever."""
         self._ended = True
         self._world.network.change()
-        if self.plan.ambient != "delete refused for ever":
+        if self.plan.ambient not in FOR_EVER:
             self._world.faults.end()
         else:
             for point in ("compute.request", "gitlab.request"):
@@ -393,7 +424,8 @@ class Case:
             self._break(f"after all layers there is still {left}")
         self._judge_commands()
         self._judge_records()
-        if self._written and not self._weights_are_home():
+        # What has not come home by its hard end goes with it.
+        if self._written and not self._expired and not self._weights_are_home():
             self._break("weights that had been written are nowhere")
         for name, data in self._logs.items():
             if b"Traceback" in data or b"glgpu: BUG" in data:
@@ -421,24 +453,26 @@ class Case:
                     self._break(f"{name} ended with {code}")
 
     def _judge_records(self) -> None:
-        for name, data in self._artifacts("outputs/glgpu/run.json"):
+        for name, data in self._handed_over("glgpu/run.json"):
             try:
                 Record.model_validate_json(data)
             except ValueError as error:
-                self._break(f"run.json of {name} is torn: {error}")
+                self._break(f"{name} is torn: {error}")
 
     def _weights_are_home(self) -> bool:
-        return any(data == WEIGHTS for _, data in self._artifacts("outputs/weights/w.bin"))
+        return any(data == WEIGHTS for _, data in self._handed_over("weights/w.bin"))
 
-    def _artifacts(self, path: str) -> Iterator[tuple[str, bytes]]:
-        """A file of every archive that was handed over, and of the build folders."""
-        for name, outcome in self._player.outcomes.items():
-            for attempt in outcome.attempts:
-                if attempt.artifacts is not None:
-                    with zipfile.ZipFile(attempt.artifacts) as archive, contextlib.suppress(KeyError):
-                        yield name, archive.read(path)
-        for folder in (self._world.folder / "runner" / "builds").glob(f"*/*/*/{path}"):
-            yield "a build folder", folder.read_bytes()
+    def _handed_over(self, ending: str) -> Iterator[tuple[str, bytes]]:
+        """The files of that name in every archive that was handed over, and in the build folders."""
+        for player in self._players:
+            for name, outcome in player.outcomes.items():
+                for attempt in [one for one in outcome.attempts if one.artifacts is not None]:
+                    with zipfile.ZipFile(attempt.artifacts) as archive:
+                        for entry in archive.namelist():
+                            if entry.endswith(ending):
+                                yield f"{entry} of {name}", archive.read(entry)
+            for path in (player.folder / "builds").rglob(f"outputs/**/{ending}"):
+                yield str(path), path.read_bytes()
 
     # What there is
 
@@ -472,7 +506,8 @@ class Case:
                 self.result.times[label] = attempt.seconds
 
     def _hear(self, job: Job, data: bytes) -> None:
-        name = f"{self._player.outcomes[job.name].last.entry.id} {job.name}"
+        outcome = next(one for player in reversed(self._players) for one in player.outcomes.values() if one.job is job)
+        name = f"{outcome.last.entry.id} {job.name}"
         self._logs[name] = self._logs.get(name, b"") + data
 
 

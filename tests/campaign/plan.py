@@ -11,7 +11,7 @@ from campaign.calls import Boundary
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.job_run import Executor
 
-Layer = Literal["stop", "hard end"]
+Layer = Literal["stop", "cleanup", "hard end"]
 AGAIN = "train again"
 """The train job, retried after the pipeline has ended."""
 SKEW_SECONDS = 600.0
@@ -42,14 +42,22 @@ AMBIENTS: Mapping[str, int] = {
     "delete refused": 2,
     "delete refused for ever": 1,
     "delete slow": 1,
+    "vm refuses to die": 1,
     "insert late": 2,
     "insert late, unseen": 2,
     "clock ahead": 1,
     "clock behind": 1,
 }
 """What is wrong all the while, with its weight; mostly nothing."""
+FOR_EVER = ("delete refused for ever", "vm refuses to die")
+"""What only the hard end gets over."""
 
-LAYERS: Sequence[tuple[tuple[Layer, ...], int]] = [(("stop",), 4), (("hard end", "stop"), 1)]
+LAYERS: Sequence[tuple[tuple[Layer, ...], int]] = [
+    (("stop",), 4),
+    (("cleanup",), 3),
+    (("hard end", "stop"), 1),
+    (("hard end", "cleanup"), 1),
+]
 """Which layers act after the pipeline, in order."""
 
 
@@ -111,8 +119,8 @@ def draw(seed: int, number: int, known: Sequence[Boundary]) -> Plan:
     strike = _weighted(chance, STRIKES)
     ambient = _weighted(chance, AMBIENTS)
     layers: Sequence[Layer] = chance.choices([one for one, _ in LAYERS], [weight for _, weight in LAYERS])[0]
-    if ambient == "delete refused for ever":
-        layers = ("stop", "hard end", "stop")
+    if ambient in FOR_EVER:
+        layers = (layers[-1], "hard end", layers[-1])
     skew = {"clock ahead": SKEW_SECONDS, "clock behind": -SKEW_SECONDS}.get(ambient, 0.0)
     return Plan(
         number=number,
@@ -147,7 +155,9 @@ def _rules(chance: random.Random, ambient: str) -> Sequence[Rule]:
         case "delete refused for ever":
             return [Rule("compute.instances.delete", "refuse")]
         case "delete slow":
-            return [Rule("compute.instances.delete", "slow", 1, argument=f"{chance.uniform(1, 5):.1f}")]
+            return [Rule("compute.instances.delete", "late", argument=f"{chance.uniform(1, 5):.1f}")]
+        case "vm refuses to die":
+            return [Rule("compute.immortal", "on")]
         case "insert late":
             return [Rule("compute.instances.insert", "late", 1, argument=f"{chance.uniform(2, 9):.1f}")]
         case "insert late, unseen":
