@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from campaign import report
+from campaign import mutants, report
 from campaign.calls import boundaries
 from campaign.plan import draw, undisturbed
 from campaign.worker import begin, play
@@ -21,6 +21,8 @@ RECORDINGS = 2
 def main() -> int:
     """The command."""
     options = _options()
+    if options.mutants:
+        return mutants.main(options.seed, options.workers)
     source = Path(options.source).resolve() if options.source else None
     begun = time.monotonic()
     multiprocessing.set_start_method("spawn")
@@ -57,6 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--case", type=int, help="play this case alone, and show all of it")
     parser.add_argument("--workers", type=int, default=2 * (os.cpu_count() or 1), help="cases at the same time")
     parser.add_argument("--until-red", action="store_true", help="end with the first case that fails")
+    parser.add_argument("--mutants", action="store_true", help="put old mistakes back in: each has to be found")
     parser.add_argument("--report", type=Path, help="write the report into this file, too")
     parser.add_argument("--logs", type=Path, help="write the jobs' logs of each case that fails into this folder")
     parser.add_argument("--source", help=argparse.SUPPRESS)

@@ -322,11 +322,11 @@ class Case:
                 victims = await asyncio.to_thread(self._victims)
             if moment != boundary.moment or self.result.struck:
                 return False
-            self.result.hit = boundary
             if not last:
                 victims = await asyncio.to_thread(self._victims)
             caller = 0 if last or not victims else await asyncio.to_thread(caller_of, reached.port)
             self._strike(victims)
+            self.result.hit = boundary if self.result.struck else None
             killed = self.plan.strike in KILLS and KILLS[self.plan.strike][1] is signal.SIGKILL
             names = {one for one in victims if one.pid == caller}
             # A command on the VM is glgpu's call, though ssh makes it.
@@ -489,6 +489,10 @@ class Case:
     def _instances(self) -> list[Any]:
         return [one for zone in ZONES for one in self._world.compute.instances.resources(zone)]
 
+    def _inserts(self) -> list[Any]:
+        found = [one for zone in ZONES for one in self._world.compute.operations.in_scope(zone)]
+        return [one for one in found if one["operationType"] == "insert" and one["status"] != "DONE"]
+
     async def _left(self, by: str) -> str:
         found = await self._read_back()
         if found:
@@ -496,6 +500,10 @@ class Case:
         return found
 
     async def _read_back(self) -> str:
+        """What is left, once no VM can come any more: what nobody sees yet is left all the same."""
+        async with asyncio.timeout(GONE_SECONDS):
+            while any(self._inserts()):
+                await asyncio.sleep(0.02)
         found = await asyncio.to_thread(read_back, self._world, self._adopted)
         return ", ".join(f"{kind} {' '.join(names)}" for kind, names in found.items() if names)
 

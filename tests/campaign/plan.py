@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,6 +16,8 @@ Layer = Literal["stop", "cleanup", "hard end"]
 AGAIN = "train again"
 """The train job, retried after the pipeline has ended."""
 SKEW_SECONDS = 600.0
+TERRAFORMS = re.compile(r"/terraform/state/RUN|POST /zones/[^/]+/instances$|/operations/OPERATION$|/rehearsal/v1/")
+"""Calls while Terraform runs."""
 
 STRIKES: Mapping[str, int] = {
     "kill glgpu": 5,
@@ -117,6 +120,8 @@ def draw(seed: int, number: int, known: Sequence[Boundary]) -> Plan:
         boundary = deck[turn]
         job = boundary.call.job
     strike = _weighted(chance, STRIKES)
+    if strike == "kill terraform" and boundary is not None and not TERRAFORMS.search(boundary.call.what):
+        strike = "kill both"
     ambient = _weighted(chance, AMBIENTS)
     layers: Sequence[Layer] = chance.choices([one for one, _ in LAYERS], [weight for _, weight in LAYERS])[0]
     if ambient in FOR_EVER:

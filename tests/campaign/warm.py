@@ -74,9 +74,10 @@ class Warm:
         folder.mkdir(parents=True, exist_ok=True)
         self.address = folder / "warm"
         # As bare as a job's: what Python reads of its environment at the start is the same.
-        environment = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": os.pathsep.join(sys.path)}
+        folders = [*([str(source)] if source else []), *filter(None, sys.path)]
+        environment = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": os.pathsep.join(folders)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "campaign.warm", str(self.address), str(source or "")],
+            [sys.executable, "-m", "campaign.warm", str(self.address)],
             env=environment | {MARK_VARIABLE: BLANK_MARK}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         assert self._process.stdout is not None
@@ -121,13 +122,10 @@ def _write_program(folder: Path, text: str) -> None:
 
 def main() -> None:
     """Be the parent until standard input is closed."""
-    address, source = sys.argv[1], sys.argv[2]
-    if source:
-        sys.path.insert(0, source)
     load()
     gc.freeze()
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    server.bind(address)
+    server.bind(sys.argv[1])
     server.listen(64)
     print("warm", flush=True)
     children: dict[int, socket.socket] = {}
