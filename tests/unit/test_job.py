@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from pathlib import Path
 
@@ -221,3 +222,23 @@ def test_a_password_in_a_docker_configuration_is_hidden_there_too() -> None:
 def test_no_token_shows_when_a_job_is_printed() -> None:
     read = job(GLGPU_GITLAB_TOKEN="glpat-0123456789", GOOGLE_CREDENTIALS='{"private_key": "pk-0123456789"}')
     assert not re.search("job-token-1|glpat-|pk-0123", repr(read))
+
+
+TIMES = {"GLGPU_JOB_TIMEOUT": "3h", "RUNNER_SCRIPT_TIMEOUT": "2h", "RUNNER_AFTER_SCRIPT_TIMEOUT": "15m"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        (TIMES, 7200),
+        ({**TIMES, "CI_JOB_STATUS": "timedout"}, 900),
+        ({"GLGPU_JOB_TIMEOUT": "3h", "CI_JOB_STATUS": "canceled"}, 300),
+        ({"GLGPU_JOB_TIMEOUT": "3h"}, 10800),
+    ],
+)
+def test_a_process_knows_how_long_the_runner_lets_it_work(variables: dict[str, str], seconds: float) -> None:
+    assert job(**variables).seconds == seconds
+
+
+def test_on_a_laptop_nobody_ends_a_process() -> None:
+    assert math.isinf(read_job({}, Path("/"), NOW).seconds)

@@ -8,7 +8,7 @@ import pytest
 
 from fakes import ZONE, Entry, Stage, done, refusal
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import FirewallRule
+from glgpu.interfaces import FirewallRule, Operation
 from glgpu.lifetime import SKEW_SECONDS
 from glgpu.run_names import RunName
 from glgpu.steps.context import Run
@@ -409,6 +409,14 @@ def test_a_vm_that_stays_stopping_is_alive_and_a_retry_finds_it_gone(whole: Stag
     assert sum(whole.clock.slept) <= 700
     tear_down(whole.run)
     assert left(whole) == {}
+
+
+@pytest.mark.parametrize("deletes", [True, False])
+def test_a_cancelled_job_asks_for_what_is_stopping_unless_that_is_a_delete(stage: Stage, deletes: bool) -> None:
+    stage.cloud.insert(stage.vm(id="7", status="STOPPING"))
+    stage.cloud.deletes.append(Operation("d", "delete" if deletes else "stop", ZONE, "7", False))
+    cut_short(stage.run)
+    assert ("delete_instance" in stage.cloud.verbs()) is not deletes
 
 
 def test_a_vm_that_was_stopped_is_as_alive_as_any_other(stage: Stage) -> None:

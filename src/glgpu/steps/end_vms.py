@@ -114,15 +114,14 @@ class Ending:
 
         Args:
             instance: The VM.
-            once: Whether nobody looks again: then also what is STOPPING is asked for, for it need not be a delete that
-                stops it.
+            once: Whether nobody looks again: then also what is STOPPING without a delete is asked for.
         """
         key = _key(instance)
         times = self._asked[key]
         if key in self._refused or (once and times) or (instance.status == "STOPPING" and not once):
             return
         deletes = [one for one in self._operations or [] if one.kind == "delete" and one.instance_id == instance.id]
-        if times and any(not one.done for one in deletes):
+        if any(not one.done for one in deletes):
             return
         if times >= MOST_DELETES:
             # A list may lag behind a delete that went well; one that failed says why.
