@@ -233,7 +233,7 @@ TIMES = {"GLGPU_JOB_TIMEOUT": "3h", "RUNNER_SCRIPT_TIMEOUT": "2h", "RUNNER_AFTER
         (TIMES, 7200),
         ({**TIMES, "CI_JOB_STATUS": "timedout"}, 900),
         ({"GLGPU_JOB_TIMEOUT": "3h", "CI_JOB_STATUS": "canceled"}, 300),
-        ({"GLGPU_JOB_TIMEOUT": "3h"}, 10800),
+        ({"GLGPU_JOB_TIMEOUT": "3h", "RUNNER_SCRIPT_TIMEOUT": ""}, 10800),
     ],
 )
 def test_a_process_knows_how_long_the_runner_lets_it_work(variables: dict[str, str], seconds: float) -> None:
