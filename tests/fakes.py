@@ -114,7 +114,7 @@ class FakeCloud(Refusing):
         self.rules: dict[str, FirewallRule] = {}
         self.boot_disks: set[tuple[str, str]] = set()
         self.made: dict[str, str] = {}
-        """When disks and rules were created, by name."""
+        """When disks and rules were created: ``disk NAME``, ``rule NAME``."""
         self.insert_operations: dict[str, tuple[Instance, Failure | None]] = {}
         self.under_way: set[str] = set()
         """Inserts that are not over."""
@@ -277,11 +277,13 @@ class FakeCloud(Refusing):
     def disks_named(self, prefix: str) -> list[Made]:
         self.visit("disks_named", prefix)
         found = sorted(disk for disk in self.boot_disks if disk[0].startswith(prefix))
-        return [Made(name, zone, self.made.get(name, "")) for name, zone in found]
+        return [Made(name, zone, self.made.get(f"disk {name}", "")) for name, zone in found]
 
     def rules_named(self, prefix: str) -> list[Made]:
         self.visit("rules_named", prefix)
-        return [Made(name, "", self.made.get(name, "")) for name in sorted(self.rules) if name.startswith(prefix)]
+        return [
+            Made(name, "", self.made.get(f"rule {name}", "")) for name in sorted(self.rules) if name.startswith(prefix)
+        ]
 
     def delete_disk(self, name: str, zone: str) -> None:
         self.visit("delete_disk", name, zone)

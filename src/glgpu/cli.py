@@ -348,6 +348,32 @@ def cleanup(
 
 
 @cli.command()
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@settings_options
+@doorman
+def status(
+    console: Console, interrupts: Interrupts, as_json: bool, config: str | None, overrides: tuple[str, ...]
+) -> None:
+    """What is alive now, for whom, since when, what it has cost, and what will end it.
+
+    Tells of every VM of glgpu's in the cloud project, stopped ones too, and of disks without a VM.
+
+    Example: glgpu status --json
+    """
+    from glgpu.settings import process_environment
+    from glgpu.stages.status import status as stage
+    from glgpu.wiring import google_clock, make_console
+
+    del interrupts
+    talk = make_console(process_environment(), errors=True) if as_json else console
+
+    def look(run: Run) -> None:
+        stage(run, google_clock(run), json_to=console if as_json else None)
+
+    staged(talk, look, config=config, overrides=overrides, needs_settings=False)
+
+
+@cli.command()
 @settings_options
 @doorman
 def run(console: Console, interrupts: Interrupts, config: str | None, overrides: tuple[str, ...]) -> None:

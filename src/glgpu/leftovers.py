@@ -16,6 +16,8 @@ from glgpu.settings import LONGEST_MAX_HOURS
 OVER = frozenset({"success", "failed", "canceled", "skipped", "manual"})
 """Statuses of a pipeline none of whose jobs will run by itself any more; ``manual`` waits for a person
 (https://docs.gitlab.com/api/pipelines/). A retry takes the pipeline out of them."""
+CLAIMED_SECONDS = 60.0
+"""A claimed VM's soft end is its hard one, as far as clocks agree."""
 LONGEST_LIFE = LONGEST_MAX_HOURS * 3600
 """Seconds; no VM of a run lives longer."""
 
@@ -147,6 +149,19 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class End:
+    """How a VM will end.
+
+    Attributes:
+        by: What ends it.
+        at: Unix time by Google's clock; None: as soon as that comes about.
+    """
+
+    by: str
+    at: float | None = None
+
+
+@dataclass(frozen=True)
 class World:
     """All that was found.
 
@@ -203,6 +218,35 @@ def judge_vm(vm: Vm, outlook: Outlook) -> Verdict:
     if status is None:
         return Verdict(False, f"GitLab does not tell of its pipeline; {rest}")
     return Verdict(False, f"its pipeline is {status}")
+
+
+def ends_of(vm: Vm, outlook: Outlook, jobs: Mapping[str, str], auto_stop: float | None) -> list[End]:
+    """What will end a VM, the soonest first: each is there in case that those before it fail.
+
+    Args:
+        vm: The VM.
+        outlook: What to go by.
+        jobs: The status of each job of its pipeline, by name; empty: not known.
+        auto_stop: Unix time at which GitLab stops its branch's environment; None: not known, or never.
+    """
+    verdict = judge_vm(vm, outlook)
+    google = [] if vm.google_end is None else [End("Google, at its hard end", vm.google_end)]
+    if vm.run.server != outlook.server:
+        return [End("whatever its own GitLab does"), *google]
+    ends = [End(f"the next cleanup: {verdict.why}")] if verdict.goes else []
+    claimed = vm.soft_end is None or vm.google_end is None or vm.soft_end > vm.google_end - CLAIMED_SECONDS
+    if vm.until == "deadline" and not verdict.goes:
+        ends.append(End("cleanup, at its deadline", vm.soft_end))
+    elif not verdict.goes:
+        waiting = [name for name, status in jobs.items() if name.endswith("destroy") and status not in OVER]
+        ends += [End(f"the job {name} of its pipeline ({jobs[name]})") for name in waiting]
+        if not waiting and vm.run.pipeline is None:
+            ends.append(End("whoever started it, with `glgpu destroy`"))
+        if not claimed:
+            ends.append(End("its own power-off, unless a job claims it", vm.soft_end))
+    if auto_stop is not None:
+        ends.append(End("its environment's stop job", auto_stop))
+    return sorted([*ends, *google], key=lambda end: end.at or 0.0)
 
 
 def judge_thing(thing: Thing, vms: Sequence[tuple[Vm, Verdict]], outlook: Outlook) -> Verdict:

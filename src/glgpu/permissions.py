@@ -61,7 +61,8 @@ LOOK = (
     "serviceusage.services.get",
     "serviceusage.services.list",
 )
-"""In the project: without these ``glgpu doctor`` and ``glgpu gpus`` see less, and runs go well all the same."""
+"""In the project: without these ``glgpu doctor`` and ``glgpu gpus`` see less, and ``glgpu cleanup`` no firewall rules;
+runs go well all the same."""
 
 ORGANISATION = ("orgpolicy.policy.get",)
 """To read organisation policies in force: part of the basic roles, and not grantable to one's own role everywhere."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from glgpu.classify import zones_with_capacity
 from glgpu.clock import SystemClock, poll
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Cloud, FirewallRule, Instance
+from glgpu.rehearsal import compute_lists
 from glgpu.rehearsal.faults import Rule
 from glgpu.settings import Machine
+from glgpu.steps.survey import unix_time
 from lab import SETTINGS, Lab, lab, vm_of
 
 ZONE = "europe-west4-a"
@@ -277,6 +280,52 @@ def test_a_delete_takes_vm_and_disk_and_a_second_one_is_success(bench: Bench) ->
         bench.cloud.delete_disk(bench.vm.name, ZONE)
     assert bench.cloud.find(bench.vm.name) == []
     assert bench.cloud.disks(bench.vm.name) == []
+
+
+def test_whatever_bears_a_name_of_ours_is_found_in_one_list_each(bench: Bench) -> None:
+    rule = rule_for(bench)
+    bench.cloud.create_rule(rule)
+    bench.cloud.create_rule(replace(rule, name=f"{rule.name}-closed"))
+    try:
+        found = bench.cloud.instances_named("glgpu-")
+        assert (bench.vm.name, ZONE) in {(one.name, one.zone) for one in found}
+        disks = bench.cloud.disks_named("glgpu-")
+        assert (bench.vm.name, ZONE) in {(one.name, one.zone) for one in disks}
+        assert {rule.name, f"{rule.name}-closed"} <= {one.name for one in bench.cloud.rules_named("glgpu-")}
+        assert "default-allow-ssh" not in {one.name for one in bench.cloud.rules_named("glgpu-")}
+        for prefix in ("lgpu-", f"{bench.vm.name}-x"):
+            assert bench.cloud.instances_named(prefix) == []
+            assert bench.cloud.disks_named(prefix) == []
+            assert bench.cloud.rules_named(prefix) == []
+    finally:
+        bench.cloud.delete_rule(rule.name)
+        bench.cloud.delete_rule(f"{rule.name}-closed")
+
+
+def test_google_tells_when_it_deletes_a_vm_by_itself(world: Lab, tmp_path: Path) -> None:
+    bench = real_bench(world, tmp_path)
+    try:
+        (found,) = bench.cloud.instances_named(bench.vm.name)
+        assert found.max_run_seconds > 3600
+        assert unix_time(found.created) is not None
+        (disk,) = bench.cloud.disks_named(bench.vm.name)
+        assert unix_time(disk.created) is not None
+    finally:
+        bench.cloud.delete_instance(bench.vm.name, ZONE)
+
+
+def test_more_rules_than_fit_on_a_page_are_all_found_and_several_threads_may_call(
+    world: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute_lists, "PAGE_SIZE", 7)
+    cloud = world.run(folder_with_settings(tmp_path)).cloud
+    rule = FirewallRule("glgpu-000000-1-1-train", "allow", ("192.0.2.1/32",), "x", 800, "default", ("22",), True)
+    names = {f"glgpu-000000-1-{number}-train" for number in range(1, 41)}
+    with ThreadPoolExecutor(16) as several:
+        list(several.map(lambda name: cloud.create_rule(replace(rule, name=name)), names))
+        assert {one.name for one in cloud.rules_named("glgpu-000000-1-")} == names
+        list(several.map(cloud.delete_rule, names))
+    assert cloud.rules_named("glgpu-000000-1-") == []
 
 
 def test_a_delete_need_not_be_waited_for(bench: Bench) -> None:

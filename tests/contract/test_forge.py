@@ -12,7 +12,7 @@ import pytest
 from fakes import FakeForge
 from glgpu.clients.gitlab_project import GitlabProject
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import Forge
+from glgpu.interfaces import Forge, ForgeEnvironment
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.gitlab_model import Job, Role
 from lab import SETTINGS, Lab, lab
@@ -34,12 +34,16 @@ class Bench:
         titles: The titles of the deploy keys that there are.
         ends: Lets the pipeline's destroy job end with a status; returns the pipeline's id.
         lock: Lets somebody else hold the lock of a state.
+        deploys: Lets a pipeline's provision job deploy to an environment; returns the pipeline's id.
+        project: The project's id.
     """
 
     forge: Forge
     titles: Callable[[], list[str]]
     ends: Callable[[str], str]
     lock: Callable[[str], None]
+    deploys: Callable[[str], int]
+    project: int
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +59,21 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
 
         def ends(status: str) -> str:
             forge.over = status == "success"
+            forge.pipelines[42, 1001] = status
+            forge.jobs[42, 1001] = {"destroy": status}
             return "1001"
 
         def lock(name: str) -> None:
             forge.states.setdefault(name, "empty")
             forge.locks[name] = "root@dead"
 
-        return Bench(forge, lambda: [key[0] for key in forge.keys], ends, lock)
+        def deploys(environment: str) -> int:
+            number = len(forge.environment_list) + 1
+            forge.environment_list.append(ForgeEnvironment(number, environment, 1001, "provision", "", ""))
+            return 1001
+
+        forge.visible = {42}
+        return Bench(forge, lambda: [key[0] for key in forge.keys], ends, lock, deploys, 42)
     return real(request.getfixturevalue("world"), tmp_path)
 
 
@@ -96,7 +108,18 @@ def real(world: Lab, folder: Path) -> Bench:
         answer = forge._state_request("POST", f"{forge._state_path(name)}/lock", LOCK)
         assert answer.status_code == 200
 
-    return Bench(forge, titles, lambda status: str(destroy_job(world, "destroy", status).pipeline.id), lock)
+    def deploys(environment: str) -> int:
+        gitlab, adopted = world.world.gitlab, world.adopted
+        pipeline = gitlab.create_pipeline(adopted.project, "feature/x", adopted.sha, "push", adopted.user)
+        job = gitlab.create_job(pipeline, "provision", "provision", environment=environment)
+        gitlab.start_job(job)
+        gitlab.finish_job(job, "success")
+        return pipeline.id
+
+    def ends(status: str) -> str:
+        return str(destroy_job(world, "destroy", status).pipeline.id)
+
+    return Bench(forge, titles, ends, lock, deploys, project.id)
 
 
 def test_deploy_keys_come_and_go_by_their_title(bench: Bench) -> None:
@@ -145,6 +168,47 @@ def test_the_states_environment_names_it(bench: Bench) -> None:
 @pytest.mark.parametrize(("status", "over"), [("success", True), ("failed", False), ("running", False)])
 def test_a_destroy_is_over_once_it_has_succeeded(bench: Bench, status: str, over: bool) -> None:
     assert bench.forge.destroy_is_over(bench.ends(status)) is over
+
+
+@pytest.mark.parametrize("status", ["success", "failed", "running"])
+def test_a_pipeline_tells_its_status_and_its_jobs(bench: Bench, status: str) -> None:
+    pipeline = int(bench.ends(status))
+    project = bench.project
+    assert bench.forge.sees_project(project)
+    assert bench.forge.pipeline_status(project, pipeline) == status
+    assert bench.forge.pipeline_jobs(project, pipeline) == {"destroy": status}
+
+
+def test_a_pipeline_or_a_project_that_gitlab_does_not_show_is_none(bench: Bench) -> None:
+    assert bench.forge.pipeline_status(bench.project, 999_999) is None
+    assert not bench.forge.sees_project(999_999)
+    assert bench.forge.pipeline_status(999_999, 1) is None
+    assert bench.forge.pipeline_jobs(999_999, 1) == {}
+
+
+def test_deploy_keys_and_states_are_listed(bench: Bench) -> None:
+    names = [f"run-{number:03}" for number in range(103)]
+    for name in names:
+        assert bench.forge.state_writable(name)
+    bench.forge.add_deploy_key("run-000", KEY, SOON)
+    assert [one.name for one in bench.forge.deploy_keys()] == ["run-000"]
+    assert {one.name for one in bench.forge.all_states()} >= set(names)
+    for name in names:
+        bench.forge.delete_state(name)
+    bench.forge.remove_deploy_keys("run-000")
+    assert not {one.name for one in bench.forge.all_states()} & set(names)
+    assert bench.forge.deploy_keys() == []
+
+
+def test_an_environment_is_found_until_it_is_stopped(bench: Bench) -> None:
+    pipeline = bench.deploys("gpu/feature-x")
+    bench.deploys("web/feature-x")
+    (found,) = bench.forge.environments("gpu/")
+    assert (found.name, found.pipeline, found.job) == ("gpu/feature-x", pipeline, "provision")
+    for _ in range(2):
+        bench.forge.stop_environment(found.id)
+    assert bench.forge.environments("gpu/") == []
+    bench.forge.stop_environment(999_999)
 
 
 def test_what_no_job_left_is_none(bench: Bench) -> None:

@@ -36,7 +36,8 @@ def cleanup(
         json_to: Where to print all of it for programs; None: a table for people.
 
     Raises:
-        Failure: LEFT_BEHIND, when something that should be gone is still there; why the cloud cannot be asked.
+        Failure: LEFT_BEHIND, when something that should be gone is still there; why the cloud, or a part of it,
+            cannot be asked.
     """
     with run.console.section("survey", "What there is of runs"):
         found = survey(run, now, older_than=older_than)
@@ -56,6 +57,8 @@ def cleanup(
     if left and not dry_run:
         run.record.add("left-behind", left=_names(left))
         raise _left_behind(run, left)
+    if found.refusals:
+        raise found.refusals[0]
 
 
 def _show(run: Run, found: Survey, outcomes: Sequence[Outcome], dry_run: bool) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import Instance, Made
+from glgpu.interfaces import ForgeEnvironment, Instance, Made
 from glgpu.leftovers import Outlook, Thing, Vm, What, World
 from glgpu.run_names import PREFIX, ReadName, read_name, server_hash
 from glgpu.steps.context import Run, hard_end_of, price_of, ref_of
@@ -34,11 +34,15 @@ class Survey:
         world: Everything that bears a run's name.
         instances: The VMs as Compute Engine describes them, by name and zone.
         notes: What could not be seen, and what that means, in lines.
+        refusals: Why disks or firewall rules could not be seen.
+        environments: Those of our own project that runs deploy to.
     """
 
     world: World
     instances: dict[tuple[str, str], Instance]
     notes: tuple[str, ...]
+    refusals: tuple[Failure, ...]
+    environments: tuple[ForgeEnvironment, ...]
 
 
 def survey(run: Run, now: Callable[[], float], *, older_than: float = 0.0) -> Survey:
@@ -50,7 +54,7 @@ def survey(run: Run, now: Callable[[], float], *, older_than: float = 0.0) -> Su
         older_than: As of Outlook.
 
     Raises:
-        Failure: the cloud cannot be asked.
+        Failure: the cloud cannot be asked for VMs.
     """
     with pool() as several:
         asked = several.submit(run.cloud.instances_named, PREFIX)
@@ -61,9 +65,10 @@ def survey(run: Run, now: Callable[[], float], *, older_than: float = 0.0) -> Su
         instances = {(one.name, one.zone): one for one in asked.result()}
         vms = tuple(vm for vm in map(vm_of, instances.values()) if vm is not None)
         held = {(vm.name, vm.zone) for vm in vms}
+        refusals = [answer for answer in map(answer_of, (disks, rules)) if isinstance(answer, Failure)]
         things = [
-            *_things("disk", [one for one in disks.result() if (one.name, one.zone) not in held]),
-            *_things("firewall rule", rules.result()),
+            *_things("disk", [one for one in _seen(disks) if (one.name, one.zone) not in held]),
+            *_things("firewall rule", _seen(rules)),
             *forge.things(),
         ]
         runs = [*(one.run for one in vms), *(one.run for one in things)]
@@ -73,7 +78,9 @@ def survey(run: Run, now: Callable[[], float], *, older_than: float = 0.0) -> Su
             pipelines=forge.pipelines(runs),
             older_than=older_than,
         )
-    return Survey(World(vms, tuple(things), outlook), instances, tuple([*_strangers(instances), *forge.notes]))
+    notes = [*(f"{one.cause}: none of them goes" for one in refusals), *_strangers(instances), *forge.notes]
+    world = World(vms, tuple(things), outlook)
+    return Survey(world, instances, tuple(notes), tuple(refusals), tuple(forge.environments))
 
 
 def vm_of(instance: Instance) -> Vm | None:
@@ -152,6 +159,7 @@ class _ForgeLook:
 
     Attributes:
         notes: What it does not tell, in lines.
+        environments: As of Survey.
     """
 
     def __init__(self, run: Run, several: ThreadPoolExecutor) -> None:
@@ -159,6 +167,7 @@ class _ForgeLook:
         self._several = several
         self._own = ReadName(server_hash(run.name.server_url), run.name.project_id, run.name.run, run.name.kind)
         self.notes: list[str] = []
+        self.environments: list[ForgeEnvironment] = []
         self._asks = run.forge.may_administer
         if not self._asks:
             self.notes.append(
@@ -177,8 +186,10 @@ class _ForgeLook:
         found = _things("deploy key", self._or_note(keys))
         found += _things("Terraform state", self._or_note(states))
         found = [one for one in found if (one.run.server, one.run.project_id) == self._where]
-        for one in self._or_note(environments):
-            if one.pipeline is not None and one.name.startswith(ENVIRONMENTS) and one.job.endswith(DEPLOYS):
+        listed = self._or_note(environments)
+        self.environments = [one for one in listed if one.name.startswith(ENVIRONMENTS) and one.job.endswith(DEPLOYS)]
+        for one in self.environments:
+            if one.pipeline is not None:
                 last = ReadName(*self._where, str(one.pipeline), "train")
                 found.append(Thing("environment", one.name, last, "", unix_time(one.created), one.id))
         return found
@@ -217,15 +228,20 @@ class _ForgeLook:
 
     def _or_note(self, future: Future[list[T]]) -> list[T]:
         answer = answer_of(future)
-        if not isinstance(answer, Failure):
-            return answer
-        self._note(answer)
-        return []
+        if isinstance(answer, Failure):
+            self._note(answer)
+        return _seen(future)
 
     def _note(self, failure: Failure) -> None:
         line = f"{failure.cause}: what cannot be asked for stays until it is past its end"
         if line not in self.notes:
             self.notes.append(line)
+
+
+def _seen(future: Future[list[T]]) -> list[T]:
+    """What a list shows; nothing where it was refused."""
+    answer = answer_of(future)
+    return [] if isinstance(answer, Failure) else answer
 
 
 def _things(what: What, found: Sequence[Made]) -> list[Thing]:

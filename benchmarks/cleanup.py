@@ -1,0 +1,189 @@
+"""How long `glgpu cleanup` takes for orphans of 20 projects in 15 zones, as ratios to gcloud in the same run.
+
+Run it: PYTHONPATH=tests python benchmarks/cleanup.py [VMS]. Half of the VMs are another GitLab server's and must stay.
+The rivals are told the right names and only delete; glgpu finds them itself, asks GitLab about every pipeline, and
+proves at the end that they are gone. Compute Engine is a stand-in on this machine whose VMs do nothing and whose
+operations take a second; the cleaning project has no VMs of its own, from which outputs would be saved first. One call
+per VM is measured for a sample, and scaled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cloud import Room
+from glgpu.rehearsal.call_log import CallLog
+from glgpu.rehearsal.cloud_catalogue import ZONES
+from glgpu.rehearsal.compute_engine import ComputeEngine
+from glgpu.rehearsal.faults import Faults
+from glgpu.rehearsal.gitlab import GitLab
+from glgpu.rehearsal.gitlab_model import Role
+from glgpu.rehearsal.seams import Network
+from glgpu.rehearsal.world_clock import WorldClock
+from glgpu.run_names import RunName
+
+GLGPU = [sys.executable, "-c", "from glgpu.cli import main; main()"]
+PROJECT, TOKEN = "my-dl", "ya29.benchmark"
+SAMPLE = 12
+LATENCY = 1.0
+IMAGE = "projects/debian-cloud/global/images/family/debian-12"
+
+
+class World:
+    """Compute Engine and a GitLab with 20 projects; every VM is an orphan, half of them another GitLab's."""
+
+    def __init__(self, folder: Path, vms: int) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        common = (WorldClock(), Faults(), CallLog(folder / "calls.jsonl"), Network())
+        self.gitlab = GitLab(folder / "gitlab", *common)
+        self.engine = ComputeEngine(
+            folder / "compute", *common, Room(), project=PROJECT, tokens={TOKEN}, latency=LATENCY
+        )
+        for part in (self.gitlab, self.engine):
+            asyncio.run_coroutine_threadsafe(part.start(), self._loop).result()
+        for limits in (self.engine.instances.project_quotas, *self.engine.instances.region_quotas.values()):
+            limits.update(dict.fromkeys(limits, 1e9))
+        self.ours: list[tuple[str, str]] = []
+        self._vms = vms
+        user = self.gitlab.create_user("ada")
+        self._projects = [self.gitlab.create_project(f"team/p{number}", None) for number in range(20)]
+        self._cleaner = self.gitlab.create_project("team/cleaner", None)
+        self.token = self.gitlab.create_project_token(self._cleaner, "glgpu", ["api"], Role.MAINTAINER)
+        for project in (self._cleaner, *self._projects):
+            project.members |= {user.id: Role.MAINTAINER, self.token.user.id: Role.MAINTAINER}
+        self._user = user
+
+    def fill(self) -> None:
+        """Have all VMs there (again)."""
+        zones, orders = sorted(ZONES)[:15], []
+        self.ours = []
+        for number in range(self._vms):
+            project, zone = self._projects[number // 2 % 20], zones[number % 15]
+            pipeline = self.gitlab.create_pipeline(project, "main", "0" * 40, "push", self._user)
+            self.gitlab.create_job(pipeline, "train", "train").status = "failed"
+            server = (self.gitlab.url, "https://gitlab.example.org")[number % 2]
+            name = RunName(server, project.id, str(pipeline.id))
+            labels = {**name.own_labels, "glgpu-until": "pipeline", "glgpu-expires": f"{time.time() + 9000:.0f}"}
+            orders.append((str(name), zone, labels))
+            if number % 2 == 0:
+                self.ours.append((str(name), zone))
+        with ThreadPoolExecutor(8) as several:
+            list(several.map(lambda order: self._insert(*order), orders))
+        while self.count() < self._vms:
+            time.sleep(0.2)
+
+    def _insert(self, name: str, zone: str, labels: Mapping[str, str]) -> None:
+        body = {
+            "name": name, "machineType": f"zones/{zone}/machineTypes/e2-small", "labels": labels,
+            "disks": [{"boot": True, "autoDelete": True, "initializeParams": {"sourceImage": IMAGE}}],
+            "networkInterfaces": [{"network": "global/networks/default"}],
+        }  # fmt: skip
+        self._ask("POST", f"zones/{zone}/instances", body)
+
+    def count(self) -> int:
+        """How many VMs run."""
+        listed = [one for zone in ZONES for one in self.engine.instances.resources(zone)]
+        return sum(one["status"] == "RUNNING" for one in listed)
+
+    def _ask(self, verb: str, path: str, body: object) -> Any:
+        import urllib.request
+
+        url = f"{self.engine.endpoint}/compute/v1/projects/{PROJECT}/{path}"
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=verb)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of the cleanup job."""
+        return {
+            "CI_SERVER_URL": self.gitlab.url, "CI_PROJECT_ID": str(self._cleaner.id),
+            "GLGPU_GITLAB_TOKEN": self.token.value, "GLGPU_PROJECT": PROJECT, "GOOGLE_OAUTH_ACCESS_TOKEN": TOKEN,
+            "GLGPU_COMPUTE_ENDPOINT": self.engine.endpoint, "GLGPU_GOOGLE_ENDPOINT": self.engine.endpoint,
+        }  # fmt: skip
+
+    def gcloud_environment(self, folder: Path) -> dict[str, str]:
+        """Variables that turn gcloud here, and keep it from asking anybody else."""
+        (folder / "token").write_text(TOKEN)
+        return {
+            "CLOUDSDK_CONFIG": str(folder), "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE": str(folder / "token"),
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": f"{self.engine.endpoint}/compute/v1/",
+            "CLOUDSDK_CORE_PROJECT": PROJECT, "CLOUDSDK_CORE_DISABLE_PROMPTS": "1",
+            "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "1", "CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK": "1",
+            "CLOUDSDK_SURVEY_DISABLE_PROMPTS": "1",
+        }  # fmt: skip
+
+
+@contextmanager
+def world(vms: int) -> Iterator[tuple[World, Path]]:
+    """A world in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield World(Path(folder), vms), Path(folder)
+
+
+def seconds(argv: list[str], environment: Mapping[str, str]) -> float:
+    """Wall-clock time of one command."""
+    begun = time.perf_counter()
+    done = subprocess.run(argv, env=os.environ | environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{argv[:4]}: {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return time.perf_counter() - begun
+
+
+def measured(what: str, vms: int, run: Callable[[World, Path], tuple[float, int]]) -> float:
+    """Time for all of our orphans, from a run that removed so many of them, and checked by counting."""
+    with world(vms) as (made, folder):
+        made.fill()
+        spent, removed = run(made, folder)
+        assert made.count() == vms - removed, f"{what}: {made.count()} VMs are there, {vms - removed} should be"
+        whole = spent * len(made.ours) / removed
+    note = "" if removed == len(made.ours) else f" ({spent:.1f} s for {removed}, scaled)"
+    print(f"{what}: {whole:.1f} s for {len(made.ours)} of {vms}{note}", flush=True)
+    return whole
+
+
+def main(vms: int) -> None:
+    """Print times and ratios."""
+    if shutil.which("gcloud") is None:
+        raise SystemExit("gcloud: not on PATH")
+    delete = ["gcloud", "compute", "instances", "delete", "--quiet"]
+
+    def ours(made: World, folder: Path) -> tuple[float, int]:
+        (folder / "work").mkdir()
+        environment = made.environment | {"CI_PROJECT_DIR": str(folder / "work")}
+        return seconds([*GLGPU, "cleanup"], environment), len(made.ours)
+
+    def by_zone(made: World, folder: Path) -> tuple[float, int]:
+        zones: dict[str, list[str]] = {}
+        for name, zone in made.ours:
+            zones.setdefault(zone, []).append(name)
+        environment = made.gcloud_environment(folder)
+        spent = sum(seconds([*delete, *names, "--zone", zone], environment) for zone, names in zones.items())
+        return spent, len(made.ours)
+
+    def one_by_one(made: World, folder: Path) -> tuple[float, int]:
+        some, environment = made.ours[:SAMPLE], made.gcloud_environment(folder)
+        return sum(seconds([*delete, name, "--zone", zone], environment) for name, zone in some), len(some)
+
+    mine = measured("glgpu cleanup", vms, ours)
+    for what, run in (("gcloud, one call per zone", by_zone), ("gcloud, one call per VM", one_by_one)):
+        print(f"glgpu cleanup / {what}: {mine / measured(what, vms, run):.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
