@@ -52,7 +52,7 @@ def put(stage: Stage, runs: list[Facts]) -> None:
             own = RunName(run.server, run.project, run.run, "train" if run.kind == "train" else "notebook").own_labels
             labels = dict(own)
             if machine.foreign_label:
-                labels["glgpu-run"] = "1"
+                labels["glgpu-run"] = "99999"
             labels |= {"glgpu-until": machine.until} if machine.until is not None else {}
             labels |= {"glgpu-expires": machine.expires} if machine.expires is not None else {}
             vm = Instance(run.name, machine.zone, machine.status, labels=labels, created=rfc3339(machine.created))
@@ -391,6 +391,20 @@ def test_the_door_that_was_opened_to_save_is_removed_with_the_rest(orphan: Stage
     clean(orphan)
     assert "create_rule" in orphan.cloud.verbs()
     assert orphan.cloud.rules == {}
+
+
+def test_a_late_twin_goes_without_disturbing_the_vm_that_is_in_use(orphan: Stage) -> None:
+    """Saving ends the training on every VM of a run: the one that stays is not to be touched."""
+    now, used = orphan.clock.now(), f"{ZONE[:-1]}b"
+    orphan.forge.pipelines[42, 1001] = "running"
+    vm = orphan.cloud.vms[orphan.name, ZONE]
+    late = {**vm.labels, "glgpu-expires": f"{now - 5:.0f}"}
+    orphan.cloud.change(orphan.name, ZONE, status="RUNNING", labels=late)
+    orphan.cloud.insert(replace(orphan.cloud.vms[orphan.name, ZONE], zone=used, labels=vm.labels))
+    orphan.machine.container = {"Running": True, "ExitCode": 0, "OOMKilled": False}
+    clean(orphan)
+    assert list(orphan.cloud.vms) == [(orphan.name, used)]
+    assert orphan.machine.calls == []
 
 
 def test_what_there_was_no_time_to_save_is_left_to_the_next_cleanup(orphan: Stage) -> None:

@@ -79,7 +79,9 @@ class _Sweep:
     def outcomes(self) -> list[Outcome]:
         """Do it."""
         doomed = self._doomed(Vm)
-        own = [vm for vm in doomed if self._is_own(vm.run) and vm.status == "RUNNING"]
+        # Saving ends the training on every VM of a run. Of two the one that stays is in use, the other came too late.
+        used = {one.item.run for one in self._outcomes.values() if isinstance(one.item, Vm) and not one.verdict.goes}
+        own = [vm for vm in doomed if self._is_own(vm.run) and vm.run not in used and vm.status == "RUNNING"]
         asked = self._several([vm for vm in doomed if vm not in own], self._end)
         asked += self._save_and_end(own)
         self._await_gone(asked)
