@@ -16,6 +16,7 @@ from glgpu.settings import LONGEST_MAX_HOURS
 OVER = frozenset({"success", "failed", "canceled", "skipped", "manual"})
 """Statuses of a pipeline none of whose jobs will run by itself any more; ``manual`` waits for a person
 (https://docs.gitlab.com/api/pipelines/). A retry takes the pipeline out of them."""
+OFF = frozenset({"TERMINATED", "SUSPENDED"})
 CLAIMED_SECONDS = 60.0
 """A claimed VM's soft end is its hard one, as far as clocks agree."""
 LONGEST_LIFE = LONGEST_MAX_HOURS * 3600
@@ -230,7 +231,9 @@ def ends_of(vm: Vm, outlook: Outlook, jobs: Mapping[str, str], auto_stop: float 
         auto_stop: Unix time at which GitLab stops its branch's environment; None: not known, or never.
     """
     verdict = judge_vm(vm, outlook)
-    google = [] if vm.google_end is None else [End("Google, at its hard end", vm.google_end)]
+    # For a VM that is off its hard end does not come (https://cloud.google.com/compute/docs/instances/limit-vm-runtime).
+    off = vm.status in OFF
+    google = [] if off or vm.google_end is None else [End("Google, at its hard end", vm.google_end)]
     if vm.run.server != outlook.server:
         return [End("whatever its own GitLab does"), *google]
     ends = [End(f"the next cleanup: {verdict.why}")] if verdict.goes else []
@@ -242,7 +245,7 @@ def ends_of(vm: Vm, outlook: Outlook, jobs: Mapping[str, str], auto_stop: float 
         ends += [End(f"the job {name} of its pipeline ({jobs[name]})") for name in waiting]
         if not waiting and vm.run.pipeline is None:
             ends.append(End("whoever started it, with `glgpu destroy`"))
-        if not claimed:
+        if not (claimed or off):
             ends.append(End("its own power-off, unless a job claims it", vm.soft_end))
     if auto_stop is not None:
         ends.append(End("its environment's stop job", auto_stop))

@@ -68,6 +68,13 @@ def test_a_deadline_is_cleanup_s_business_and_auto_stop_comes_when_it_comes() ->
     ]  # fmt: skip
 
 
+def test_a_vm_that_is_off_has_neither_a_hard_end_nor_a_power_off_before_it() -> None:
+    """Compute Engine counts a VM's longest run only while it runs."""
+    assert ends(vm(soft=600.0, status="TERMINATED"), "running", {"destroy": "created"}) == [
+        "the job destroy of its pipeline (created)"
+    ]
+
+
 def test_a_laptop_s_vm_is_its_starter_s() -> None:
     run = f"u01234567-{NOW:.0f}"
     assert ends(vm(run), None, {})[0] == "whoever started it, with `glgpu destroy`"
