@@ -75,16 +75,13 @@ class ComputeEngine:
 
         Found by their target, since Terraform makes them and tells nobody their names.
         """
-        request = {
-            "project": self.project,
-            "zone": zone,
-            "filter": f'(operationType = "insert") (targetLink eq ".*/instances/{name}")',
-        }
+        # One expression alone: regular expressions cannot be combined with constraints on other fields.
+        request = {"project": self.project, "zone": zone, "filter": f'targetLink eq ".*/instances/{name}"'}
         found = self._google.call(
             f"looking at the insert of {name}",
             lambda: list(self._zone_operations.list(request=request, **self._google.reading)),
         )
-        return [_operation(one, name, zone) for one in found]
+        return [_operation(one, name, zone) for one in found if one.operation_type == "insert"]
 
     def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
         """Delete an instance; not found is success. Waits for the operation unless told not to."""
