@@ -4,13 +4,12 @@ Run it: PYTHONPATH=tests python benchmarks/cleanup.py [VMS]. Half of the VMs are
 The rivals are told the right names and only delete; glgpu finds them itself, asks GitLab about every pipeline, and
 proves at the end that they are gone. Compute Engine is a stand-in on this machine whose VMs do nothing and whose
 operations take a second; the cleaning project has no VMs of its own, from which outputs would be saved first. One call
-per VM is measured for a sample, and scaled.
+per VM is measured for a sample, one call per zone for the rest, and both are scaled.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import subprocess
@@ -18,11 +17,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from cloud import Room
 from glgpu.rehearsal.call_log import CallLog
@@ -81,32 +78,23 @@ class World:
             orders.append((str(name), zone, labels))
             if number % 2 == 0:
                 self.ours.append((str(name), zone))
-        with ThreadPoolExecutor(8) as several:
-            list(several.map(lambda order: self._insert(*order), orders))
+        asyncio.run_coroutine_threadsafe(self._insert(orders), self._loop).result()
         while self.count() < self._vms:
             time.sleep(0.2)
 
-    def _insert(self, name: str, zone: str, labels: Mapping[str, str]) -> None:
-        body = {
-            "name": name, "machineType": f"zones/{zone}/machineTypes/e2-small", "labels": labels,
-            "disks": [{"boot": True, "autoDelete": True, "initializeParams": {"sourceImage": IMAGE}}],
-            "networkInterfaces": [{"network": "global/networks/default"}],
-        }  # fmt: skip
-        self._ask("POST", f"zones/{zone}/instances", body)
+    async def _insert(self, orders: list[tuple[str, str, dict[str, str]]]) -> None:
+        for name, zone, labels in orders:
+            body = {
+                "name": name, "machineType": f"zones/{zone}/machineTypes/e2-small", "labels": labels,
+                "disks": [{"boot": True, "autoDelete": True, "initializeParams": {"sourceImage": IMAGE}}],
+                "networkInterfaces": [{"network": "global/networks/default"}],
+            }  # fmt: skip
+            self.engine.instances.insert(zone, body, None)
 
     def count(self) -> int:
         """How many VMs run."""
         listed = [one for zone in ZONES for one in self.engine.instances.resources(zone)]
         return sum(one["status"] == "RUNNING" for one in listed)
-
-    def _ask(self, verb: str, path: str, body: object) -> Any:
-        import urllib.request
-
-        url = f"{self.engine.endpoint}/compute/v1/projects/{PROJECT}/{path}"
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=verb)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -145,44 +133,53 @@ def seconds(argv: list[str], environment: Mapping[str, str]) -> float:
     return time.perf_counter() - begun
 
 
-def measured(what: str, vms: int, run: Callable[[World, Path], tuple[float, int]]) -> float:
-    """Time for all of our orphans, from a run that removed so many of them, and checked by counting."""
+def told(what: str, spent: float, removed: int, all_of_them: int) -> float:
+    """Seconds for all of them, from those that so many took."""
+    whole = spent * all_of_them / removed
+    note = "" if removed == all_of_them else f" ({spent:.1f} s for {removed}, scaled)"
+    print(f"{what}: {whole:.1f} s for {all_of_them} VMs{note}", flush=True)
+    return whole
+
+
+def with_glgpu(vms: int) -> float:
+    """Seconds of `glgpu cleanup`, checked by counting what is left."""
     with world(vms) as (made, folder):
         made.fill()
-        spent, removed = run(made, folder)
-        assert made.count() == vms - removed, f"{what}: {made.count()} VMs are there, {vms - removed} should be"
-        whole = spent * len(made.ours) / removed
-    note = "" if removed == len(made.ours) else f" ({spent:.1f} s for {removed}, scaled)"
-    print(f"{what}: {whole:.1f} s for {len(made.ours)} of {vms}{note}", flush=True)
-    return whole
+        (folder / "work").mkdir()
+        spent = seconds([*GLGPU, "cleanup"], made.environment | {"CI_PROJECT_DIR": str(folder / "work")})
+        assert made.count() == vms - len(made.ours)
+        return told("glgpu cleanup", spent, len(made.ours), len(made.ours))
+
+
+def with_gcloud(vms: int) -> tuple[float, float]:
+    """Seconds of one call per VM, for a sample, and of one call per zone, for the rest."""
+    delete = ["gcloud", "compute", "instances", "delete", "--quiet"]
+    with world(vms) as (made, folder):
+        made.fill()
+        environment = made.gcloud_environment(folder)
+
+        def spent(calls: Sequence[tuple[str, Sequence[str]]]) -> float:
+            return sum(seconds([*delete, *names, "--zone", zone], environment) for zone, names in calls)
+
+        some, rest = made.ours[:SAMPLE], made.ours[SAMPLE:]
+        one_by_one = spent([(zone, [name]) for name, zone in some])
+        zones = sorted({zone for _, zone in rest})
+        by_zone = spent([(zone, [name for name, where in rest if where == zone]) for zone in zones])
+        assert made.count() == vms - len(made.ours)
+        return (
+            told("gcloud, one call per VM", one_by_one, len(some), len(made.ours)),
+            told("gcloud, one call per zone", by_zone, len(rest), len(made.ours)),
+        )
 
 
 def main(vms: int) -> None:
     """Print times and ratios."""
     if shutil.which("gcloud") is None:
         raise SystemExit("gcloud: not on PATH")
-    delete = ["gcloud", "compute", "instances", "delete", "--quiet"]
-
-    def ours(made: World, folder: Path) -> tuple[float, int]:
-        (folder / "work").mkdir()
-        environment = made.environment | {"CI_PROJECT_DIR": str(folder / "work")}
-        return seconds([*GLGPU, "cleanup"], environment), len(made.ours)
-
-    def by_zone(made: World, folder: Path) -> tuple[float, int]:
-        zones: dict[str, list[str]] = {}
-        for name, zone in made.ours:
-            zones.setdefault(zone, []).append(name)
-        environment = made.gcloud_environment(folder)
-        spent = sum(seconds([*delete, *names, "--zone", zone], environment) for zone, names in zones.items())
-        return spent, len(made.ours)
-
-    def one_by_one(made: World, folder: Path) -> tuple[float, int]:
-        some, environment = made.ours[:SAMPLE], made.gcloud_environment(folder)
-        return sum(seconds([*delete, name, "--zone", zone], environment) for name, zone in some), len(some)
-
-    mine = measured("glgpu cleanup", vms, ours)
-    for what, run in (("gcloud, one call per zone", by_zone), ("gcloud, one call per VM", one_by_one)):
-        print(f"glgpu cleanup / {what}: {mine / measured(what, vms, run):.3f}", flush=True)
+    mine = with_glgpu(vms)
+    by_vm, by_zone = with_gcloud(vms)
+    print(f"glgpu cleanup / gcloud, one call per VM: {mine / by_vm:.3f}")
+    print(f"glgpu cleanup / gcloud, one call per zone: {mine / by_zone:.2f}")
 
 
 if __name__ == "__main__":

@@ -324,8 +324,14 @@ def test_more_rules_than_fit_on_a_page_are_all_found_and_several_threads_may_cal
     with ThreadPoolExecutor(16) as several:
         list(several.map(lambda name: cloud.create_rule(replace(rule, name=name)), names))
         assert {one.name for one in cloud.rules_named("glgpu-000000-1-")} == names
+        world.world.faults.rules.append(Rule("compute.firewalls.delete", "rate-limit", None, argument="429"))
+        lifting = threading.Timer(1.0, lambda: world.world.faults.lift("compute.firewalls.delete"))
+        lifting.start()
+        before = world.said.getvalue().count(b"too many requests")
         list(several.map(cloud.delete_rule, names))
+        lifting.join()
     assert cloud.rules_named("glgpu-000000-1-") == []
+    assert world.said.getvalue().count(b"too many requests") == before + 1, "said once, however many threads wait"
 
 
 def test_a_delete_need_not_be_waited_for(bench: Bench) -> None:
