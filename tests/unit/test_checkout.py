@@ -95,8 +95,9 @@ def test_auto_does_without_a_key_that_nobody_vouches_for(stage: Stage) -> None:
     assert stage.forge.keys == []
 
 
-def test_auto_does_without_a_token_whose_role_is_too_small(vouched: Stage) -> None:
-    vouched.forge.refuse["add_deploy_key"] = refusal(ErrorClass.GITLAB_AUTH)
+@pytest.mark.parametrize("klass", [ErrorClass.GITLAB_AUTH, ErrorClass.NETWORK, ErrorClass.TRANSIENT])
+def test_auto_does_without_a_gitlab_that_refuses_or_is_away(vouched: Stage, klass: ErrorClass) -> None:
+    vouched.forge.refuse["add_deploy_key"] = refusal(klass)
     checked_out(vouched)
     assert "overlay" in vouched.machine.stdin
 

@@ -211,7 +211,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "gitlab-down",
-        "GitLab cannot be reached from the training on: the cloud is cleared without it",
+        "GitLab cannot be reached from the training on: it is trained all the same, and the cloud is cleared",
         18,
         "NETWORK",
         shows="left for cleanup",

@@ -19,6 +19,15 @@ KEY_MARGIN_SECONDS = 3600.0
 GITLAB_COM_KEYS = ("gitlab.com ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAfuCHKVTjquxvt6CM6tdG4SLp1Btn/nOeHHE5UOzRdf",)
 """https://docs.gitlab.com/user/gitlab_com/#ssh-known_hosts-entries"""
 
+GITLABS_OWN = (
+    ErrorClass.CODE,
+    ErrorClass.GITLAB_AUTH,
+    ErrorClass.GITLAB,
+    ErrorClass.NETWORK,
+    ErrorClass.TRANSIENT,
+)
+"""What may keep a deploy key from working while the job's own checkout, which asks GitLab nothing, does."""
+
 
 def check_out(run: Run, machine: Machine, hard_end: float) -> None:
     """Have the run's commit in the VM's ``~/glgpu/code``.
@@ -50,7 +59,7 @@ def _first_that_works(run: Run, machine: Machine, hard_end: float) -> str:
                 return "deploy-key"
             except Failure as failure:
                 # Whatever else went wrong would go wrong for the other way too.
-                if failure.klass not in (ErrorClass.CODE, ErrorClass.GITLAB_AUTH, ErrorClass.GITLAB):
+                if failure.klass not in GITLABS_OWN:
                     raise
                 why = f"a deploy key does not do: {failure.cause}"
     run.console.say(f"code: job ({why})")
