@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +40,7 @@ from glgpu.job import read_job
 from glgpu.machines import candidates
 from glgpu.masking import Masker
 from glgpu.settings import load_settings
-from glgpu.stages.doctor import exit_code, list_checks, show, show_json
+from glgpu.stages.doctor import doctor, exit_code, list_checks, show, show_json
 from glgpu.steps.checks import of_machine, of_network
 from glgpu.steps.checks.catalogue import CHECKS
 from glgpu.steps.checks.facts import POLICIES, PROGRAMS, Fact, Facts, Sources, gather
@@ -409,6 +411,16 @@ def test_the_list_names_every_check() -> None:
     assert all(check.name in text and check.asks in text for check in CHECKS)
 
 
+def sources_of(anyone: Any) -> Sources:
+    """One that answers for everybody."""
+    environment = {**JOB, **SETTINGS}
+    return Sources(
+        job=read_job(environment, Path("/nowhere"), NOW), wrong_variables=(),
+        settings=load_settings(None, environment), now=lambda: NOW, forge=anyone, rights=anyone, catalogue=anyone,
+        registry=anyone, tools=anyone, caller_address=anyone.caller_address,
+    )  # fmt: skip
+
+
 def test_each_fact_is_asked_for_once() -> None:
     calls: list[str] = []
 
@@ -423,16 +435,36 @@ def test_each_fact_is_asked_for_once() -> None:
             return call
 
     anyone: Any = Counting()
-    environment = {**JOB, **SETTINGS}
-    sources = Sources(
-        job=read_job(environment, Path("/nowhere"), NOW), wrong_variables=(),
-        settings=load_settings(None, environment), now=lambda: NOW, forge=anyone, rights=anyone, catalogue=anyone,
-        registry=anyone, tools=anyone, caller_address=anyone.caller_address,
-    )  # fmt: skip
     with ThreadPoolExecutor(64) as pool:
-        facts = gather(sources, pool)
+        facts = gather(sources_of(anyone), pool)
         for check in CHECKS:
             findings(check, facts)
     assert calls.count("log_in") == 1
     repeated = {name for name in calls if calls.count(name) > 1}
     assert repeated <= {"server_time", "tool"}
+
+
+def test_nobody_waits_for_another_s_answer() -> None:
+    """What needs no other fact is asked side by side: 30 questions are under way before the first is answered."""
+    asked, all_asked, alone = itertools.count(1), threading.Event(), list[str]()
+
+    class Slow:
+        project = "my-dl"
+
+        def log_in(self) -> None:
+            return None
+
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            def call(*_: Any, **__: Any) -> Any:
+                if next(asked) == 30:
+                    all_asked.set()
+                if not all_asked.wait(30):
+                    alone.append(name)
+                    all_asked.set()
+                raise REFUSAL
+
+            return call
+
+    assert {one.check.name for one in doctor(sources_of(Slow()))} == {check.name for check in CHECKS}
+    assert next(asked) > 30
+    assert alone == []
