@@ -345,6 +345,21 @@ def test_schedules_whose_variables_are_hidden_may_clean_up() -> None:
     assert said(known(schedules=[hidden])) == {"cleanup-schedule": ["not checked"]}
 
 
+def test_a_schedule_is_recognised_as_init_recognises_it() -> None:
+    hidden = ForgeSchedule("glgpu cleanup", "main", True, "ada", "active", None, "success", NOW, 2)
+    assert said(known(schedules=[hidden])) == {}
+    of_another_task = ForgeSchedule("glgpu cleanup", "main", True, "ada", "active", {}, "success", NOW, 2)
+    assert said(known(schedules=[of_another_task])) == {"cleanup-schedule": ["warning CONFIG"]}
+
+
+def test_an_include_that_only_the_token_may_not_read_is_a_warning() -> None:
+    """GitLab judges with the rights of the token's user; people's pushes may include it all the same."""
+    refused = "Project `group/glgpu` not found or access denied! Make sure any includes are correctly defined."
+    assert said(known(pipeline=ForgePipeline((refused,), ()))) == {"pipeline": ["warning CONFIG"]}
+    broken = "train job: chosen stage does not exist"
+    assert said(known(pipeline=ForgePipeline((broken,), ()))) == {"pipeline": ["error CONFIG"]}
+
+
 def test_an_image_that_is_deprecated_names_what_to_take_instead() -> None:
     image = BootImage("i", "", "READY", 50, "DEPRECATED", "projects/p/global/images/next", "")
     (found,) = findings(of_machine.boot_image, known(boot_image=image))
