@@ -160,6 +160,17 @@ def test_weights_that_do_not_come_home_keep_the_vm(provisioned: Stage) -> None:
     assert "wipe" not in provisioned.machine.verbs()
 
 
+def test_a_vm_that_somebody_ends_under_the_training_is_no_broken_connection(provisioned: Stage) -> None:
+    """ci/train.yml retries 13, and a retried train buys a VM where there is none: even after a click on Stop."""
+
+    def ended() -> None:
+        provisioned.cloud.vms.clear()
+        provisioned.machine.reachable = False
+
+    provisioned.machine.before["sums"] = ended
+    assert code_of(train, provisioned.run) == 23
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_train_retried_after_the_end_brings_up_a_vm_and_sees_to_its_end(stage: Stage, fails: bool) -> None:
     stage.machine.exit_code = 3 if fails else 0

@@ -14,7 +14,7 @@ from glgpu.steps.bring_up import standing
 from glgpu.steps.checkout import check_out
 from glgpu.steps.collect import OWN_FOLDER, Home, collect
 from glgpu.steps.container import Container, Ended, Workload
-from glgpu.steps.context import Run, hard_end_of
+from glgpu.steps.context import Run, hard_end_of, vanished
 from glgpu.steps.door import Guest, Way, log_in, open_door
 from glgpu.steps.persist import Attempts
 from glgpu.steps.ready import claim, new_vm
@@ -74,7 +74,14 @@ def _train_on(run: Run, found: Instance | None) -> None:
         with run.console.section("bring-up", "A VM of this job's own"):
             found = new_vm(run)
     with open_door(run, found) as way:
-        _train_behind(run, found, way)
+        try:
+            _train_behind(run, found, way)
+        except Failure as failure:
+            # A VM that somebody has ended is no connection that broke: a retry would buy another one.
+            gone = vanished(run, found) if failure.klass is ErrorClass.SSH else None
+            if gone is None:
+                raise
+            raise gone from failure
 
 
 def _train_behind(run: Run, instance: Instance, way: Way) -> None:
