@@ -20,7 +20,9 @@ from glgpu.masking import Masker
 from glgpu.rehearsal.ci_yaml import Job
 from glgpu.rehearsal.command import Rehearsal
 from glgpu.rehearsal.faults import Faults, Rule
-from glgpu.rehearsal.job_run import Executor, Outcome
+from glgpu.rehearsal.job_run import Executor
+from glgpu.rehearsal.job_turn import Outcome
+from glgpu.rehearsal.player import Runner
 from glgpu.rehearsal.world import Adopted, World
 
 GLGPU = Path(sys.executable).with_name("glgpu")
@@ -149,9 +151,12 @@ def world(*rules: Rule) -> Iterator[World]:
 class Played:
     """A pipeline in such a world, and what its jobs have printed so far."""
 
-    def __init__(self, made: World, adopted: Adopted, *, executor: Executor = "docker") -> None:
+    def __init__(
+        self, made: World, adopted: Adopted, *, executor: Executor = "docker", runner: Runner | None = None
+    ) -> None:
         self.world = made
-        self.rehearsal = Rehearsal(Console(Masker(), stream=io.BytesIO()), made, adopted, executor=executor)
+        console = Console(Masker(), stream=io.BytesIO())
+        self.rehearsal = Rehearsal(console, made, adopted, executor=executor, runner=runner)
         self.player = self.rehearsal.player
         self.logs: dict[str, str] = {}
         self._waiting: list[tuple[str, str, asyncio.Event]] = []

@@ -30,7 +30,8 @@ from glgpu.rehearsal.command import HARD_END_SECONDS, occasion, read_back
 from glgpu.rehearsal.container_images import Engine
 from glgpu.rehearsal.faults import Faults, Rule
 from glgpu.rehearsal.interposer import Cut, Moment, Reached
-from glgpu.rehearsal.job_run import CANCEL_NOTICE_SECONDS, DOCKER_LOOKS, Outcome
+from glgpu.rehearsal.job_run import CANCEL_NOTICE_SECONDS, DOCKER_LOOKS, PlayedRunner
+from glgpu.rehearsal.job_turn import Outcome
 from glgpu.rehearsal.occasion import Occasion
 from glgpu.rehearsal.player import Player
 from glgpu.rehearsal.world import Adopted, World
@@ -123,7 +124,7 @@ class Result:
     logs: str = ""
 
 
-class CampaignPlayer(Player):
+class CampaignRunner(PlayedRunner):
     """Waits less where nobody does anything."""
 
     def scaled(self, seconds: float) -> float:
@@ -160,8 +161,8 @@ class Case:
         self._logs: dict[str, bytes] = {}
         self._written = self._expired = False
         self._path = ""
-        self._players: list[CampaignPlayer] = []
-        self._player: CampaignPlayer
+        self._players: list[Player] = []
+        self._player: Player
         self._world: World
         self._adopted: Adopted
 
@@ -207,13 +208,14 @@ class Case:
         self._players = [self._player]
         world.calls.interposer.watch = self._watch
 
-    def _make_player(self, where: Occasion, folder: str, before_job: Callable[[Job], None]) -> CampaignPlayer:
-        return CampaignPlayer(
+    def _make_player(self, where: Occasion, folder: str, before_job: Callable[[Job], None]) -> Player:
+        place = self._world.folder / folder
+        return Player(
             where.compile(),
             where,
-            folder=self._world.folder / folder,
+            folder=place,
             path=self._path,
-            executor=self.plan.executor,
+            runner=CampaignRunner(place, self._path, self.plan.executor),
             on_output=self._hear,
             before_job=before_job,
             missed_within=ORPHAN_SECONDS,
@@ -296,8 +298,9 @@ class Case:
                 self._world.faults.lift(point)
 
     async def _orphans_are_over(self) -> None:
-        if self._player.orphans:
-            await asyncio.wait(self._player.orphans, timeout=ORPHAN_SECONDS)
+        orphans = self._player.own_runner.orphans
+        if orphans:
+            await asyncio.wait(orphans, timeout=ORPHAN_SECONDS)
 
     # Calls
 
@@ -341,7 +344,7 @@ class Case:
 
     def _victims(self) -> list[psutil.Process]:
         names, _ = KILLS.get(self.plan.strike, (frozenset(), signal.SIGKILL))
-        return self._player.processes(*names) if names else []
+        return self._player.own_runner.processes(*names) if names else []
 
     def _begin_job(self, job: Job) -> None:
         self._job = job.name

@@ -1,9 +1,7 @@
-"""The job image, built on a base that needs neither a registry nor HashiCorp, and a pipeline's jobs run in it."""
+"""The job image, and a pipeline's jobs run in it."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,64 +13,21 @@ import yaml
 
 import gitlab_ci_local
 from glgpu import __version__
+from job_image import IN_NETWORK, ROOT, NoImage, built, docker
 from serving import stand_ins
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(600)  # the first test also builds the image
-ENGINE_BASE = "glgpu-rehearsal-base"
-BASE, WHEEL, IMAGE = "glgpu-test-base", "glgpu-test-wheel", "glgpu-test-job"
-PIP_SETTINGS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
-IN_NETWORK = ("run", "--rm", "--network", "host")
 GLGPU = Path(sys.executable).with_name("glgpu")
-CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-
-
-def docker(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
-
-
-def base_context(folder: Path, terraform: str) -> Path:
-    """What the base of our own is made of.
-
-    Packages come by apt as the engine's image has it, and by pip as this machine has it, certificates included.
-    Terraform and a provider folder are there already, so nothing else is fetched.
-    """
-    shutil.copy2(terraform, folder / "terraform")
-    shutil.copy2(CERTIFICATES, folder / "certificates")
-    index = [f"ENV {name}={os.environ[name]}" for name in PIP_SETTINGS if name in os.environ]
-    lines = [
-        f"FROM {ENGINE_BASE}",
-        "COPY terraform /usr/local/bin/terraform",
-        f"COPY certificates {CERTIFICATES}",
-        "RUN mkdir -p /usr/local/share/terraform/plugins/registry.terraform.io/hashicorp/google",
-        f"ENV PIP_CERT={CERTIFICATES}",
-        *index,
-    ]
-    (folder / "Dockerfile").write_text("\n".join(lines) + "\n")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The image `job` of ci/Dockerfile, on a base of our own."""
-    if shutil.which("docker") is None or docker("image", "inspect", ENGINE_BASE).returncode != 0:
-        pytest.skip(f"docker: no engine with the image {ENGINE_BASE} answers (ci/engine start)")
-    terraform = shutil.which("terraform")
-    if terraform is None:
-        pytest.skip("terraform: not on PATH")
-    mirrors = docker(*IN_NETWORK, ENGINE_BASE, "apt-get", "-qq", "-o", "APT::Update::Error-Mode=any", "update")
-    if mirrors.returncode != 0:
-        pytest.skip(f"docker: a container reaches no package mirror: {mirrors.stderr[-300:]}")
-    context = base_context(tmp_path_factory.mktemp("base"), terraform)
-    ours = ["--file", str(ROOT / "ci/Dockerfile"), "--build-arg", f"BASE={BASE}", str(ROOT)]
-    builds = {BASE: [str(context)], WHEEL: ["--target", "wheel", *ours], IMAGE: ["--target", "job", *ours]}
     try:
-        for tag, arguments in builds.items():
-            built = docker("build", "--network", "host", "--tag", tag, *arguments)
-            assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
-        yield IMAGE
-    finally:
-        docker("image", "rm", IMAGE, WHEEL, BASE)
+        with built(tmp_path_factory.mktemp("base")) as made:
+            yield made
+    except NoImage as missing:
+        pytest.skip(f"{missing.name}: {missing}")
 
 
 def test_the_image_has_what_the_jobs_need(image: str) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from glgpu.rehearsal.job_run import Executor
-from rehearsing import Played, rehearse, remains, repository, started, world
+from rehearsing import rehearse, remains, repository, started
 
 LONG_TRAINING = """\
 import pathlib, time
@@ -110,50 +108,3 @@ def test_a_rehearsal_that_still_runs_is_not_reaped(tmp_path: Path) -> None:
         process.kill()
     assert "1 rehearsals reaped" in rehearse(tmp_path, "--clean").text
     assert_clean(tmp_path, marks(tmp_path, ""))
-
-
-@pytest.mark.parametrize(
-    ("executor", "whole"),
-    [
-        pytest.param("docker", False, id="docker, the job"),
-        pytest.param("docker", True, id="docker, the pipeline", marks=pytest.mark.every_fault),
-        pytest.param("shell", False, id="shell, the job", marks=pytest.mark.every_fault),
-        pytest.param("shell", True, id="shell, the pipeline", marks=pytest.mark.every_fault),
-    ],
-)
-def test_a_cancelled_training_saves_what_it_has_and_its_vm_goes(
-    executor: Executor, whole: bool, tmp_path: Path
-) -> None:
-    own = repository(tmp_path / "repository", {"train.py": LONG_TRAINING})
-
-    before: list[int] = []
-
-    async def cancel(played: Played) -> None:
-        await played.printed("train", "half way\n")
-        before.append(len(played.world.calls.lines()))
-        if whole:
-            played.player.cancel_pipeline()
-        else:
-            played.player.cancel_job("train")
-
-    with world() as made:
-        played = Played(made, made.adopt(own), executor=executor)
-        outcomes = played.play(cancel)
-        train = outcomes["train"]
-        assert train.status == "canceled", played.logs["train"]
-        assert train.last.artifacts is not None, played.logs["train"]
-        with zipfile.ZipFile(train.last.artifacts) as archive:
-            assert archive.read("outputs/weights/w.bin") == b"half"
-        assert "$ if [ " in played.logs["train"]
-        since = made.calls.lines()[before[0] :]
-        assert "compute" in {call["to"] for call in since}
-        assert not {"gitlab", "git"} & {call["to"] for call in since}, "the job's token is dead"
-        made.call(played.rehearsal.until_gone())
-        assert not {"instances", "disks"} & set(played.left())
-        # The job's token was dead: what GitLab and the firewall still hold goes with the environment.
-        stopped = made.call(played.player.play_job("stop"))
-        assert stopped.status == "success", played.logs["stop"]
-        assert played.left() == {}
-        names = [made.folder.name, *marks(tmp_path, played.logs["provision"])[1:]]
-        played.close()
-    assert remains(names) == []

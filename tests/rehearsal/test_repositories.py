@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from glgpu.errors import Failure
-from glgpu.rehearsal.job_run import Outcome
+from glgpu.rehearsal.job_turn import Outcome
 from rehearsing import GLGPU, TINY, Played, repository, world
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -46,7 +46,7 @@ class CallLog:
         """Append one call.
 
         Args:
-            to: The stand-in: ``compute``, ``gitlab``, ``git``, ``vm``, ``registry``.
+            to: The stand-in: ``compute``, ``gitlab``, ``runners`` (GitLab towards them), ``git``, ``vm``, ``registry``.
             verb: HTTP method, or what was asked.
             target: Path with query, or command.
             at: Unix time of the world clock.

@@ -28,9 +28,10 @@ from glgpu.rehearsal.defects import DEFECTS, Defect, Scene, make_healthy
 from glgpu.rehearsal.fault_catalogue import FAULTS, KILLED, Afterwards, During, Fault, Strike, exemplary, named
 from glgpu.rehearsal.faults import Faults
 from glgpu.rehearsal.gitlab_model import Variable
-from glgpu.rehearsal.job_run import RUNNER_VERSION, Executor, Outcome
+from glgpu.rehearsal.job_run import RUNNER_VERSION, Executor
+from glgpu.rehearsal.job_turn import Outcome
 from glgpu.rehearsal.occasion import Event, Occasion, Server, predefined_variables
-from glgpu.rehearsal.player import Player
+from glgpu.rehearsal.player import Player, Runner
 from glgpu.rehearsal.stranger import Stranger
 from glgpu.rehearsal.world import GOOGLE_PROJECT, Adopted, World, settings_of
 from glgpu.resources import resource
@@ -217,6 +218,7 @@ class Rehearsal:
         adopted: What is played.
         faults: What goes wrong.
         executor: Whose way of ending jobs is played.
+        runner: Who runs the jobs, where it is none of our own with that executor.
 
     Raises:
         Failure: CONFIG, when GitLab would make no pipeline.
@@ -230,6 +232,7 @@ class Rehearsal:
         faults: Sequence[Fault] = (),
         *,
         executor: Executor = "docker",
+        runner: Runner | None = None,
     ) -> None:
         self._console = console
         self._world = world
@@ -249,9 +252,10 @@ class Rehearsal:
             folder=world.folder / "runner",
             path=world.job_path(),
             executor=executor,
+            runner=runner,
             on_output=self._show,
             before_job=self._before,
-            missed_within=MISSED_SECONDS,
+            missed_within=MISSED_SECONDS if runner is None else None,
         )
         self._begun: list[str] = []
         self._shown = ""
@@ -401,7 +405,7 @@ class Rehearsal:
             case "cancel":
                 self.player.cancel_job(strike.job)
             case "kill":
-                for process in self.player.processes("glgpu"):
+                for process in self.player.own_runner.processes("glgpu"):
                     process.kill()
             case "lose runner":
                 self.player.kill_runner()

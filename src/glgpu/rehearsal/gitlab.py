@@ -19,6 +19,7 @@ from glgpu.rehearsal.gitlab_http import Api, Trigger
 from glgpu.rehearsal.gitlab_lfs import Lfs, import_objects
 from glgpu.rehearsal.gitlab_model import Project, User
 from glgpu.rehearsal.gitlab_state import GitLabState
+from glgpu.rehearsal.runner_api import RunnerApi
 from glgpu.rehearsal.seams import Network
 from glgpu.rehearsal.world_clock import WorldClock
 
@@ -26,6 +27,8 @@ HANDLERS = (gitlab_ci, gitlab_projects, gitlab_repository, gitlab_terraform)
 """The modules whose import registers the API's handlers."""
 
 KEYS_PATH = "/oauth/discovery/keys"
+WORKER_SECONDS = 3600.0
+"""How often GitLab looks for environments whose time has come."""
 LARGEST_BODY = 64 << 20
 """Bytes of a request that are held in memory; package files are streamed to disk and may be larger."""
 
@@ -50,6 +53,7 @@ class GitLab(GitLabState):
         ssh_port: Its port.
         version: What ``GET /version`` says.
         shows_host_keys: Whether its help page has the fingerprints of its SSH host keys.
+        runners: Its side towards runners.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class GitLab(GitLabState):
         self.ssh_host = "127.0.0.1"
         self.ssh_port = 0
         self.stopping = asyncio.Event()
+        self.runners = RunnerApi(self)
+        self._hourly = False
         self._http_port = 0
         self._host_key = asyncssh.generate_private_key("ssh-ed25519")
         self._runner: web.AppRunner | None = None
@@ -101,8 +107,12 @@ class GitLab(GitLabState):
     async def start(self) -> None:
         """Listen; after a stop on the same ports as before."""
         self.stopping = asyncio.Event()
+        if not self._hourly:
+            self._hourly = True
+            self._look_in_an_hour()
         app = web.Application(client_max_size=LARGEST_BODY, middlewares=[self.calls.interposer.middleware("gitlab")])
         app.on_response_prepare.append(self.clock.date)
+        self.runners.add_routes(app)
         Api(self).add_routes(app)
         app.router.add_post("/api/graphql", partial(gitlab_terraform.graphql, self))
         app.router.add_get("/help/instance_configuration", self._instance_configuration)
@@ -125,6 +135,14 @@ class GitLab(GitLabState):
             line_editor=False,
         )
         self.ssh_port = self._ssh.get_port()
+
+    def _look_in_an_hour(self) -> None:
+        def look() -> None:
+            if self._runner is not None:
+                self.auto_stop()
+            self._look_in_an_hour()
+
+        self.clock.call_at(self.clock.now() + WORKER_SECONDS, look)
 
     async def stop(self) -> None:
         """Close everything; what is silent or running is cut off."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 LOG_LIMIT = 4_194_304
 """Bytes of a job log that the Runner keeps (its ``output_limit`` of 4096 KiB)."""
@@ -53,14 +52,12 @@ class Masker:
 
 
 class JobLog:
-    """A job's log: masked, limited, written to a file and passed on."""
+    """A job's log: masked, limited and passed on."""
 
-    def __init__(self, path: Path, secrets: Iterable[str], pass_on: Callable[[bytes], None]) -> None:
-        self._path = path
+    def __init__(self, secrets: Iterable[str], pass_on: Callable[[bytes], None]) -> None:
         self._masker = Masker(secrets)
         self._pass_on = pass_on
         self._left = LOG_LIMIT
-        path.write_bytes(b"")
 
     def output(self, data: bytes) -> None:
         """What a process printed."""
@@ -81,6 +78,4 @@ class JobLog:
         self._left -= len(data)
         if self._left < 0:
             kept += f"\n\x1b[33;1m{LIMIT_REACHED}\x1b[0;m\n".encode()
-        with self._path.open("ab") as file:
-            file.write(kept)
         self._pass_on(kept)

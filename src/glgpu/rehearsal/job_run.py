@@ -1,4 +1,4 @@
-"""The GitLab Runner with one job: its folder, variables, scripts, artifacts, and every way in which it ends.
+"""The GitLab Runner as we play it, with one job: its folder, scripts, artifacts, and every way in which it ends.
 
 Measured on the Runner 17.5, for the docker executor (default) and the shell executor. A container of the docker
 executor is a process tree here: its main shell is the container's PID 1, it has a home and a temporary folder of its
@@ -20,111 +20,35 @@ import shutil
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import psutil
 
-from glgpu.rehearsal import gitlab_model
-from glgpu.rehearsal.ci_yaml import Artifacts, Environment, Job, Variable, expand, expand_all
+from glgpu.rehearsal.ci_yaml import Artifacts, Variable, expand, expand_all
 from glgpu.rehearsal.ci_yaml import parse_duration as duration_in_seconds
-from glgpu.rehearsal.job_artifacts import UploadRefused, find, pack, parse_dotenv, unpack
+from glgpu.rehearsal.job_artifacts import UploadRefused, find, pack, unpack
 from glgpu.rehearsal.job_log import JobLog
-from glgpu.rehearsal.occasion import environment_slug, id_token, iso, slug
-
-if TYPE_CHECKING:
-    from glgpu.rehearsal.player import Player
+from glgpu.rehearsal.job_turn import Turn
 
 RUNNER_VERSION = "17.5.0"
 AFTER_SCRIPT_SECONDS = 5 * 60
-PROJECT_TIMEOUT_SECONDS = 60 * 60
 CANCEL_NOTICE_SECONDS = 3.0
 """The Runner learns of a cancel from the answer to its next trace update."""
-ID_TOKEN_SECONDS = 5 * 60
-"""How long an ID token lives where the job has no timeout of its own, else as long as that."""
 DOCKER_LOOKS = 6
 """How often, a second apart, the docker executor looks whether a process that got SIGTERM is gone."""
 DOCKER_STOP_SECONDS = 10
 SHELL_GRACE_SECONDS = 10 * 60
-STUCK_SECONDS = 60 * 60
-"""After this long without a sign of life GitLab drops a running job."""
 DEFAULT_GIT_DEPTH = "20"
-ARTIFACT_BYTES_PER_MB = 1024 * 1024
 SUBSHELL_FLAG = "FF_USE_NEW_BASH_EVAL_STRATEGY"
 """The Runner's flag for reporting a script's real exit code (gitlab-runner, shells/bash.go); off by default."""
 MARK_VARIABLE = "RUNNER_CONTAINER"
 """What every process of a container inherits."""
 
 Executor = Literal["docker", "shell"]
-Limit = Literal["job timeout", "script timeout"]
-Interrupt = Literal["cancel", "force cancel", "runner stopped", "runner killed"] | Limit
-
-
-@dataclass
-class Attempt:
-    """One run of a job.
-
-    Attributes:
-        entry: The run as GitLab has it, with its status, failure reason and exit code.
-        log: The log as GitLab shows it; not there before the run has begun.
-        artifacts: The archive, if one was uploaded.
-        artifacts_erased: Whether artifacts have been erased or have expired.
-        reports: Kind to the uploaded file.
-        dotenv: Variables of its dotenv report, for later jobs.
-        seconds: How long it ran.
-        interrupt: How it was interrupted, if it was.
-    """
-
-    entry: gitlab_model.Job
-    log: Path
-    artifacts: Path | None = None
-    artifacts_erased: bool = False
-    reports: dict[str, Path] = field(default_factory=dict)
-    dotenv: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    interrupt: Interrupt | None = None
-    interrupted: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
-
-    def interrupt_with(self, how: Interrupt) -> None:
-        """Let whoever waits for the run know."""
-        self.interrupt = how
-        self.interrupted.set()
-
-
-@dataclass
-class Outcome:
-    """A job of the pipeline and what has become of it so far."""
-
-    job: Job
-    environment: Environment | None
-    attempts: list[Attempt]
-
-    @property
-    def last(self) -> Attempt:
-        """The run that counts."""
-        return self.attempts[-1]
-
-    @property
-    def status(self) -> str:
-        """Status of the run that counts."""
-        return self.last.entry.status
-
-    @property
-    def failure_reason(self) -> str | None:
-        """Why that run failed, as GitLab names it."""
-        return self.last.entry.failure_reason
-
-    @property
-    def exit_code(self) -> int | None:
-        """Exit code of that run's script."""
-        return self.last.entry.exit_code
-
-    @property
-    def allow_failure(self) -> bool:
-        """Whether its failure is only a warning."""
-        return self.last.entry.allow_failure
 
 
 @dataclass(frozen=True)
@@ -190,147 +114,146 @@ class _Ended(Exception):
         self.exit_code = exit_code
 
 
-class JobRun:
-    """The Runner with one job."""
+class PlayedRunner:
+    """A runner of our own.
 
-    def __init__(self, player: Player, outcome: Outcome, slot: int) -> None:
-        self.player = player
-        self.outcome = outcome
-        self.job = outcome.job
-        self.attempt = outcome.last
-        self.entry = outcome.last.entry
+    Args:
+        folder: Its own: build folders and containers.
+        path: PATH of all jobs; nothing else of the caller's environment reaches one.
+        executor: Whose way of ending jobs is played.
+        time_scale: Factor on every limit and delay (timeouts, grace periods), for tests.
+    """
+
+    def __init__(self, folder: Path, path: str, executor: Executor = "docker", *, time_scale: float = 1.0) -> None:
+        self.folder = folder
+        self.path = path
+        self.executor: Executor = executor
+        self.orphans: list[asyncio.Task[None]] = []
+        self._time_scale = time_scale
+        self._turns: set[Turn] = set()
+        self._containers: list[Container] = []
+
+    async def run(self, turn: Turn, slot: int) -> None:
+        """Take a job, run it and report its end; after ``kill`` there is no report."""
+        self._turns.add(turn)
+        try:
+            await JobRun(self, turn, slot).play()
+        finally:
+            self._turns.discard(turn)
+
+    def stop(self) -> None:
+        """SIGTERM to the runner: its jobs get SIGTERM, have no after_script, and fail as runner_system_failure."""
+        for turn in self._turns:
+            turn.attempt.interrupt_with("runner stopped")
+
+    def kill(self) -> None:
+        """SIGKILL to the runner: its jobs live on with a dead pipe."""
+        for turn in self._turns:
+            turn.attempt.interrupt_with("runner killed")
+
+    async def lost(self, within: float) -> None:
+        """Wait until the jobs are over that a killed runner has left, and end them after so many seconds."""
+        if self.orphans:
+            await asyncio.wait(self.orphans, timeout=within)
+        for container in self._containers:
+            await asyncio.to_thread(container.kill)
+
+    def processes(self, *programs: str) -> list[psutil.Process]:
+        """The living processes of these programs in the jobs' containers."""
+        found = []
+        for process in (process for container in self._containers for process in container.processes()):
+            with contextlib.suppress(psutil.Error):
+                if process.name() in programs:
+                    found.append(process)
+        return found
+
+    def scaled(self, seconds: float) -> float:
+        """Seconds of the machine's clock that stand for so many seconds of the Runner's."""
+        return seconds * self._time_scale
+
+    def new_container(self) -> Container:
+        """Start an empty container."""
+        container = Container(uuid.uuid4().hex, self.folder / f"c{len(self._containers)}")
+        container.home.mkdir(parents=True)
+        container.tmp.mkdir()
+        self._containers.append(container)
+        return container
+
+    async def remove(self, container: Container) -> None:
+        """End a container's processes and forget its folder."""
+        await asyncio.to_thread(container.kill)
+        await asyncio.to_thread(shutil.rmtree, container.folder, ignore_errors=True)
+
+    async def close(self) -> None:
+        """End whatever still runs, at once, and remove the containers. Build folders stay."""
+        for container in self._containers:
+            await self.remove(container)
+        await asyncio.gather(*self.orphans)
+
+
+class JobRun:
+    """The runner with one job."""
+
+    def __init__(self, runner: PlayedRunner, turn: Turn, slot: int) -> None:
+        self.runner = runner
+        self.turn = turn
+        self.player = turn.player
+        self.job = turn.job
+        self.attempt = turn.attempt
+        self.entry = turn.entry
         self.slot = slot
-        self.project_folder = player.folder / "builds" / str(slot) / player.occasion.project.path
+        self.project_folder = runner.folder / "builds" / str(slot) / turn.player.occasion.project.path
         self.files_folder = Path(f"{self.project_folder}.tmp")
-        self.container = player.new_container()
-        self.token = ""
+        self.container = runner.new_container()
         self.variables: dict[str, str] = {}
         self.log: JobLog
         self.deadline = 0.0
-        self.timeout = self.job.timeout or PROJECT_TIMEOUT_SECONDS
-
-    def _pass_on(self, data: bytes) -> None:
-        self.entry.trace += data
-        self.player.on_output(self.job, data)
 
     async def play(self) -> None:
-        """Run the job from the moment a runner takes it until it is over in GitLab."""
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        player, attempt = self.player, self.attempt
-        if any(dependency.last.artifacts_erased for dependency in player.dependencies(self.job)):
-            player.state.finish_job(self.entry, "failed", failure_reason="missing_dependency_failure")
-            return
-        player.state.start_job(self.entry)
-        self.token = player.state.issue_job_token(self.entry)
-        self.deadline = begun + player.scaled(self.timeout)
-        player.before_job(self.job)
+        """Run the job from the moment the runner takes it until the last word is said."""
+        runner, turn, attempt = self.runner, self.turn, self.attempt
+        self.deadline = asyncio.get_running_loop().time() + runner.scaled(turn.timeout)
+        turn.begin()
         self._settle_variables()
-        reason: str | None = None
-        exit_code: int | None = 0
+        ended: _Ended | None = None
         try:
             await self._stages()
-        except _Ended as ended:
-            reason, exit_code = ended.reason, ended.exit_code
-            self.log.say(f"\x1b[31;1mERROR: Job failed: {ended}\x1b[0;m")
+        except _Ended as why:
+            ended = why
         finally:
             if attempt.interrupt != "runner killed":
                 shutil.rmtree(self.files_folder, ignore_errors=True)
-                if player.executor == "docker":
-                    await player.remove(self.container)
-        attempt.seconds = loop.time() - begun
+                if runner.executor == "docker":
+                    await runner.remove(self.container)
         if attempt.interrupt == "runner killed":
-            await player.runner_is_missed()
-        self._end(reason, exit_code)
-
-    def _end(self, reason: str | None, exit_code: int | None) -> None:
-        """Report the end, unless a forced cancel has ended the job already."""
-        state, entry = self.player.state, self.entry
-        if entry.status == "canceled":
             return
-        if exit_code in self.job.allow_failure_exit_codes:
-            entry.allow_failure = True
-        state.finish_job(entry, "failed" if reason else "success", failure_reason=reason, exit_code=exit_code)
-        environment = self.outcome.environment
-        if environment and environment.url and environment.action == "start" and entry.status == "success":
-            # Only now, for the address may use what the job has written into its dotenv report.
-            known = {name: Variable(value, expand=False) for name, value in self.variables.items()}
-            known |= {name: Variable(value) for name, value in self.attempt.dotenv.items()}
-            url = expand(environment.url, expand_all(known))
-            for deployed in self.player.occasion.project.environments.values():
-                if deployed.name == environment.name:
-                    deployed.external_url = url
+        if ended is None:
+            turn.end(None, 0)
+            return
+        self.log.say(f"\x1b[31;1mERROR: Job failed: {ended}\x1b[0;m")
+        turn.end(ended.reason, ended.exit_code)
 
     # Variables
 
     def _settle_variables(self) -> None:
-        """Put the job's variables together, lowest rank first, expand them, and write those that are files."""
-        player, job, environment, entry = self.player, self.job, self.outcome.environment, self.entry
-        pipeline, server, event = player.entry, player.occasion.server, player.occasion.event
-        url = f"{server.url}/{player.occasion.project.path}"
-        masked = [self.token]
-        plain = player.predefined | {
-            "CI_BUILDS_DIR": str(player.folder / "builds" / str(self.slot)),
+        """Put the runner's own variables below those of GitLab, expand them all, and write those that are files."""
+        own = {
+            "CI_BUILDS_DIR": str(self.runner.folder / "builds" / str(self.slot)),
             "CI_CONCURRENT_ID": str(self.slot),
             "CI_CONCURRENT_PROJECT_ID": str(self.slot),
-            "CI_JOB_ID": str(entry.id),
-            "CI_JOB_NAME": job.name,
-            "CI_JOB_NAME_SLUG": slug(job.name),
-            "CI_JOB_STAGE": job.stage,
-            "CI_JOB_STARTED_AT": iso(entry.started_at or 0.0),
             "CI_JOB_STATUS": "running",
-            "CI_JOB_TIMEOUT": str(self.timeout),
-            "CI_JOB_TOKEN": self.token,
-            "CI_JOB_URL": f"{url}/-/jobs/{entry.id}",
-            "CI_PIPELINE_CREATED_AT": iso(pipeline.created_at),
-            "CI_PIPELINE_ID": str(pipeline.id),
-            "CI_PIPELINE_IID": str(pipeline.iid),
-            "CI_PIPELINE_NAME": player.pipeline.name,
-            "CI_PIPELINE_URL": f"{url}/-/pipelines/{pipeline.id}",
             "CI_PROJECT_DIR": str(self.project_folder),
-            "CI_REPOSITORY_URL": server.repository_url(player.occasion.project, self.token),
-            "CI_RUNNER_DESCRIPTION": f"{player.executor} runner",
             "CI_RUNNER_EXECUTABLE_ARCH": "linux/amd64",
-            "CI_RUNNER_ID": "1",
-            "CI_RUNNER_TAGS": str(list(job.tags)).replace("'", '"'),
             "CI_RUNNER_VERSION": RUNNER_VERSION,
         }
-        if job.image:
-            plain["CI_JOB_IMAGE"] = job.image
-        if job.when == "manual":
-            plain["CI_JOB_MANUAL"] = "true"
-        if server.registry:
-            plain["CI_REGISTRY_PASSWORD"] = self.token
-        layers = {name: Variable(value, expand=False) for name, value in plain.items()}
-        if environment is not None:
-            layers |= {
-                "CI_ENVIRONMENT_NAME": Variable(environment.name, expand=False),
-                "CI_ENVIRONMENT_SLUG": Variable(environment_slug(environment.name), expand=False),
-                "CI_ENVIRONMENT_ACTION": Variable(environment.action, expand=False),
-                "CI_ENVIRONMENT_TIER": Variable("other", expand=False),
-            }
-            if environment.url:
-                layers["CI_ENVIRONMENT_URL"] = Variable(environment.url)
-        layers |= job.variables
-        for dependency in player.dependencies(job):
-            layers |= {name: Variable(value) for name, value in dependency.last.dotenv.items()}
-        files: dict[str, str] = {}
-        for variable in player.occasion.settings_variables(environment.name if environment else None):
-            layers[variable.key] = Variable(variable.value, not variable.raw)
-            if variable.is_file:
-                files[variable.key] = variable.value
-                layers[variable.key] = Variable(str(self.files_folder / variable.key), expand=False)
-            if variable.masked:
-                masked.append(variable.value)
-        layers |= {name: Variable(value) for name, value in event.variables.items()}
-        known = expand_all(layers)
-        for name, audiences in job.id_tokens.items():
-            expanded = tuple(expand(audience, known) for audience in audiences)
-            known[name] = id_token(player.occasion, entry, expanded, job.timeout or ID_TOKEN_SECONDS)
-            masked.append(known[name])
-        self.variables = known
+        given = self.turn.variables
+        files = {name: one.value for name, one in given.items() if one.is_file}
+        layers = {name: Variable(value, expand=False) for name, value in own.items()}
+        layers |= {name: Variable(one.value, one.expand) for name, one in given.items()}
+        layers |= {name: Variable(str(self.files_folder / name), expand=False) for name in files}
+        self.variables = expand_all(layers)
         self._write_files(files)
-        self.log = JobLog(self.attempt.log, masked, self._pass_on)
+        self.log = JobLog((one.value for one in given.values() if one.masked), self.turn.append)
 
     def _write_files(self, files: Mapping[str, str]) -> None:
         shutil.rmtree(self.files_folder, ignore_errors=True)
@@ -342,7 +265,7 @@ class JobRun:
 
     def _environ(self, container: Container) -> dict[str, str]:
         return self.variables | {
-            "PATH": self.player.path,
+            "PATH": self.runner.path,
             "HOME": str(container.home),
             "TMPDIR": str(container.tmp),
             MARK_VARIABLE: container.mark,
@@ -352,9 +275,9 @@ class JobRun:
 
     async def _stages(self) -> None:
         """Sources, artifacts, script, after_script, upload: the order of the Runner's shell."""
-        player, attempt = self.player, self.attempt
+        attempt = self.attempt
         self.log.say(f"Running with gitlab-runner {RUNNER_VERSION}")
-        self.log.say(f'Preparing the "{player.executor}" executor')
+        self.log.say(f'Preparing the "{self.runner.executor}" executor')
         await self._unless_interrupted(self._get_sources())
         await self._unless_interrupted(self._download_artifacts())
         ended = await self._script()
@@ -363,9 +286,9 @@ class JobRun:
         if ended.how in ("job timeout", "force cancel", "runner stopped", "runner killed"):
             raise self._why(ended)
         if self.job.after_script and attempt.interrupt != "force cancel":
-            if ended.how and player.executor == "docker":
-                await player.remove(self.container)
-                self.container = player.new_container()
+            if ended.how and self.runner.executor == "docker":
+                await self.runner.remove(self.container)
+                self.container = self.runner.new_container()
             await self._after_script(status)
         if attempt.interrupt in ("force cancel", "runner stopped", "runner killed"):
             raise self._why(_StageEnd(attempt.interrupt, None))
@@ -379,10 +302,10 @@ class JobRun:
         code = ended.exit_code
         match ended.how:
             case None:
-                word = "exit code" if self.player.executor == "docker" else "exit status"
+                word = "exit code" if self.runner.executor == "docker" else "exit status"
                 return _Ended("script_failure", f"{word} {code}", code)
             case "job timeout":
-                return _Ended("job_execution_timeout", f"execution took longer than {self.timeout}s seconds")
+                return _Ended("job_execution_timeout", f"execution took longer than {self.turn.timeout}s seconds")
             case "script timeout":
                 limit = self.variables.get("RUNNER_SCRIPT_TIMEOUT", "")
                 return _Ended("job_execution_timeout", f"execution took longer than {limit} seconds")
@@ -422,7 +345,7 @@ class JobRun:
             # What comes after the script is not interrupted by it.
             self.attempt.interrupted.clear()
         if self.attempt.interrupt in ("cancel", "force cancel"):
-            notice = loop.create_task(asyncio.sleep(self.player.scaled(CANCEL_NOTICE_SECONDS)))
+            notice = loop.create_task(asyncio.sleep(self.runner.scaled(CANCEL_NOTICE_SECONDS)))
             await asyncio.wait({done, notice}, return_when=asyncio.FIRST_COMPLETED)
             notice.cancel()
             if done.done():
@@ -479,7 +402,7 @@ class JobRun:
         for other in occasion.state.projects.values():
             # The stand-in's repositories are folders; a job token opens its own project and those that list it.
             if other is project or project.id in other.job_token_allowlist:
-                for token in ("", self.token):
+                for token in ("", self.turn.token):
                     settings.append((f"url.{other.repository}.insteadOf", occasion.server.repository_url(other, token)))
         environment = self._environ(self.container) | {
             "GIT_TERMINAL_PROMPT": "0",
@@ -518,14 +441,14 @@ class JobRun:
         limits = [(self.deadline, "job timeout")]
         own = duration_in_seconds(self.variables.get("RUNNER_SCRIPT_TIMEOUT", ""))
         if own:
-            limits.append((asyncio.get_running_loop().time() + self.player.scaled(own), "script timeout"))
+            limits.append((asyncio.get_running_loop().time() + self.runner.scaled(own), "script timeout"))
         return await self._shell([*self.job.before_script, *self.job.script], {}, limits)
 
     async def _after_script(self, status: str) -> None:
         """Run after_script in a new shell; whatever comes of it changes nothing."""
         self.log.say("\x1b[32;1mRunning after script...\x1b[0;m")
         own = duration_in_seconds(self.variables.get("RUNNER_AFTER_SCRIPT_TIMEOUT", "")) or AFTER_SCRIPT_SECONDS
-        limit = asyncio.get_running_loop().time() + self.player.scaled(own)
+        limit = asyncio.get_running_loop().time() + self.runner.scaled(own)
         ended = await self._shell(
             list(self.job.after_script), {"CI_JOB_STATUS": status}, [(self.deadline, "job timeout"), (limit, "limit")]
         )
@@ -555,7 +478,7 @@ class JobRun:
             how = await self._wait_for(over, limits)
             if how == "runner killed":
                 pipe.close()
-                self.player.orphans.append(over)
+                self.runner.orphans.append(over)
                 return _StageEnd(how, None)
             if how is not None:
                 await self._terminate(process, over, container)
@@ -585,7 +508,7 @@ class JobRun:
 
         reading = asyncio.get_running_loop().create_task(read())
         await process.wait()
-        if self.player.executor == "docker" and self.attempt.interrupt != "runner killed":
+        if self.runner.executor == "docker" and self.attempt.interrupt != "runner killed":
             await asyncio.to_thread(container.kill)
         await reading
 
@@ -593,13 +516,13 @@ class JobRun:
         self, process: asyncio.subprocess.Process, over: asyncio.Task[None], container: Container
     ) -> None:
         """SIGTERM, a grace period, SIGKILL, each as the executor does it."""
-        if self.player.executor == "docker":
+        if self.runner.executor == "docker":
             await self._terminate_one_by_one(process.pid, over, container)
             grace = DOCKER_STOP_SECONDS
         else:
             os.killpg(process.pid, signal.SIGTERM)
             grace = SHELL_GRACE_SECONDS
-        await asyncio.wait({over}, timeout=self.player.scaled(grace))
+        await asyncio.wait({over}, timeout=self.runner.scaled(grace))
         if not over.done():
             await asyncio.to_thread(container.kill)
 
@@ -616,7 +539,7 @@ class JobRun:
             for _ in range(DOCKER_LOOKS):
                 if over.done() or not _is_alive(one):
                     break
-                await asyncio.wait({over}, timeout=self.player.scaled(1))
+                await asyncio.wait({over}, timeout=self.runner.scaled(1))
 
     # Artifacts
 
@@ -654,27 +577,15 @@ class JobRun:
         if not found.files:
             self.log.say("\x1b[31;1mERROR: No files to upload\x1b[0;m")
             return
-        folder = self.player.folder / "artifacts" / str(self.entry.id)
-        folder.mkdir(parents=True, exist_ok=True)
-        dotenv: dict[str, str] = {}
         if kind == "archive":
-            target = folder / "artifacts.zip"
+            target = self.turn.upload("artifacts.zip")
             await asyncio.to_thread(pack, found.files, self.project_folder, target)
+            self.turn.take_archive(target)
         else:
-            target = folder / f"{kind}.report"
+            target = self.turn.upload(f"{kind}.report")
             target.write_bytes(b"".join(file.read_bytes() for file in found.files))
-            if kind == "dotenv":
-                dotenv = parse_dotenv(target.read_bytes())
-        if target.stat().st_size > self.player.artifact_limit_mb * ARTIFACT_BYTES_PER_MB:
-            target.unlink()
-            raise UploadRefused("413 Request Entity Too Large")
+            self.turn.take_report(kind, target)
         self.log.say(f'Uploading artifacts as "{kind}" to coordinator... 201 Created  id={self.entry.id}')
-        if kind == "archive":
-            self.attempt.artifacts = target
-            self.player.state.save_artifacts(self.entry, target)
-        else:
-            self.attempt.reports[kind] = target
-            self.attempt.dotenv |= dotenv
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,31 @@
 """Plays a compiled pipeline as GitLab 17.5 does: which job runs when, and what is tried again.
 
 The rules are those of GitLab's ``Ci::ProcessBuildService`` and ``Gitlab::Ci::Status::Composite``; what happens inside a
-job is the Runner's half, ``job_run``. All that a person may do to jobs goes through the state of the stand-in GitLab,
-which tells the player: a cancel by its API is the same as one by ``cancel_job``.
+job is the Runner's half: ``job_run``, or the real one behind ``runner_api``. All that a person may do to jobs goes
+through the state of the stand-in GitLab, which tells the player: a cancel by its API is the same as one by
+``cancel_job``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-
-import psutil
+from typing import Protocol
 
 from glgpu.rehearsal import gitlab_model
 from glgpu.rehearsal.ci_yaml import Environment, Job, Pipeline, Variable, expand, expand_all
 from glgpu.rehearsal.ci_yaml import parse_duration as duration_in_seconds
-from glgpu.rehearsal.job_run import STUCK_SECONDS, Attempt, Container, Executor, Interrupt, JobRun, Limit, Outcome
+from glgpu.rehearsal.job_run import Executor, PlayedRunner
+from glgpu.rehearsal.job_turn import Attempt, Limit, Outcome, Turn
 from glgpu.rehearsal.occasion import Occasion, predefined_variables
 
 ARTIFACT_LIMIT_MB = 100
 """GitLab's default for a self-managed instance; GitLab.com takes 1024."""
+STUCK_SECONDS = 60 * 60
+"""After this long without a sign of life GitLab drops a running job."""
 
 COMPLETED = frozenset({"success", "failed", "canceled", "skipped"})
 RUN_AFTER: Mapping[str, frozenset[str]] = {
@@ -73,6 +74,28 @@ def composite_status(statuses: Iterable[tuple[str, bool]], *, dag: bool = False)
     return "failed"
 
 
+class Runner(Protocol):
+    """Who runs the jobs.
+
+    Attributes:
+        executor: How: what the Runner calls its executor.
+    """
+
+    executor: Executor
+
+    async def run(self, turn: Turn, slot: int, /) -> None:
+        """Take a job and run it to its last word; without one the runner is lost."""
+
+    def stop(self) -> None:
+        """End the runner by SIGTERM."""
+
+    def kill(self) -> None:
+        """End the runner by SIGKILL."""
+
+    async def close(self) -> None:
+        """End whatever still runs, and clear away what is not GitLab's."""
+
+
 class Player:
     """Plays one pipeline.
 
@@ -89,6 +112,7 @@ class Player:
         folder: Path,
         path: str,
         executor: Executor = "docker",
+        runner: Runner | None = None,
         concurrent: int = 4,
         time_scale: float = 1.0,
         artifact_limit_mb: int = ARTIFACT_LIMIT_MB,
@@ -105,11 +129,12 @@ class Player:
                 its path short: programs in jobs make sockets in their temporary folder.
             path: PATH of all jobs; nothing else of the caller's environment reaches one.
             executor: Whose way of ending jobs is played.
+            runner: Who runs the jobs, where it is none of our own with that executor.
             concurrent: Jobs at the same time.
             time_scale: Factor on every limit and delay (timeouts, grace periods), for tests.
             artifact_limit_mb: GitLab's ``max_artifacts_size``.
-            missed_within: Seconds for which a job whose runner is gone may go on before GitLab finds out; it does so at
-                once when the job is over. None: GitLab's hour passes, by ``time_scale``.
+            missed_within: Seconds for which a job whose runner of our own is gone may go on before GitLab finds out; it
+                does so at once when the job is over. None: GitLab's hour passes, by the world's clock.
             on_output: Called with each piece of a job's log.
             before_job: Called when a runner has taken a job.
         """
@@ -117,8 +142,7 @@ class Player:
         self.occasion = occasion
         self.state = occasion.state
         self.folder = folder
-        self.path = path
-        self.executor: Executor = executor
+        self.runner: Runner = runner or PlayedRunner(folder, path, executor, time_scale=time_scale)
         self.time_scale = time_scale
         self.artifact_limit_mb = artifact_limit_mb
         self.missed_within = missed_within
@@ -126,8 +150,6 @@ class Player:
         self.before_job = before_job
         self.outcomes: dict[str, Outcome] = {}
         self.predefined = predefined_variables(occasion)
-        self.orphans: list[asyncio.Task[None]] = []
-        self.containers: list[Container] = []
         self._entry: gitlab_model.Pipeline | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = list(range(concurrent))
@@ -309,11 +331,30 @@ class Player:
         lock = self._groups.setdefault(name, asyncio.Lock()) if group else contextlib.nullcontext()
         async with lock, self._slot() as slot:
             if outcome.status == "pending":
-                await JobRun(self, outcome, slot).play()
+                await self._run(outcome, slot)
         if self._to_be_retried(outcome):
             self.state.retry_job(outcome.last.entry, outcome.last.entry.user)
         else:
             self._advance()
+
+    async def _run(self, outcome: Outcome, slot: int) -> None:
+        if any(dependency.last.artifacts_erased for dependency in self.dependencies(outcome.job)):
+            self.state.finish_job(outcome.last.entry, "failed", failure_reason="missing_dependency_failure")
+            return
+        turn = Turn(self, outcome)
+        await self.runner.run(turn, slot)
+        if not turn.over.is_set():
+            await self._runner_is_missed(turn)
+            turn.end("stuck_or_timeout_failure", None)
+
+    async def _runner_is_missed(self, turn: Turn) -> None:
+        """Nobody tells GitLab that a runner is lost: it drops a job of which it has not heard for long."""
+        if self.missed_within is not None:
+            await self.own_runner.lost(self.missed_within)
+            return
+        noticed = asyncio.Event()
+        self.state.clock.call_at(turn.heard_at + STUCK_SECONDS * self.time_scale, noticed.set)
+        await noticed.wait()
 
     @contextlib.asynccontextmanager
     async def _slot(self) -> AsyncIterator[int]:
@@ -357,54 +398,29 @@ class Player:
 
     # The runner as a whole
 
+    @property
+    def executor(self) -> Executor:
+        """How jobs are run."""
+        return self.runner.executor
+
+    @property
+    def own_runner(self) -> PlayedRunner:
+        """The runner, where it is one of our own.
+
+        Raises:
+            TypeError: It is not.
+        """
+        if not isinstance(self.runner, PlayedRunner):
+            raise TypeError(f"{self.runner} is no runner of our own")
+        return self.runner
+
     def stop_runner(self) -> None:
         """SIGTERM to the runner: its jobs get SIGTERM, have no after_script, and fail as runner_system_failure."""
-        self._interrupt_running("runner stopped")
+        self.runner.stop()
 
     def kill_runner(self) -> None:
         """SIGKILL to the runner: its jobs live on with a dead pipe, and GitLab finds out much later."""
-        self._interrupt_running("runner killed")
-
-    async def runner_is_missed(self) -> None:
-        """Wait until GitLab finds out that a job's runner is gone."""
-        if self.missed_within is None:
-            await asyncio.sleep(self.scaled(STUCK_SECONDS))
-            return
-        if self.orphans:
-            await asyncio.wait(self.orphans, timeout=self.missed_within)
-        for container in self.containers:
-            await asyncio.to_thread(container.kill)
-
-    def processes(self, *programs: str) -> list[psutil.Process]:
-        """The living processes of these programs in the jobs' containers."""
-        found = []
-        for process in (process for container in self.containers for process in container.processes()):
-            with contextlib.suppress(psutil.Error):
-                if process.name() in programs:
-                    found.append(process)
-        return found
-
-    def _interrupt_running(self, how: Interrupt) -> None:
-        for outcome in self.outcomes.values():
-            if outcome.status in ("running", "canceling"):
-                outcome.last.interrupt_with(how)
-
-    def scaled(self, seconds: float) -> float:
-        """Seconds of the machine's clock that stand for so many seconds of the Runner's."""
-        return seconds * self.time_scale
-
-    def new_container(self) -> Container:
-        """Start an empty container."""
-        container = Container(uuid.uuid4().hex, self.folder / f"c{len(self.containers)}")
-        container.home.mkdir(parents=True)
-        container.tmp.mkdir()
-        self.containers.append(container)
-        return container
-
-    async def remove(self, container: Container) -> None:
-        """End a container's processes and forget its folder."""
-        await asyncio.to_thread(container.kill)
-        await asyncio.to_thread(shutil.rmtree, container.folder, ignore_errors=True)
+        self.runner.kill()
 
     async def close(self) -> None:
         """End whatever still runs, at once, and remove the containers. Logs, artifacts and build folders stay."""
@@ -414,9 +430,7 @@ class Player:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for container in self.containers:
-            await self.remove(container)
-        await asyncio.gather(*self.orphans)
+        await self.runner.close()
 
     def dependencies(self, job: Job) -> list[Outcome]:
         """The jobs whose artifacts and dotenv variables a job gets (``Ci::BuildDependencies``)."""
