@@ -12,6 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,9 +21,7 @@ from glgpu.masking import Masker
 from glgpu.rehearsal.ci_yaml import Job
 from glgpu.rehearsal.command import Rehearsal
 from glgpu.rehearsal.faults import Faults, Rule
-from glgpu.rehearsal.job_run import Executor
 from glgpu.rehearsal.job_turn import Outcome
-from glgpu.rehearsal.player import Runner
 from glgpu.rehearsal.world import Adopted, World
 
 GLGPU = Path(sys.executable).with_name("glgpu")
@@ -151,12 +150,9 @@ def world(*rules: Rule) -> Iterator[World]:
 class Played:
     """A pipeline in such a world, and what its jobs have printed so far."""
 
-    def __init__(
-        self, made: World, adopted: Adopted, *, executor: Executor = "docker", runner: Runner | None = None
-    ) -> None:
+    def __init__(self, made: World, adopted: Adopted, **options: Any) -> None:
         self.world = made
-        console = Console(Masker(), stream=io.BytesIO())
-        self.rehearsal = Rehearsal(console, made, adopted, executor=executor, runner=runner)
+        self.rehearsal = Rehearsal(Console(Masker(), stream=io.BytesIO()), made, adopted, **options)
         self.player = self.rehearsal.player
         self.logs: dict[str, str] = {}
         self._waiting: list[tuple[str, str, asyncio.Event]] = []

@@ -84,7 +84,7 @@ def played_by(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Play]:
             environment = {"PATH": made.job_path()} if executor == "shell" else {}
             runner = program and RealRunner(program, made.gitlab, made.folder / "runner", environment)
             adopted = made.adopt(own, keep_pipeline=True, branch=branch)
-            begun.append(Played(made, adopted, executor=executor, runner=runner))
+            begun.append(Played(made, adopted, executor=executor, runner=runner, missed_within=None))
             return begun[0]
 
         try:

@@ -219,6 +219,7 @@ class Rehearsal:
         faults: What goes wrong.
         executor: Whose way of ending jobs is played.
         runner: Who runs the jobs, where it is none of our own with that executor.
+        missed_within: When GitLab finds out that a runner is gone, as ``Player`` takes it.
 
     Raises:
         Failure: CONFIG, when GitLab would make no pipeline.
@@ -233,6 +234,7 @@ class Rehearsal:
         *,
         executor: Executor = "docker",
         runner: Runner | None = None,
+        missed_within: float | None = MISSED_SECONDS,
     ) -> None:
         self._console = console
         self._world = world
@@ -255,7 +257,7 @@ class Rehearsal:
             runner=runner,
             on_output=self._show,
             before_job=self._before,
-            missed_within=MISSED_SECONDS if runner is None else None,
+            missed_within=missed_within,
         )
         self._begun: list[str] = []
         self._shown = ""
