@@ -119,7 +119,7 @@ class Fault:
     def at(self, place: str) -> Fault:
         """The same fault in one zone, region or stage."""
         rules = [replace(rule, where=place) for rule in self.rules]
-        return replace(self, example=place, rules=rules, **self.stages.get(place, {}))
+        return replace(self, **{"example": place, "rules": rules, **self.stages.get(place, {})})
 
 
 STAGES = ("provision", "train", "destroy")
@@ -139,8 +139,10 @@ LOUD_TRAINING = (
 OUTPUTS = {"GLGPU_TRAIN_OUTPUTS": "weights"}
 KILLED = 137
 """What a shell makes of SIGKILL: 128 + 9."""
-VM_IS_READY, TRAINING_TALKS, TEARDOWN_BEGINS = "the VM waits ", "step 5", "found: "
-"""Lines of the three stages at which what there is so far is known."""
+VM_RUNS, TRAINING_TALKS, TEARDOWN_BEGINS = "runs in ", "step 5", "found: "
+"""Lines of the three stages after which each has some seconds to go."""
+CANCEL_COMES = "10"
+"""Seconds that something takes, for a cancel to reach the job meanwhile: the Runner hears of it three seconds late."""
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
@@ -410,7 +412,8 @@ FAULTS: tuple[Fault, ...] = (
         example="train",
         stages={
             "provision": {
-                "strike": Strike("cancel", "provision", VM_IS_READY),
+                "strike": Strike("cancel", "provision", VM_RUNS),
+                "rules": [Rule("compute.instances.getGuestAttributes", "slow", 1, argument=CANCEL_COMES)],
                 "shows": "asked Compute Engine to delete glgpu-",
                 "afterwards": [Afterwards("stop", 0, ["firewall rules", "states"])],
             },
@@ -421,6 +424,7 @@ FAULTS: tuple[Fault, ...] = (
             },
             "destroy": {
                 "strike": Strike("cancel", "destroy", TEARDOWN_BEGINS),
+                "before": {"destroy": [Rule("compute.firewalls.delete", "slow", 1, argument=CANCEL_COMES)]},
                 "shows": "INTERRUPTED (exit code 19)",
                 "afterwards": [Afterwards("stop", 0, None)],
             },
@@ -435,7 +439,7 @@ FAULTS: tuple[Fault, ...] = (
         example="train",
         stages={
             "provision": {
-                "strike": Strike("kill", "provision", VM_IS_READY),
+                "strike": Strike("kill", "provision", VM_RUNS),
                 "shows": "asked Compute Engine to delete glgpu-",
             },
             "train": {"strike": Strike("kill", "train", TRAINING_TALKS), "shows": "saved "},
