@@ -454,7 +454,7 @@ FAULTS: tuple[Fault, ...] = (
         "runner-killed",
         "the runner dies in the train job; GitLab finds out and lets another one try",
         0,
-        shows="the training was started by an earlier job: attaching to it",
+        shows="== Job train, try 2",
         variables={"GLGPU_TRAIN_COMMAND": TALKING_TRAINING, **OUTPUTS},
         strike=Strike("lose runner", "train", TRAINING_TALKS),
     ),
