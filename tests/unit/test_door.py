@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -52,6 +53,13 @@ def test_the_rule_that_keeps_out_is_there_first(stage: Stage, vm: Instance) -> N
     Way(stage.run, vm).open()
     created = [call[1].action for call in stage.cloud.calls if call[0] == "create_rule"]
     assert created == ["deny", "allow"]
+
+
+def test_a_rule_that_was_made_for_an_earlier_vm_lets_in_at_this_one_s_port(stage: Stage, vm: Instance) -> None:
+    Way(stage.run, vm).open()
+    another = replace(vm, metadata={**vm.metadata, "glgpu-ssh-port": "2222"})
+    with open_door(stage.run, another):
+        assert (allow(stage).ports, allow(stage).sources) == (("2222",), ("203.0.113.10/32",))
 
 
 def test_the_last_one_out_lets_nobody_in_and_disables_the_rule(stage: Stage, vm: Instance) -> None:

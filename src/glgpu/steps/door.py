@@ -72,7 +72,12 @@ class Way:
             True,
         )
         for rule in (deny, allow):
-            if run.cloud.rule(rule.name) is None:
+            found = run.cloud.rule(rule.name)
+            if found is not None and found.ports != rule.ports:
+                # Made for an earlier VM of this run, whose SSH server had another port.
+                run.cloud.delete_rule(rule.name)
+                found = None
+            if found is None:
                 run.cloud.create_rule(rule)
         self._sources = _sources(run)
         self._change(add=self._sources)
