@@ -120,7 +120,9 @@ def half_way(then: Callable[[Played], object]) -> Callable[[Played], object]:
     return act
 
 
-@pytest.mark.parametrize("whole", [pytest.param(False, id="job"), pytest.param(True, id="pipeline")])
+@pytest.mark.parametrize(
+    "whole", [pytest.param(False, id="job"), pytest.param(True, id="pipeline", marks=pytest.mark.every_fault)]
+)
 def test_after_a_cancel_the_job_itself_saves_the_weights_and_ends_the_vm(played_by: Play, whole: bool) -> None:
     played = played_by()
     before: list[int] = []
@@ -172,6 +174,7 @@ def test_after_the_jobs_timeout_destroy_saves_the_weights_and_ends_the_vm(played
     assert played.left() == {}
 
 
+@pytest.mark.every_fault
 def test_after_a_lost_runner_a_retry_takes_the_training_up_and_destroy_ends_the_vm(played_by: Play) -> None:
     played = played_by(seconds=30)
 
@@ -214,6 +217,7 @@ def test_the_stop_button_ends_the_vm_of_a_running_training(played_by: Play) -> N
     assert_stopped(played)
 
 
+@pytest.mark.every_fault
 def test_the_deletion_of_its_branch_ends_the_vm_of_a_running_training(played_by: Play) -> None:
     played = played_by(branch="feature/x")
 
