@@ -35,8 +35,11 @@ pathlib.Path("weights/w.bin").write_bytes(b"half")
 print("half way", flush=True)
 time.sleep(600)
 """
-UNCLAIMED = {"train": NEVER, "variables": {"GLGPU_LIMITS_CLAIM_MINUTES": str(60 * 24)}}
-"""No job ever uses the VM, and it does not power itself off before its hard end either: that would be another test."""
+UNCLAIMED = {
+    "train": NEVER,
+    "variables": {"GLGPU_LIMITS_CLAIM_MINUTES": str(24 * 60), "GLGPU_MACHINE_MAX_HOURS": "2"},
+}
+"""No job ever uses the VM, nor does it power itself off before its hard end: what is off has no hard end any more."""
 
 
 def pipeline(*on: str, **own: object) -> str:
