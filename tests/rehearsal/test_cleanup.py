@@ -15,7 +15,7 @@ import pytest
 from glgpu.rehearsal.command import occasion
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.gitlab_model import DeployKey, State, User
-from glgpu.rehearsal.job_run import Outcome
+from glgpu.rehearsal.job_turn import Outcome
 from glgpu.rehearsal.occasion import Event
 from glgpu.rehearsal.player import Player
 from glgpu.rehearsal.world import GOOGLE_PROJECT
