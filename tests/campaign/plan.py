@@ -123,6 +123,8 @@ def draw(seed: int, number: int, known: Sequence[Boundary]) -> Plan:
     if strike == "kill terraform" and boundary is not None and not TERRAFORMS.search(boundary.call.what):
         strike = "kill both"
     ambient = _weighted(chance, AMBIENTS)
+    if ambient.startswith("insert late") and boundary is None:
+        job = chance.choice(["provision", AGAIN])  # where the insert is
     layers: Sequence[Layer] = chance.choices([one for one, _ in LAYERS], [weight for _, weight in LAYERS])[0]
     if ambient in FOR_EVER:
         layers = (layers[-1], "hard end", layers[-1])
