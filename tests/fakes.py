@@ -502,6 +502,7 @@ class FakeForge(FakeStates):
         self.pipelines: dict[tuple[int, int], str] = {}
         self.jobs: dict[tuple[int, int], dict[str, str]] = {}
         self.environment_list: list[ForgeEnvironment] = []
+        self.refs: dict[tuple[int, int], str] = {}
 
     def add_deploy_key(self, title: str, key: str, expires: float) -> None:
         self.visit("add_deploy_key", title)
@@ -517,6 +518,17 @@ class FakeForge(FakeStates):
     def destroy_is_over(self, pipeline: str) -> bool:
         self.visit("destroy_is_over", pipeline)
         return self.over
+
+    def hold_back(self, ref: str) -> list[str]:
+        self.visit("hold_back", ref)
+        held = []
+        for (project, pipeline), jobs in self.jobs.items():
+            for name, status in list(jobs.items()):
+                waits = status in ("created", "pending") or (name, status) == ("provision", "running")
+                if self.refs.get((project, pipeline)) == ref and name in ("provision", "train") and waits:
+                    jobs[name] = "canceled"
+                    held.append(f"{name} of pipeline {pipeline}")
+        return held
 
     def artifact(self, pipeline: str, job: str, path: str) -> str | None:
         self.visit("artifact", pipeline, job, path)

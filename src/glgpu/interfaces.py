@@ -523,6 +523,9 @@ class Forge(StateStore, Protocol):
     def destroy_is_over(self, pipeline: str) -> bool:
         """Whether the pipeline's destroy job has already succeeded; False where it cannot be known."""
 
+    def hold_back(self, ref: str) -> list[str]:
+        """Cancel the jobs that would yet bring up a VM, in every pipeline of a branch or tag; what was cancelled."""
+
     def artifact(self, pipeline: str, job: str, path: str) -> str | None:
         """A file from a job's artifacts, or None."""
 

@@ -35,6 +35,7 @@ class Bench:
         ends: Lets the pipeline's destroy job end with a status; returns the pipeline's id.
         lock: Lets somebody else hold the lock of a state.
         deploys: Lets a pipeline's provision job deploy to an environment; returns the pipeline's id.
+        runs: Lets a branch have a pipeline with jobs of these statuses; returns the pipeline's id.
         project: The project's id.
     """
 
@@ -43,6 +44,7 @@ class Bench:
     ends: Callable[[str], str]
     lock: Callable[[str], None]
     deploys: Callable[[str], int]
+    runs: Callable[[str, dict[str, str]], int]
     project: int
 
 
@@ -72,8 +74,13 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
             forge.environment_list.append(ForgeEnvironment(number, environment, 1001, "provision", "", ""))
             return 1001
 
+        def runs(ref: str, jobs: dict[str, str]) -> int:
+            number = 2001 + len(forge.refs)
+            forge.refs[42, number], forge.jobs[42, number] = ref, dict(jobs)
+            return number
+
         forge.visible = {42}
-        return Bench(forge, lambda: [key[0] for key in forge.keys], ends, lock, deploys, 42)
+        return Bench(forge, lambda: [key[0] for key in forge.keys], ends, lock, deploys, runs, 42)
     return real(request.getfixturevalue("world"), tmp_path)
 
 
@@ -119,7 +126,28 @@ def real(world: Lab, folder: Path) -> Bench:
     def ends(status: str) -> str:
         return str(destroy_job(world, "destroy", status).pipeline.id)
 
-    return Bench(forge, titles, ends, lock, deploys, project.id)
+    def runs(ref: str, jobs: dict[str, str]) -> int:
+        gitlab, adopted = world.world.gitlab, world.adopted
+        pipeline = gitlab.create_pipeline(adopted.project, ref, adopted.sha, "push", adopted.user)
+        for name, status in jobs.items():
+            gitlab.create_job(pipeline, name, name).status = status
+        return pipeline.id
+
+    return Bench(forge, titles, ends, lock, deploys, runs, project.id)
+
+
+def test_the_jobs_of_a_branch_that_would_yet_bring_up_a_vm_are_cancelled_and_no_others(bench: Bench) -> None:
+    first = bench.runs("hold", {"lint": "running", "provision": "running", "train": "created", "destroy": "created"})
+    second = bench.runs("hold", {"provision": "success", "train": "running", "destroy": "created"})
+    third = bench.runs("hold", {"provision": "success", "train": "pending", "destroy": "created"})
+    bench.runs("hold", {"provision": "success", "train": "success", "destroy": "success"})
+    bench.runs("other", {"provision": "pending", "train": "created"})
+    expected = {f"provision of pipeline {first}", f"train of pipeline {first}", f"train of pipeline {third}"}
+    assert set(bench.forge.hold_back("hold")) == expected
+    assert bench.forge.pipeline_jobs(bench.project, first)["train"] == "canceled"
+    assert bench.forge.pipeline_jobs(bench.project, first)["destroy"] == "created"
+    assert bench.forge.pipeline_jobs(bench.project, second)["train"] == "running"
+    assert bench.forge.pipeline_jobs(bench.project, third)["train"] == "canceled"
 
 
 def test_deploy_keys_come_and_go_by_their_title(bench: Bench) -> None:

@@ -227,3 +227,32 @@ def test_the_deletion_of_its_branch_ends_the_vm_of_a_running_training(played_by:
 
     played.play(half_way(delete))
     assert_stopped(played)
+
+
+@pytest.mark.every_fault
+def test_the_stop_button_keeps_a_training_from_beginning_that_still_waits(played_by: Play) -> None:
+    hold = "hold: {stage: provision, script: [sleep 600]}\ntrain: {needs: [provision, hold]}"
+    played = played_by(more=hold)
+    provisioned, stopped = asyncio.Event(), asyncio.Event()
+
+    def hear(word: str, name: str) -> None:
+        if word == "finished":
+            {"provision": provisioned, "stop": stopped}.get(name, asyncio.Event()).set()
+
+    played.world.gitlab.job_listeners.append(lambda word, job: hear(word, job.name))
+
+    async def stop(it: Played) -> None:
+        await asyncio.wait_for(provisioned.wait(), 120)
+        project = it.rehearsal.adopted.project
+        (environment,) = project.environments.values()
+        it.world.gitlab.stop_environment(project, environment, it.rehearsal.adopted.user)
+        await asyncio.wait_for(stopped.wait(), 120)
+        it.player.cancel_job("hold")
+
+    played.play(stop)
+    assert statuses(played) == {
+        "provision": "success", "hold": "canceled", "train": "canceled", "destroy": "skipped", "stop": "success",
+    }, played.logs["stop"]  # fmt: skip
+    assert "train of pipeline" in played.logs["stop"]
+    assert "train" not in played.logs, "it never began"
+    assert played.left() == {}

@@ -363,6 +363,34 @@ def test_the_stop_job_ends_every_run_of_the_branch_and_no_other(stage: Stage) ->
     assert sorted(name.split("-")[3] for name, _ in stage.cloud.vms) == ["1003", "1004", "1005", "1006"]
 
 
+def test_the_stop_job_first_cancels_what_would_bring_up_another_vm(stage: Stage) -> None:
+    stage.job(ref="feature/x")
+    others(stage, "1001", ref="feature/x")
+    stage.forge.refs[42, 1002] = "feature/x"
+    stage.forge.jobs[42, 1002] = {"provision": "success", "train": "pending"}
+    destroy_branch(stage.run, lambda name: replace(stage.run, name=name))
+    assert stage.forge.jobs[42, 1002]["train"] == "canceled"
+    assert "cancelled: train of pipeline 1002, which would have brought up a VM" in stage.log
+    assert stage.forge.verbs()[0] == "hold_back"
+
+
+def test_a_gitlab_that_is_away_does_not_keep_the_stop_job_from_what_there_is(stage: Stage) -> None:
+    stage.job(ref="feature/x")
+    others(stage, "1001", ref="feature/x")
+    stage.forge.refuse["hold_back"] = refusal(ErrorClass.NETWORK)
+    assert code_of(destroy_branch, stage.run, lambda name: replace(stage.run, name=name)) == 18
+    assert stage.cloud.vms == {}
+
+
+def test_without_a_token_the_stop_job_cancels_nothing(stage: Stage) -> None:
+    stage.job(ref="feature/x")
+    others(stage, "1001", ref="feature/x")
+    stage.forge.may_administer = False
+    destroy_branch(stage.run, lambda name: replace(stage.run, name=name))
+    assert "hold_back" not in stage.forge.verbs()
+    assert stage.cloud.vms == {}
+
+
 def test_one_run_of_the_branch_that_lives_on_does_not_save_the_others(stage: Stage) -> None:
     for number in ("1001", "1002"):
         others(stage, number)

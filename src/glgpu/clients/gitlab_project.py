@@ -41,6 +41,13 @@ query($path: ID!, $after: String) {
 }
 """
 """Terraform states are listed by GraphQL alone (https://docs.gitlab.com/api/graphql/reference/)."""
+WAITING = ("created", "waiting_for_resource", "preparing", "pending", "scheduled")
+"""Statuses of a job that has yet to begin (https://docs.gitlab.com/api/jobs/)."""
+OVER = ("success", "failed", "canceled", "skipped")
+"""Statuses of a pipeline of which no job will run by itself any more."""
+BRINGING_UP = {"provision": (*WAITING, "running"), "train": WAITING}
+"""Stage -> statuses in which its job would yet bring up a VM. A train job that runs has one, and what it holds is saved
+by whoever ends that."""
 STAGES = ("provision", "authorize", "train", "notebook", "destroy", "stop")
 
 
@@ -162,6 +169,27 @@ class GitlabProject:
             return False
         found = self._call("looking at the pipeline's jobs", lambda: self._jobs(pipeline), missing_is_none=True)
         return any(job.name == self._named("destroy") and job.status == "success" for job in found or [])
+
+    def hold_back(self, ref: str) -> list[str]:
+        """Cancel the jobs that would yet bring up a VM, in the newest pipelines of a branch or tag; what was cancelled.
+
+        One that has begun meanwhile is told to end, and ends its VM itself.
+        """
+        doing, path = "looking for jobs that would bring up a VM", f"{self._project_path}/pipelines"
+        newest = self._call(doing, lambda: self._client.http_list(path, {"ref": ref}, get_all=False, per_page=100))
+        held = []
+        for pipeline in newest:
+            if pipeline["status"] in OVER:
+                continue
+            for job in self._call(doing, partial(self._jobs, str(pipeline["id"]))):
+                if any(job.name == self._named(stage) and job.status in when for stage, when in BRINGING_UP.items()):
+                    self._call(
+                        f"cancelling the job {job.name}",
+                        self._administered.jobs.get(job.id, lazy=True).cancel,
+                        missing_is_none=True,
+                    )
+                    held.append(f"{job.name} of pipeline {pipeline['id']}")
+        return held
 
     def artifact(self, pipeline: str, job: str, path: str) -> str | None:
         """A file from a job's artifacts, or None."""

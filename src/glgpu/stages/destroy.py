@@ -47,7 +47,7 @@ def destroy_cloud_only(run: Run) -> None:
 
 
 def destroy_branch(run: Run, named: Callable[[RunName], Run]) -> None:
-    """The stop job's way: every run of this kind on this branch.
+    """The stop job's way: every run of this kind on this branch, also one that has yet to begin.
 
     Args:
         run: Any run of the branch.
@@ -59,6 +59,8 @@ def destroy_branch(run: Run, named: Callable[[RunName], Run]) -> None:
     labels = {key: value for key, value in run.name.own_labels.items() if key != "glgpu-run"}
     labels["glgpu-ref"] = label_value(run.job.ref)
     attempts = Attempts(run)
+    # First: a job that comes to its turn meanwhile would buy what is being ended.
+    attempts.get(partial(_hold_back, run))
     # Two branches may have the same label value; the VM's own settings have the whole name.
     found = attempts.insist(partial(run.cloud.labelled, labels)) or []
     numbers = {one.labels.get("glgpu-run", "") for one in found if ref_of(one) in (run.job.ref, None)}
@@ -67,6 +69,15 @@ def destroy_branch(run: Run, named: Callable[[RunName], Run]) -> None:
     worst = gravest(attempts.failures)
     if worst is not None:
         raise worst
+
+
+def _hold_back(run: Run) -> None:
+    """Nothing of the branch is to bring up a VM any more; without a token a job that waits does, and ends it itself."""
+    if not (run.forge.may_administer and run.job.ref):
+        return
+    for job in run.forge.hold_back(run.job.ref):
+        run.console.say(f"cancelled: {job}, which would have brought up a VM")
+        run.record.add("held-back", job=job)
 
 
 def _destroy_numbered(run: Run, named: Callable[[RunName], Run], number: str) -> None:
