@@ -6,7 +6,9 @@ import argparse
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from campaign import mutants, report
@@ -25,9 +27,12 @@ def main() -> int:
         return mutants.main(options.seed, options.workers)
     source = Path(options.source).resolve() if options.source else None
     begun = time.monotonic()
-    multiprocessing.set_start_method("spawn")
-    with multiprocessing.Pool(options.workers, begin, (source,)) as pool:
-        recorded = list(pool.imap(play, [(undisturbed(-number), {}) for number in range(1, RECORDINGS + 1)]))
+    with (
+        # A short path: programs in jobs and VMs make sockets below it.
+        tempfile.TemporaryDirectory(prefix="glgpu-") as folder,
+        ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"), begin, (folder, source)) as pool,
+    ):
+        recorded = list(pool.map(play, [(undisturbed(-number), {}) for number in range(1, RECORDINGS + 1)]))
         known = boundaries([one.calls for one in recorded])
         times = {job: max(one.times.get(job, 0.0) for one in recorded) for job in recorded[0].times}
         failed = [one for one in recorded if one.broken]
@@ -36,15 +41,16 @@ def main() -> int:
             print("0 passed, 1 failed: an undisturbed run breaks a promise already")
             return 1
         numbers = [options.case] if options.case is not None else range(options.cases)
-        plans = [draw(options.seed, number, known) for number in numbers]
+        playing = [pool.submit(play, (draw(options.seed, number, known), times)) for number in numbers]
         results = []
-        for result in pool.imap_unordered(play, [(plan, times) for plan in plans]):
+        for done in as_completed(playing):
+            result = done.result()
             results.append(result)
             report.case(result, options.seed, whole=options.case is not None)
             if result.broken and options.logs:
                 report.logs(result, options.logs)
             if result.broken and options.until_red:
-                pool.terminate()
+                pool.shutdown(wait=False, cancel_futures=True)
                 break
     report.summary(results, known, time.monotonic() - begun, options.report)
     wrong = [one for one in results if one.broken]

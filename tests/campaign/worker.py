@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from pathlib import Path
 
 from campaign.case import PIPELINE, SETTINGS, TRAINING, Case, Result
@@ -13,11 +13,11 @@ from campaign.warm import Warm
 class Worker:
     """What one process keeps over its cases."""
 
-    def __init__(self, source: Path | None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="glgpu-"))
+    def __init__(self, folder: Path, source: Path | None) -> None:
+        self.folder = folder / str(os.getpid())
         self.source = source
         self.repository = self.folder / "repository"
-        self.repository.mkdir()
+        self.repository.mkdir(parents=True)
         (self.repository / "glgpu.yml").write_text(SETTINGS, encoding="utf-8")
         (self.repository / ".gitlab-ci.yml").write_text(PIPELINE, encoding="utf-8")
         (self.repository / "train.py").write_text(TRAINING, encoding="utf-8")
@@ -31,9 +31,9 @@ class Worker:
 _worker: Worker
 
 
-def begin(source: Path | None) -> None:
+def begin(folder: str, source: Path | None) -> None:
     global _worker
-    _worker = Worker(source)
+    _worker = Worker(Path(folder), source)
 
 
 def play(order: tuple[Plan, dict[str, float]]) -> Result:
