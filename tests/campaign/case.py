@@ -493,7 +493,7 @@ class Case:
         return [one for zone in ZONES for one in self._world.compute.instances.resources(zone)]
 
     def _inserts(self) -> list[Any]:
-        found = [one for zone in ZONES for one in self._world.compute.operations.in_scope(zone)]
+        found = [one for zone in ZONES for one in self._world.compute.operations.in_scope(f"zones/{zone}")]
         return [one for one in found if one["operationType"] == "insert" and one["status"] != "DONE"]
 
     async def _left(self, by: str) -> str:

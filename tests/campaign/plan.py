@@ -123,8 +123,10 @@ def draw(seed: int, number: int, known: Sequence[Boundary]) -> Plan:
     if strike == "kill terraform" and boundary is not None and not TERRAFORMS.search(boundary.call.what):
         strike = "kill both"
     ambient = _weighted(chance, AMBIENTS)
-    if ambient.startswith("insert late") and boundary is None:
-        job = chance.choice(["provision", AGAIN])  # where the insert is
+    late = ambient.startswith("insert late") and boundary is None
+    if late:
+        # While it is on its way, and so that the teardown after it is the pipeline's own.
+        job, strike = "provision", chance.choice(["job timeout", "terminate glgpu", "script timeout", "kill glgpu"])
     layers: Sequence[Layer] = chance.choices([one for one, _ in LAYERS], [weight for _, weight in LAYERS])[0]
     if ambient in FOR_EVER:
         layers = (layers[-1], "hard end", layers[-1])
@@ -135,7 +137,7 @@ def draw(seed: int, number: int, known: Sequence[Boundary]) -> Plan:
         strike=strike,
         boundary=boundary,
         job=job,
-        fraction=chance.random(),
+        fraction=chance.uniform(0.5 if late else 0.0, 1.0),
         ambient=ambient,
         rules=_rules(chance, ambient),
         skew=skew,
@@ -166,7 +168,7 @@ def _rules(chance: random.Random, ambient: str) -> Sequence[Rule]:
         case "vm refuses to die":
             return [Rule("compute.immortal", "on")]
         case "insert late":
-            return [Rule("compute.instances.insert", "late", 1, argument=f"{chance.uniform(2, 9):.1f}")]
+            return [Rule("compute.instances.insert", "late", 1, argument=f"{chance.uniform(5, 16):.1f}")]
         case "insert late, unseen":
-            return [Rule("compute.instances.insert", "late-unseen", 1, argument=f"{chance.uniform(2, 9):.1f}")]
+            return [Rule("compute.instances.insert", "late-unseen", 1, argument=f"{chance.uniform(5, 16):.1f}")]
     return []

@@ -32,9 +32,11 @@ _worker: Worker
 
 
 def begin(folder: str, source: Path | None) -> None:
+    """Prepare this process."""
     global _worker
     _worker = Worker(Path(folder), source)
 
 
 def play(order: tuple[Plan, dict[str, float]]) -> Result:
+    """Play a case in it."""
     return _worker.play(*order)
