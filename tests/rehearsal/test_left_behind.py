@@ -108,3 +108,13 @@ def test_a_rehearsal_that_still_runs_is_not_reaped(tmp_path: Path) -> None:
         process.kill()
     assert "1 rehearsals reaped" in rehearse(tmp_path, "--clean").text
     assert_clean(tmp_path, marks(tmp_path, ""))
+
+
+def test_a_rehearsal_that_ends_while_others_are_reaped_is_passed_over(tmp_path: Path) -> None:
+    notes = tmp_path / "cache/glgpu/rehearsals"
+    notes.mkdir(parents=True)
+    # Listed, and gone when it is opened.
+    (notes / "glgpu-00000000").symlink_to(notes / "gone")
+    cleaned = rehearse(tmp_path, "--clean")
+    assert cleaned.code == 0, cleaned.text
+    assert "0 rehearsals reaped" in cleaned.text

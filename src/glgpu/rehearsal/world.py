@@ -422,7 +422,11 @@ def clean(say: Callable[[str], None]) -> int:
     count = 0
     engine = find_engine(process_environment())
     for path in sorted((cache_folder() / "rehearsals").glob("glgpu-????????")):
-        with path.open(encoding="utf-8") as note:
+        try:
+            opened = path.open(encoding="utf-8")
+        except FileNotFoundError:
+            continue  # this rehearsal has ended meanwhile
+        with opened as note:
             folder = Path(note.read())
             try:
                 fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
