@@ -11,8 +11,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from campaign import mutants, report
-from campaign.calls import boundaries
+from campaign import mutants, recording, report
 from campaign.plan import draw, undisturbed
 from campaign.worker import begin, play
 
@@ -32,14 +31,15 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="glgpu-") as folder,
         ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"), begin, (folder, source)) as pool,
     ):
-        recorded = list(pool.map(play, [(undisturbed(-number), {}) for number in range(1, RECORDINGS + 1)]))
-        known = boundaries([one.calls for one in recorded])
-        times = {job: max(one.times.get(job, 0.0) for one in recorded) for job in recorded[0].times}
-        failed = [one for one in recorded if one.broken]
-        if failed:
-            report.case(failed[0], options.seed, whole=True)
-            print("0 passed, 1 failed: an undisturbed run breaks a promise already")
-            return 1
+        recorded = recording.kept(source)
+        if recorded is None:
+            runs = list(pool.map(play, [(undisturbed(-number), {}) for number in range(1, RECORDINGS + 1)]))
+            if wrong := [one for one in runs if one.broken]:
+                report.case(wrong[0], options.seed, whole=True)
+                print("0 passed, 1 failed: an undisturbed run breaks a promise already")
+                return 1
+            recorded = recording.keep(source, runs)
+        known, times = recorded
         numbers = [options.case] if options.case is not None else range(options.cases)
         playing = [pool.submit(play, (draw(options.seed, number, known), times)) for number in numbers]
         results = []

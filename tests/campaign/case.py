@@ -26,7 +26,7 @@ from glgpu.errors import EXIT_MEANINGS
 from glgpu.rehearsal import world as worlds
 from glgpu.rehearsal.ci_yaml import Job
 from glgpu.rehearsal.cloud_catalogue import ZONES
-from glgpu.rehearsal.command import HARD_END_SECONDS, occasion, read_back
+from glgpu.rehearsal.command import occasion, read_back
 from glgpu.rehearsal.container_images import Engine
 from glgpu.rehearsal.faults import Faults, Rule
 from glgpu.rehearsal.interposer import Cut, Moment, Reached
@@ -260,8 +260,10 @@ class Case:
 
     async def _hard_end(self) -> None:
         self._world.faults.end()
-        self._expired = bool(self._instances())
-        self._world.clock.advance(HARD_END_SECONDS)
+        alive = self._instances()
+        self._expired = bool(alive)
+        longest = max((int(one["scheduling"]["maxRunDuration"]["seconds"]) for one in alive), default=0)
+        self._world.clock.advance(longest + 60.0)
         try:
             async with asyncio.timeout(GONE_SECONDS):
                 while self._instances():
