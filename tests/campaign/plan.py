@@ -168,7 +168,7 @@ def _rules(chance: random.Random, ambient: str) -> Sequence[Rule]:
         case "vm refuses to die":
             return [Rule("compute.immortal", "on")]
         case "insert late":
-            return [Rule("compute.instances.insert", "late", 1, argument=f"{chance.uniform(5, 16):.1f}")]
+            return [Rule("compute.instances.insert", "late", 1, argument=f"{chance.uniform(10, 16):.1f}")]
         case "insert late, unseen":
-            return [Rule("compute.instances.insert", "late-unseen", 1, argument=f"{chance.uniform(5, 16):.1f}")]
+            return [Rule("compute.instances.insert", "late-unseen", 1, argument=f"{chance.uniform(10, 16):.1f}")]
     return []
