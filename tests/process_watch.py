@@ -7,6 +7,7 @@ some milliseconds may be missed. Ends when standard input is closed.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -31,10 +32,12 @@ def main() -> None:
     while True:
         sources = [sys.stdin] if kernel is None else [sys.stdin, kernel]
         ready, _, _ = select.select(sources, [], [], LOOK_SECONDS if kernel is None else None)
-        if kernel is not None and kernel in ready:
-            pids = [started(kernel.recv(4096))]
-        else:
-            pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        try:
+            pids = [started(kernel.recv(4096))] if kernel is not None and kernel in ready else every()
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            pids = every()  # more has begun at once than the kernel could note down for us
         for pid in pids:
             line = command_line(pid)
             if line and (pid, line) not in seen:
@@ -52,6 +55,11 @@ def listen() -> socket.socket:
     order = struct.pack("=IIIIHHI", CN_IDX_PROC, CN_VAL_PROC, 0, 0, 4, 0, LISTEN)
     kernel.send(struct.pack("=IHHII", 16 + len(order), 3, 0, 0, os.getpid()) + order)
     return kernel
+
+
+def every() -> list[int]:
+    """Every process that there is."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def started(message: bytes) -> int:

@@ -6,11 +6,12 @@ import base64
 import json
 import subprocess
 import sys
+import threading
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -79,11 +80,20 @@ class Watch:
         )
         assert self._process.stdout is not None
         self.how = json.loads(self._process.stdout.readline())
+        # Read all the while: a full pipe would stop the watch on a machine on which much is going on.
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
+        self._reader.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        out, _ = self._process.communicate()
-        self.commands += [json.loads(line) for line in out.splitlines()]
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._reader.join()
+        assert self._process.returncode == 0, "the watch has ended before its time"
+
+    def _read(self, lines: IO[str]) -> None:
+        self.commands += [json.loads(line) for line in lines]
 
 
 class Search:
