@@ -148,7 +148,9 @@ class Turn:
         self.heard_at = self.player.state.clock.now()
 
     def append(self, data: bytes) -> None:
-        """More of the job's log."""
+        """More of the job's log; what a runner still held when it was killed reaches nobody."""
+        if self.attempt.interrupt == "runner killed":
+            return
         self.hear()
         with self.attempt.log.open("ab") as file:
             file.write(data)
