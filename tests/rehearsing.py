@@ -25,6 +25,19 @@ from glgpu.rehearsal.job_turn import Outcome
 from glgpu.rehearsal.world import Adopted, World
 
 GLGPU = Path(sys.executable).with_name("glgpu")
+WITH_CLEANUP = """\
+stages: [provision, train, destroy]
+include:
+  - project: rehearsal/glgpu
+    ref: main
+    file: ci/train.yml
+    inputs: {image: not-pulled-in-a-rehearsal}
+  - project: rehearsal/glgpu
+    ref: main
+    file: ci/cleanup.yml
+    inputs: {image: not-pulled-in-a-rehearsal}
+"""
+"""A .gitlab-ci.yml with everything that is to be included."""
 TINY = """\
 machine:
   gpu: [nvidia-l4]

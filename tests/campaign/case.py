@@ -37,18 +37,6 @@ from glgpu.rehearsal.player import Player
 from glgpu.rehearsal.world import Adopted, World
 from glgpu.run_record import Record
 
-PIPELINE = """\
-stages: [provision, train, destroy]
-include:
-  - project: rehearsal/glgpu
-    ref: main
-    file: ci/train.yml
-    inputs: {image: not-pulled-in-a-rehearsal}
-  - project: rehearsal/glgpu
-    ref: main
-    file: ci/cleanup.yml
-    inputs: {image: not-pulled-in-a-rehearsal}
-"""
 SETTINGS = """\
 machine:
   gpu: [nvidia-l4]

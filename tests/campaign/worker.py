@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from campaign.case import PIPELINE, SETTINGS, TRAINING, Case, Result
+from campaign.case import SETTINGS, TRAINING, Case, Result
 from campaign.plan import Plan
 from campaign.warm import Warm
+from rehearsing import WITH_CLEANUP
 
 
 class Worker:
@@ -19,7 +20,7 @@ class Worker:
         self.repository = self.folder / "repository"
         self.repository.mkdir(parents=True)
         (self.repository / "glgpu.yml").write_text(SETTINGS, encoding="utf-8")
-        (self.repository / ".gitlab-ci.yml").write_text(PIPELINE, encoding="utf-8")
+        (self.repository / ".gitlab-ci.yml").write_text(WITH_CLEANUP, encoding="utf-8")
         (self.repository / "train.py").write_text(TRAINING, encoding="utf-8")
         self.warm = Warm(self.folder / "warm", source)
 

@@ -19,22 +19,10 @@ from glgpu.rehearsal.job_turn import Outcome
 from glgpu.rehearsal.occasion import Event
 from glgpu.rehearsal.player import Player
 from glgpu.rehearsal.world import GOOGLE_PROJECT
-from rehearsing import Played, repository, world
+from rehearsing import WITH_CLEANUP, Played, repository, world
 
 ZONE = "us-central1-a"
 IMAGE = "projects/debian-cloud/global/images/family/debian-12"
-PIPELINE = """\
-stages: [provision, train, destroy]
-include:
-  - project: rehearsal/glgpu
-    ref: main
-    file: ci/train.yml
-    inputs: {image: not-pulled-in-a-rehearsal}
-  - project: rehearsal/glgpu
-    ref: main
-    file: ci/cleanup.yml
-    inputs: {image: not-pulled-in-a-rehearsal}
-"""
 LONG_TRAINING = """\
 import pathlib, time
 pathlib.Path("weights").mkdir()
@@ -95,7 +83,7 @@ def forsaken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Played,
     Played once for all tests: only the last one lets the VM go.
     """
     own = repository(
-        tmp_path_factory.mktemp("forsaken") / "repository", {"train.py": LONG_TRAINING, ".gitlab-ci.yml": PIPELINE}
+        tmp_path_factory.mktemp("forsaken") / "repository", {"train.py": LONG_TRAINING, ".gitlab-ci.yml": WITH_CLEANUP}
     )
 
     async def cancel(played: Played) -> None:

@@ -280,7 +280,7 @@ def test_a_vm_that_says_yes_and_stays_is_31(orphan: Stage) -> None:
     assert sum(orphan.clock.slept) >= 300
 
 
-def test_what_was_refused_for_the_moment_is_asked_once_more(orphan: Stage) -> None:
+def test_what_was_refused_for_the_moment_is_asked_once_more(orphan: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     orphan.cloud.refuse["delete_instance"] = refusal(ErrorClass.RATE_LIMIT)
     real, asked = orphan.cloud.visit, list[str]()
 
@@ -290,7 +290,7 @@ def test_what_was_refused_for_the_moment_is_asked_once_more(orphan: Stage) -> No
             orphan.cloud.refuse.pop("delete_instance", None)
         real(verb, *facts)
 
-    orphan.cloud.visit = visit  # type: ignore[method-assign]
+    monkeypatch.setattr(orphan.cloud, "visit", visit)
     clean(orphan)
     assert asked.count("delete_instance") == 2
 
@@ -320,7 +320,7 @@ def test_a_deadline_that_was_moved_meanwhile_counts(orphan: Stage) -> None:
     assert there(orphan) == before
 
 
-def test_a_vm_that_came_up_meanwhile_keeps_what_hangs_on_it(orphan: Stage) -> None:
+def test_a_vm_that_came_up_meanwhile_keeps_what_hangs_on_it(orphan: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = orphan.cloud.vms.pop((orphan.name, ZONE))
     orphan.cloud.boot_disks.clear()
     before = there(orphan)
@@ -330,7 +330,7 @@ def test_a_vm_that_came_up_meanwhile_keeps_what_hangs_on_it(orphan: Stage) -> No
     def named(prefix: str) -> list[Instance]:
         return real(prefix) if next(looks) == 0 else [vm]
 
-    orphan.cloud.instances_named = named  # type: ignore[method-assign]
+    monkeypatch.setattr(orphan.cloud, "instances_named", named)
     clean(orphan)
     assert there(orphan) == before
 
@@ -426,7 +426,7 @@ def test_a_state_in_a_bucket_that_the_vm_names_goes_with_it(orphan: Stage) -> No
     assert orphan.buckets["our-states"].states == {}
 
 
-def test_a_disk_that_outlives_its_vm_goes_too(orphan: Stage) -> None:
+def test_a_disk_that_outlives_its_vm_goes_too(orphan: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = (orphan.name, ZONE)
     real = orphan.cloud.delete_instance
 
@@ -434,7 +434,7 @@ def test_a_disk_that_outlives_its_vm_goes_too(orphan: Stage) -> None:
         real(name, zone, wait=wait)
         orphan.cloud.boot_disks.add(disk)
 
-    orphan.cloud.delete_instance = delete  # type: ignore[method-assign]
+    monkeypatch.setattr(orphan.cloud, "delete_instance", delete)
     clean(orphan)
     assert disk not in orphan.cloud.boot_disks
 

@@ -362,7 +362,7 @@ def test_jobs_of_ones_own_are_named_and_then_it_is_asked(tmp_path: Path, answer:
     assert bool(forge.made) is made
 
 
-def test_our_own_jobs_are_not_named(tmp_path: Path) -> None:
+def test_our_own_jobs_are_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever their prefix: by name, since their rules hold for variables that nobody knows here."""
     (tmp_path / ".gitlab-ci.yml").write_text("stages: [train]\n")
     forge = FakeScheduler()
@@ -371,6 +371,6 @@ def test_our_own_jobs_are_not_named(tmp_path: Path) -> None:
         names = ["gpu-provision", "gpu-train", "gpu-destroy", "gpu-stop", "gpu-cleanup"]
         return ForgePipeline((), (), yaml.safe_dump({name: {"script": "a"} for name in names}))
 
-    forge.judge = judge  # type: ignore[method-assign]
+    monkeypatch.setattr(forge, "judge", judge)
     assert not any("jobs of yours" in line for line in told(tmp_path, gitlab_with(forge)))
     assert forge.made[0].active

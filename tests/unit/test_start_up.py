@@ -83,6 +83,8 @@ def test_guest_attributes_are_asked_every_ten_seconds_at_most(stage: Stage, star
 def test_guest_attributes_that_are_forbidden_are_no_failure(stage: Stage, start_up: StartUp) -> None:
     stage.cloud.refuse["guest_attributes"] = refusal(ErrorClass.ORG_POLICY)
     start_up.look()
+    assert "guest_attributes" in stage.cloud.verbs()
+    assert stage.log == ""
 
 
 def test_a_signal_while_they_are_read_is_one(stage: Stage, start_up: StartUp) -> None:
