@@ -789,8 +789,11 @@ class FakeStream:
     def stdout(self) -> IO[bytes]:
         return self._out
 
-    def chunks(self) -> Iterator[bytes]:
-        yield from self._chunks
+    def chunks(self, quiet: float | None = None) -> Iterator[bytes]:
+        for data in self._chunks:
+            if quiet is not None:
+                yield b""
+            yield data
 
     def wait(self, timeout: float | None = None) -> int:
         assert timeout is None or timeout > 0

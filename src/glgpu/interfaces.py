@@ -860,8 +860,8 @@ class Stream(Protocol):
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code; 255 when the connection broke."""
 
-    def chunks(self) -> Iterator[bytes]:
-        """Its output as it comes."""
+    def chunks(self, quiet: float | None = None) -> Iterator[bytes]:
+        """Its output as it comes, and an empty piece whenever there is none for ``quiet`` seconds."""
 
     @property
     def complaint(self) -> str:

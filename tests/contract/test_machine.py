@@ -135,6 +135,15 @@ def test_a_stream_ends_in_time(real: Real) -> None:
     assert b"tick" in said
 
 
+def test_a_silent_stream_says_so_with_empty_pieces_and_loses_nothing(real: Real) -> None:
+    with real.guest.machine.stream("read word; echo heard $word") as stream:
+        pieces = stream.chunks(0.05)
+        assert next(pieces) == b""
+        stream.stdin.write(b"it\n")
+        stream.stdin.close()
+        assert b"".join(pieces) == b"heard it\n"
+
+
 def test_a_stream_that_ends_by_itself_has_its_own_code(real: Real) -> None:
     with real.guest.machine.stream("cat; exit 3", timeout=60) as stream:
         stream.stdin.write(b"x" * 200_000)

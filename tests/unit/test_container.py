@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -200,6 +201,27 @@ def test_an_attach_shows_the_whole_log_and_the_exit_code(stage: Stage, container
     kept = Kept()
     assert container.attach(kept).code == 3
     assert kept.data == b"".join(text for _, text in LOG)
+
+
+def test_a_beat_comes_whether_there_is_output_or_none_and_never_twice_within_a_second(
+    stage: Stage, container: Container
+) -> None:
+    stage.machine.container = {"Running": True, "ExitCode": 0, "OOMKilled": False}
+    stage.machine.log = LOG
+    beats: list[float] = []
+
+    def beat() -> None:
+        beats.append(stage.clock.now())
+        stage.clock.time += 0.4
+
+    kept = Kept()
+    container.attach(kept, beat)
+    assert kept.data == b"".join(text for _, text in LOG)
+    assert len(beats) == 1
+    stage.machine.container = {"Running": True, "ExitCode": 0, "OOMKilled": False}
+    container.attach(Kept(), lambda: (beats.append(stage.clock.now()), stage.clock.sleep(1.5))[0])
+    assert len(beats) > len(LOG)
+    assert all(later - earlier >= 1 for earlier, later in pairwise(beats[1:]))
 
 
 def test_a_connection_that_breaks_loses_no_line_and_repeats_none(stage: Stage, container: Container) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import selectors
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -115,11 +116,19 @@ class RemoteStream:
         """The end of its standard error, complete once it has ended."""
         return b"".join(self._tail).decode("utf-8", "replace").strip()
 
-    def chunks(self) -> Iterator[bytes]:
-        """Its output as it comes."""
+    def chunks(self, quiet: float | None = None) -> Iterator[bytes]:
+        """Its output as it comes, and an empty piece whenever there is none for ``quiet`` seconds."""
         # A plain read of the descriptor returns what is there; the buffered one waits for a whole block.
-        while data := os.read(self._process.stdout.fileno(), 65536):
-            yield data
+        source = self._process.stdout.fileno()
+        with selectors.DefaultSelector() as ready:
+            ready.register(source, selectors.EVENT_READ)
+            while True:
+                if not ready.select(quiet):
+                    yield b""
+                elif data := os.read(source, 65536):
+                    yield data
+                else:
+                    return
 
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code; 255 when the connection broke, or did not end within ``timeout`` seconds."""

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import BinaryIO
 
-from glgpu.console import TrainingLog
 from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.interfaces import Instance
 from glgpu.settings import read_secret
 from glgpu.steps.before_buying import check_before_buying
 from glgpu.steps.bring_up import standing
 from glgpu.steps.checkout import check_out
-from glgpu.steps.collect import OWN_FOLDER, Home, collect
+from glgpu.steps.collect import Home, collect
 from glgpu.steps.container import Container, Ended, Workload
 from glgpu.steps.context import Run, hard_end_of, vanished
 from glgpu.steps.door import Guest, Way, log_in, open_door
+from glgpu.steps.follow import LOG_FILE, follow
 from glgpu.steps.persist import Attempts
 from glgpu.steps.ready import claim, new_vm
 from glgpu.steps.release import release
 from glgpu.steps.rescue import rescue
 from glgpu.steps.tear_down import tear_down
-
-LOG_FILE = f"{OWN_FOLDER}/train.log"
 
 
 def train(run: Run, *, ends_own_vm: bool = True) -> None:
@@ -96,62 +93,11 @@ def _train_behind(run: Run, instance: Instance, way: Way) -> None:
         else:
             run.console.say("the training was started by an earlier job: attaching to it")
     with run.console.section("training", f"{work.image}: training"):
-        ended = _follow(run, container)
+        ended = follow(run, container)
     with run.console.section("weights", "Weights come home"):
         home = _bring_home(run, guest, work)
         release(run, instance, guest)
     _judge(ended, home, work)
-
-
-def _follow(run: Run, container: Container) -> Ended:
-    log = TrainingLog(run.console, f"outputs/{LOG_FILE}")
-    tee = _Tee(run, log)
-    try:
-        ended = container.attach(tee)
-    finally:
-        tee.close()
-        log.close()
-    run.record.add("training-ended", exit_code=ended.code, out_of_memory=ended.out_of_memory)
-    return ended
-
-
-class _Tee:
-    """The output goes to the job log within its budget, and whole to a file.
-
-    The training is worth more than its log: a file that cannot be written is said once, and is no failure.
-    """
-
-    def __init__(self, run: Run, log: TrainingLog) -> None:
-        self._run = run
-        self._log = log
-        self._file: BinaryIO | None = None
-        path = run.outputs / LOG_FILE
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: what is shown is also kept, and closing it has nothing left to write.
-            self._file = path.open("wb", buffering=0)
-        except OSError as error:
-            self._give_up(error)
-
-    def feed(self, data: bytes) -> None:
-        """Take more of the output."""
-        self._log.feed(data)
-        if self._file is None:
-            return
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.close()
-            self._give_up(error)
-
-    def close(self) -> None:
-        """The output has ended."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _give_up(self, error: OSError) -> None:
-        self._run.console.say(f"glgpu: outputs/{LOG_FILE} cannot be written: {error.strerror}")
 
 
 def _bring_home(run: Run, guest: Guest, work: Workload) -> Home:

@@ -6,11 +6,11 @@ import io
 import json
 import shlex
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from glgpu.clock import poll
+from glgpu.clock import Clock, poll
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance, Machine
 from glgpu.masking import StreamMasker
@@ -24,6 +24,8 @@ PULL_SECONDS = 1800
 RECONNECT_SECONDS = 600.0
 """How long a lost VM is looked for before the job gives up; the container goes on meanwhile."""
 STOP_GRACE_SECONDS = 30
+BEAT_SECONDS = 1.0
+"""Between two looks at what goes along with a training."""
 DOCKER_HUB = "https://index.docker.io/v1/"
 """What Docker Hub is called in DOCKER_AUTH_CONFIG."""
 
@@ -137,18 +139,26 @@ class Container:
         )
         run.record.add("container-started", image=work.image, pinned=pinned)
 
-    def attach(self, sink: Sink) -> Ended:
+    def attach(self, sink: Sink, beat: Callable[[], None] = lambda: None) -> Ended:
         """Follow the container's output to its end, through whatever happens to the connection.
+
+        Args:
+            sink: Takes the output.
+            beat: Called about once a second while the connection stands, output or none.
 
         Raises:
             Failure: PREEMPTED or OUT_OF_TIME when the VM is gone, SSH when it cannot be reached any more.
         """
         run, reader, masker = self._run, LogReader(), StreamMasker(self._run.console.masker)
         lost_since: float | None = None
+        beat = _Pulse(run.clock, beat)
         while True:
             reader.connection()
             with self._machine.stream(command(run, "logs", reader.since)) as stream:
-                for data in stream.chunks():
+                for data in stream.chunks(BEAT_SECONDS):
+                    beat()
+                    if not data:
+                        continue
                     lost_since = None
                     for new in reader.feed(data):
                         sink.feed(masker.feed(new))
@@ -227,6 +237,21 @@ class Container:
         digests = found.get("RepoDigests") or []
         # An image that was never pulled (baked into the boot image) has no digest: its own id is as exact.
         return str(digests[0] if digests else found.get("Id") or image)
+
+
+class _Pulse:
+    """Lets a beat through at most once a second, however fast the output comes."""
+
+    def __init__(self, clock: Clock, beat: Callable[[], None]) -> None:
+        self._clock = clock
+        self._beat = beat
+        self._next = 0.0
+
+    def __call__(self) -> None:
+        now = self._clock.now()
+        if now >= self._next:
+            self._next = now + BEAT_SECONDS
+            self._beat()
 
 
 def _registry(image: str) -> str:

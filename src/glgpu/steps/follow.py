@@ -1,0 +1,86 @@
+"""Follow a training: its output comes here, whole to a file and to the job log within its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import BinaryIO, Protocol
+
+from glgpu.console import TrainingLog
+from glgpu.steps.collect import OWN_FOLDER
+from glgpu.steps.container import Container, Ended
+from glgpu.steps.context import Run
+
+LOG_FILE = f"{OWN_FOLDER}/train.log"
+
+
+class Companion(Protocol):
+    """Goes along while a training is followed."""
+
+    def beat(self) -> None:
+        """Called about once a second by whoever follows, whether there is output or none; must not wait."""
+
+
+def follow(run: Run, container: Container, companions: Sequence[Companion] = ()) -> Ended:
+    """Follow the run's container to its end.
+
+    Args:
+        run: The run.
+        container: The container, started.
+        companions: What goes along.
+
+    Raises:
+        Failure: PREEMPTED or OUT_OF_TIME when the VM is gone, SSH when it cannot be reached any more.
+    """
+    log = TrainingLog(run.console, f"outputs/{LOG_FILE}")
+    tee = _Tee(run, log)
+
+    def beat() -> None:
+        for companion in companions:
+            companion.beat()
+
+    try:
+        ended = container.attach(tee, beat)
+    finally:
+        tee.close()
+        log.close()
+    run.record.add("training-ended", exit_code=ended.code, out_of_memory=ended.out_of_memory)
+    return ended
+
+
+class _Tee:
+    """The output goes to the job log within its budget, and whole to a file.
+
+    The training is worth more than its log: a file that cannot be written is said once, and is no failure.
+    """
+
+    def __init__(self, run: Run, log: TrainingLog) -> None:
+        self._run = run
+        self._log = log
+        self._file: BinaryIO | None = None
+        path = run.outputs / LOG_FILE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: what is shown is also kept, and closing it has nothing left to write.
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            self._give_up(error)
+
+    def feed(self, data: bytes) -> None:
+        """Take more of the output."""
+        self._log.feed(data)
+        if self._file is None:
+            return
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.close()
+            self._give_up(error)
+
+    def close(self) -> None:
+        """The output has ended."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _give_up(self, error: OSError) -> None:
+        self._run.console.say(f"glgpu: outputs/{LOG_FILE} cannot be written: {error.strerror}")
