@@ -419,7 +419,8 @@ class JobRun:
         try:
             output, _ = await process.communicate()
         except asyncio.CancelledError:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended in this very moment
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
             raise
         self.log.output(output)
@@ -520,7 +521,8 @@ class JobRun:
             await self._terminate_one_by_one(process.pid, over, container)
             grace = DOCKER_STOP_SECONDS
         else:
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended in this very moment
+                os.killpg(process.pid, signal.SIGTERM)
             grace = SHELL_GRACE_SECONDS
         await asyncio.wait({over}, timeout=self.runner.scaled(grace))
         if not over.done():
