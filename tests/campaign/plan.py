@@ -18,6 +18,9 @@ AGAIN = "train again"
 SKEW_SECONDS = 600.0
 TERRAFORMS = re.compile(r"/terraform/state/RUN|POST /zones/[^/]+/instances$|/operations/OPERATION$|/rehearsal/v1/")
 """Calls while Terraform runs."""
+LOCKED = re.compile(r"/terraform/state/RUN\?ID|DELETE .*/terraform/state/RUN/lock|POST /zones/[^/]+/instances$")
+"""Calls while it holds the lock on its state: whoever dies there leaves it behind."""
+LEAVE_LOCKS = ("kill terraform", "kill both", "lose runner")
 
 STRIKES: Mapping[str, int] = {
     "kill glgpu": 5,
@@ -118,8 +121,12 @@ def draw(seed: int, number: int, known: Sequence[Boundary]) -> Plan:
         deck = list(known)
         random.Random(f"{seed} pile {pile}").shuffle(deck)
         boundary = deck[turn]
+    locked = [one for one in known if LOCKED.search(one.call.what)]
+    if number % 10 == 5 and locked:
+        boundary = chance.choice(locked)
+    if boundary is not None:
         job = boundary.call.job
-    strike = _weighted(chance, STRIKES)
+    strike = chance.choice(LEAVE_LOCKS) if number % 10 == 5 else _weighted(chance, STRIKES)
     if strike == "kill terraform" and boundary is not None and not TERRAFORMS.search(boundary.call.what):
         strike = "kill both"
     ambient = _weighted(chance, AMBIENTS)

@@ -28,6 +28,13 @@ def test_half_of_the_draws_fall_on_a_boundary_and_each_on_another_one() -> None:
     assert set(hit.values()) == {1}
 
 
+def test_a_tenth_of_the_draws_kills_whoever_holds_the_lock_on_the_state() -> None:
+    write = Boundary(Call("provision", "gitlab POST /api/v4/projects/N/terraform/state/RUN?ID", 1), "before answer")
+    plans = [draw(1, number, [*KNOWN, write]) for number in range(5, 200, 10)]
+    assert {plan.boundary for plan in plans} == {write}
+    assert {plan.strike for plan in plans} == {"kill terraform", "kill both", "lose runner"}
+
+
 def test_every_kind_is_drawn_sooner_or_later() -> None:
     plans = [draw(1, number, KNOWN) for number in range(1000)]
     assert {plan.strike for plan in plans} == set(STRIKES)
