@@ -668,7 +668,7 @@ class FakeMachine(Refusing):
             said = b"ssh: connect to host: Connection timed out" if self.silent else b"Permission denied (publickey)."
             self.visit("unreachable", timeout)
             return Done([], 255, b"", said)
-        verb, words = _verb(script)
+        verb, words = words_of(script)
         self.visit(verb, *words)
         self.stdin[verb] = stdin
         if verb in self.said:
@@ -740,13 +740,13 @@ class FakeMachine(Refusing):
 
     @contextmanager
     def stream(self, script: str, *, timeout: float | None = None) -> Iterator[FakeStream]:
-        verb, words = _verb(script)
+        verb, words = words_of(script)
         self.visit(verb, *words)
         self.allowed.append(timeout)
         if not self.reachable:
             yield FakeStream(255, [], "Connection timed out" if self.silent else "Permission denied (publickey).")
-        elif verb == "logs":
-            yield self._logs(words[0])
+        elif verb in ("logs", "logged"):
+            yield self._logs(words[0], follow=verb == "logs")
         elif verb == "send":
             data = tar_of(self._sent(words[1:]))
             cut = self.cut_at.pop(0) if self.cut_at else None
@@ -756,13 +756,13 @@ class FakeMachine(Refusing):
             yield stream
             self.stdin[verb] = stream.taken
 
-    def _logs(self, since: str) -> FakeStream:
+    def _logs(self, since: str, *, follow: bool) -> FakeStream:
         entries = [(stamp, text) for stamp, text in self.log if stamp >= since]
         breaks = self.breaks_after.pop(0) if self.breaks_after else None
         chunks = [stamp.encode() + b" " + text for stamp, text in entries[:breaks]]
         if breaks is not None:
             return FakeStream(255, chunks, "client_loop: send disconnect: Broken pipe")
-        if self.container and self.container["Running"]:
+        if follow and self.container and self.container["Running"]:
             self._end(self.exit_code)
         return FakeStream(0, chunks, "")
 
@@ -814,7 +814,8 @@ def done(text: str, code: int = 0, complaint: str = "") -> Done:
     return Done([], code, text.encode(), complaint.encode())
 
 
-def _verb(script: str) -> tuple[str, list[str]]:
+def words_of(script: str) -> tuple[str, list[str]]:
+    """The verb and the arguments of a command to the helper."""
     words = shlex.split(script.rpartition("&& ")[2])
     return words[2], words[4:]
 

@@ -16,11 +16,14 @@ from glgpu.masking import Masker, to_bytes
 LOG_BUDGET = 3_000_000
 """Bytes of training output shown in a job log, which the runner cuts at 4,194,304 (GitLab Runner, `output_limit`)."""
 TAIL = 200_000
+LIVE_REMARK = "glgpu: it goes on from here"
 LONGEST_LINE = 8_192
 LONGEST_NUMBER = 20
 LONGEST_EVIDENCE = 1_000
 """Characters shown of one line of evidence, cause or remedy; forty such lines fit beside the training's output."""
 PROGRESS_SECONDS = 10.0
+EARLIER_LINES = 50
+"""How many lines are repeated of what a training had printed before a job took it up."""
 
 
 class Console:
@@ -101,14 +104,22 @@ class TrainingLog:
         whole: Name of the file that holds all of it, for the line that says so.
         budget: Bytes that may be shown in all, our own remarks included.
         tail: How many of them are kept for the end.
+        earlier: Whether it begins with output that is not new; of that only the last lines are shown.
     """
 
-    def __init__(self, console: Console, whole: str, *, budget: int = LOG_BUDGET, tail: int = TAIL) -> None:
+    def __init__(
+        self, console: Console, whole: str, *, budget: int = LOG_BUDGET, tail: int = TAIL, earlier: bool = False
+    ) -> None:
         self._console = console
+        self._earlier: deque[bytes] | None = deque(maxlen=EARLIER_LINES) if earlier else None
+        self._earlier_remark = (
+            f"glgpu: the last {{}} lines of what the training printed before; all of it is in {whole}"
+        )
         self._full_remark = f"glgpu: the job log is nearly full; the training goes on, see {whole}"
         self._skip_remark = f"glgpu: {{}} lines left out here, a job log holds 4 MB; all of them are in {whole}"
         self._cut_remark = f" ... ({{}} more bytes of this line are in {whole})"
-        self._left = budget - tail - len(self._full_remark) - len(self._skip_remark) - LONGEST_NUMBER
+        remarks = [self._full_remark, self._skip_remark, *([self._earlier_remark, LIVE_REMARK] if earlier else [])]
+        self._left = budget - tail - sum(len(remark) + 1 for remark in remarks) - LONGEST_NUMBER
         self._tail_size = tail
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
@@ -134,8 +145,19 @@ class TrainingLog:
                 self._line += piece[:room]
                 self._cut += len(piece) - len(piece[:room])
 
+    def live(self) -> None:
+        """What comes from here on is new: first the last lines of what came before are shown."""
+        lines, self._earlier = self._earlier, None
+        if not lines:
+            return
+        self._console.say(self._earlier_remark.format(len(lines)))
+        for line in lines:
+            self._show(line)
+        self._console.say(LIVE_REMARK)
+
     def close(self) -> None:
         """Show what is left; the output has ended."""
+        self.live()
         if self._line:
             self._end_line()
         if self._skipped:
@@ -164,6 +186,9 @@ class TrainingLog:
 
     def _show(self, line: bytes) -> None:
         self._shown_at = self._console.clock.now()
+        if self._earlier is not None:
+            self._earlier.append(line)
+            return
         if not self._full and len(line) <= self._left:
             self._left -= len(line)
             self._console.write(line)

@@ -9,33 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from docker_log import PIECE, STAMP, DockerLog
 from glgpu.steps.log_reader import LogReader
-
-PIECE = 16_384
-"""Bytes that Docker keeps together (moby: daemon/logger/copier.go, `defaultBufSize`)."""
-STAMP = "2026-11-23T20:00:{:02d}.{:09d}Z"
-
-
-class Engine:
-    """What Docker keeps of a container's output: pieces of at most 16 KiB, each with a time stamp.
-
-    A line's end is part of its last piece, and a piece of its own where the line fills its pieces exactly
-    (moby: daemon/logger/copier.go, and `docker logs` of it).
-    """
-
-    def __init__(self, lines: Sequence[tuple[bytes, int]]) -> None:
-        self.content = b"".join(line for line, _ in lines)
-        self.pieces: list[tuple[str, bytes]] = []
-        time = 0
-        for line, later in lines:
-            time += later
-            self.pieces += [
-                (STAMP.format(time // 10, time % 10), line[at : at + PIECE]) for at in range(0, len(line), PIECE)
-            ]
-
-    def logs(self, since: str) -> bytes:
-        return b"".join(stamp.encode() + b" " + piece for stamp, piece in self.pieces if stamp >= since)
-
 
 LENGTH = st.one_of(st.integers(0, 40), st.sampled_from([PIECE - 2, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 40_000]))
 LINE = st.tuples(LENGTH, st.sampled_from([b"a", b"2", b" ", b"\xff", STAMP.format(0, 1).encode() + b" "]))
@@ -64,7 +39,7 @@ def read(reader: LogReader, data: bytes, sizes: Sequence[int]) -> bytes:
 def test_no_byte_is_lost_or_repeated_wherever_the_connection_breaks(
     lines: list[tuple[bytes, int]], breaks: list[float], sizes: list[int]
 ) -> None:
-    engine, reader, got = Engine(lines), LogReader(), b""
+    engine, reader, got = DockerLog(lines), LogReader(), b""
     for part in [*breaks, 1.0]:
         reader.connection()
         data = engine.logs(reader.since)
@@ -73,7 +48,7 @@ def test_no_byte_is_lost_or_repeated_wherever_the_connection_breaks(
 
 
 def test_every_place_of_a_small_log_can_be_the_place_of_the_break() -> None:
-    engine = Engine([(b"one\n", 1), (b"two\n", 0), (b"two\n", 0), (b"\n", 0), (b"three\n", 1), (b"four\n", 0)])
+    engine = DockerLog([(b"one\n", 1), (b"two\n", 0), (b"two\n", 0), (b"\n", 0), (b"three\n", 1), (b"four\n", 0)])
     whole = engine.logs("")
     for first in range(len(whole) + 1):
         for second in range(0, len(whole), 5):
@@ -89,20 +64,20 @@ def test_every_place_of_a_small_log_can_be_the_place_of_the_break() -> None:
 def test_output_that_came_while_the_connection_was_lost_is_read_afterwards() -> None:
     early, late = [(b"one\n", 1)], [(b"one\n", 1), (b"one\n", 0), (b"two\n", 1)]
     reader = LogReader()
-    got = read(reader, Engine(early).logs(""), [1000])
+    got = read(reader, DockerLog(early).logs(""), [1000])
     reader.connection()
-    assert got + read(reader, Engine(late).logs(reader.since), [1000]) == Engine(late).content
+    assert got + read(reader, DockerLog(late).logs(reader.since), [1000]) == DockerLog(late).content
 
 
 def test_the_next_connection_asks_from_where_the_last_one_ended() -> None:
     reader = LogReader()
     assert reader.since == ""
-    read(reader, Engine([(b"one\n", 1), (b"two\n", 1)]).logs(""), [1000])
+    read(reader, DockerLog([(b"one\n", 1), (b"two\n", 1)]).logs(""), [1000])
     assert reader.since == STAMP.format(0, 2)
 
 
 def test_a_line_of_the_program_that_looks_like_a_time_stamp_is_the_programs() -> None:
-    engine = Engine([(STAMP.format(9, 9).encode() + b" not a stamp\n", 1)])
+    engine = DockerLog([(STAMP.format(9, 9).encode() + b" not a stamp\n", 1)])
     assert read(LogReader(), engine.logs(""), [1000]) == engine.content
 
 
@@ -120,9 +95,9 @@ def test_what_the_engine_itself_says_is_shown() -> None:
 
 def test_a_log_whose_beginning_was_rotated_away_goes_on_with_what_is_there() -> None:
     reader = LogReader()
-    read(reader, Engine([(b"one\n", 1), (b"two\n", 1)]).logs(""), [1000])
+    read(reader, DockerLog([(b"one\n", 1), (b"two\n", 1)]).logs(""), [1000])
     reader.connection()
-    rotated = Engine([(b"five\n", 5), (b"six\n", 0)])
+    rotated = DockerLog([(b"five\n", 5), (b"six\n", 0)])
     assert read(reader, rotated.logs(reader.since), [1000]) == rotated.content
 
 

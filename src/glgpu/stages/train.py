@@ -87,13 +87,14 @@ def _train_behind(run: Run, instance: Instance, way: Way) -> None:
         guest = log_in(run, instance, way)
         claim(run, instance, guest)
         container = Container(run, guest.machine, instance, way)
-        if container.state() is None:
+        taken_up = container.state() is not None
+        if not taken_up:
             check_out(run, guest.machine, hard_end_of(instance))
             container.start(work, guest.home)
         else:
             run.console.say("the training was started by an earlier job: attaching to it")
     with run.console.section("training", f"{work.image}: training"):
-        ended = follow(run, container)
+        ended = follow(run, container, taken_up=taken_up)
     with run.console.section("weights", "Weights come home"):
         home = _bring_home(run, guest, work)
         release(run, instance, guest)

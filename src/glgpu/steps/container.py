@@ -139,12 +139,15 @@ class Container:
         )
         run.record.add("container-started", image=work.image, pinned=pinned)
 
-    def attach(self, sink: Sink, beat: Callable[[], None] = lambda: None) -> Ended:
-        """Follow the container's output to its end, through whatever happens to the connection.
+    def attach(
+        self, sink: Sink, beat: Callable[[], None] = lambda: None, caught_up: Callable[[], None] | None = None
+    ) -> Ended:
+        """Follow the container's output from its first line to its end, through whatever happens to the connection.
 
         Args:
             sink: Takes the output.
-            beat: Called about once a second while the connection stands, output or none.
+            beat: Called about once a second, output or none, and also while the connection is lost.
+            caught_up: Called once, when the sink has what the container had printed before; None: nobody asks.
 
         Raises:
             Failure: PREEMPTED or OUT_OF_TIME when the VM is gone, SSH when it cannot be reached any more.
@@ -154,7 +157,8 @@ class Container:
         beat = _Pulse(run.clock, beat)
         while True:
             reader.connection()
-            with self._machine.stream(command(run, "logs", reader.since)) as stream:
+            verb = "logged" if caught_up else "logs"
+            with self._machine.stream(command(run, verb, reader.since)) as stream:
                 for data in stream.chunks(BEAT_SECONDS):
                     beat()
                     if not data:
@@ -164,6 +168,10 @@ class Container:
                         sink.feed(masker.feed(new))
                 code = stream.wait(30)
                 said = stream.complaint
+            if code == 0 and caught_up is not None:
+                caught_up()
+                caught_up = None
+                continue
             if code != 255:
                 # The engine ends the log a moment before it says that the container has ended.
                 ended = poll(run.clock, self._ended, seconds=5 if code == 0 else 0, every=0.5)
@@ -171,6 +179,7 @@ class Container:
                     sink.feed(masker.flush())
                     return ended
             lost_since = self._lost(lost_since, said)
+            beat()
 
     def stop(self, grace: int = STOP_GRACE_SECONDS) -> None:
         """SIGTERM, and SIGKILL after ``grace`` seconds."""

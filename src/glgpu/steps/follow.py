@@ -20,18 +20,20 @@ class Companion(Protocol):
         """Called about once a second by whoever follows, whether there is output or none; must not wait."""
 
 
-def follow(run: Run, container: Container, companions: Sequence[Companion] = ()) -> Ended:
+def follow(run: Run, container: Container, companions: Sequence[Companion] = (), *, taken_up: bool = False) -> Ended:
     """Follow the run's container to its end.
 
     Args:
         run: The run.
         container: The container, started.
         companions: What goes along.
+        taken_up: Whether another job has followed it before: what it printed meanwhile goes to the file alone, but for
+            the last lines.
 
     Raises:
         Failure: PREEMPTED or OUT_OF_TIME when the VM is gone, SSH when it cannot be reached any more.
     """
-    log = TrainingLog(run.console, f"outputs/{LOG_FILE}")
+    log = TrainingLog(run.console, f"outputs/{LOG_FILE}", earlier=taken_up)
     tee = _Tee(run, log)
 
     def beat() -> None:
@@ -39,7 +41,7 @@ def follow(run: Run, container: Container, companions: Sequence[Companion] = ())
             companion.beat()
 
     try:
-        ended = container.attach(tee, beat)
+        ended = container.attach(tee, beat, log.live if taken_up else None)
     finally:
         tee.close()
         log.close()

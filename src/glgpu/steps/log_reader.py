@@ -38,33 +38,34 @@ class LogReader:
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Take what came and yield the container's own bytes that are new."""
-        self._buffer += data
-        while self._buffer:
+        came, at = self._buffer + data, 0
+        self._buffer = b""
+        while at < len(came):
             if not self._inside:
-                stamp = _STAMP.match(self._buffer)
-                if stamp is None:
-                    if len(self._buffer) < _LONGEST_STAMP and b"\n" not in self._buffer:
-                        return  # the rest of the time stamp is still on its way
-                    # Not from the container: the engine itself says something. It ends with its line.
-                    line, newline, rest = self._buffer.partition(b"\n")
-                    self._buffer = rest
-                    yield line + newline
+                stamp = _STAMP.match(came, at)
+                if stamp is not None:
+                    at = stamp.end()
+                    self._enter(stamp[0][:-1].decode())
                     continue
-                self._buffer = self._buffer[stamp.end() :]
-                self._enter(stamp[0][:-1].decode())
+                end = came.find(b"\n", at) + 1
+                if not end and len(came) - at < _LONGEST_STAMP:
+                    self._buffer = came[at:]  # the rest of the time stamp is still on its way
+                    return
+                # Not from the container: the engine itself says something. It ends with its line.
+                end = end or len(came)
+                yield came[at:end]
+                at = end
                 continue
-            room = PIECE - self._length
-            end = self._buffer.find(b"\n", 0, room)
-            taken = self._buffer[: end + 1] if end >= 0 else self._buffer[:room]
-            self._buffer = self._buffer[len(taken) :]
+            room = at + PIECE - self._length
+            end = came.find(b"\n", at, room) + 1
+            taken = came[at : end or room]
+            at += len(taken)
             self._length += len(taken)
             new = self._new_part(taken)
             if new:
                 yield new
-            if end >= 0 or self._length >= PIECE:
+            if end or self._length >= PIECE:
                 self._inside = False
-            elif not self._buffer:
-                return
 
     def _enter(self, stamp: str) -> None:
         self._inside, self._length = True, 0

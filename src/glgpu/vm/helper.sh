@@ -184,12 +184,13 @@ state)
     # The container's state as JSON; nothing where there is none.
     inspect inspect --format '{{json .State}}' "$run"
     ;;
-logs)
-    # logs SINCE
-    if [ -n "$1" ]; then
-        exec sudo -n docker logs -f --timestamps --since "$1" "$run" 2>&1
-    fi
-    exec sudo -n docker logs -f --timestamps "$run" 2>&1
+logs | logged)
+    # logs SINCE: the container's output from there on, to its end. logged SINCE: what there is of it by now.
+    since=$1
+    set -- --timestamps "$run"
+    [ -z "$since" ] || set -- --since "$since" "$@"
+    [ "$verb" = logged ] || set -- -f "$@"
+    exec sudo -n docker logs "$@" 2>&1
     ;;
 stop)
     # stop SECONDS
