@@ -172,6 +172,33 @@ def test_the_container_survives_the_death_of_every_connection(vm: Vm) -> None:
     assert again.data == kept.data
 
 
+def test_what_a_running_container_has_printed_is_known_before_it_prints_more(vm: Vm) -> None:
+    script = """
+import pathlib, time
+print("one", flush=True)
+print("two, not yet", end="", flush=True)
+while not pathlib.Path("go").exists(): time.sleep(0.02)
+print(" ended")
+print("three")
+"""
+    first, second = Kept(), Kept()
+    vm.container().start(work("python3", "-c", script), vm.guest.home)
+    before: list[bytes] = []
+
+    def go() -> None:
+        before.append(second.data)
+        vm.sh("touch glgpu/code/go")
+
+    follower = threading.Thread(target=lambda: vm.container().attach(first))
+    follower.start()
+    assert first.first.wait(30)
+    assert vm.container().attach(second, caught_up=go).code == 0
+    follower.join()
+    assert before[0].startswith(b"one\n")
+    assert b"three" not in before[0]
+    assert first.data == second.data == b"one\ntwo, not yet ended\nthree\n"
+
+
 def test_a_container_that_ignores_sigterm_is_killed_after_the_grace(vm: Vm) -> None:
     container, kept = vm.container(), Kept()
     script = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
