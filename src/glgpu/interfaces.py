@@ -521,7 +521,7 @@ class Forge(StateStore, Protocol):
         """Remove every key of that title; how many there were."""
 
     def destroy_is_over(self, pipeline: str) -> bool:
-        """Whether the pipeline's destroy job has already succeeded; False where it cannot be known."""
+        """Whether the pipeline's destroy job has ended and runs no more by itself; False where it cannot be known."""
 
     def hold_back(self, ref: str) -> list[str]:
         """Cancel the jobs that would yet bring up a VM, in every pipeline of a branch or tag; what was cancelled."""

@@ -60,7 +60,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
         forge = FakeForge()
 
         def ends(status: str) -> str:
-            forge.over = status == "success"
+            forge.over = status in ("success", "failed", "canceled")
             forge.pipelines[42, 1001] = status
             forge.jobs[42, 1001] = {"destroy": status}
             return "1001"
@@ -193,8 +193,11 @@ def test_the_states_environment_names_it(bench: Bench) -> None:
     assert bench.forge.state_backend("run-3").environment["TF_HTTP_ADDRESS"].endswith("/run-3")
 
 
-@pytest.mark.parametrize(("status", "over"), [("success", True), ("failed", False), ("running", False)])
-def test_a_destroy_is_over_once_it_has_succeeded(bench: Bench, status: str, over: bool) -> None:
+@pytest.mark.parametrize(
+    ("status", "over"),
+    [("success", True), ("failed", True), ("canceled", True), ("skipped", False), ("running", False)],
+)
+def test_a_destroy_is_over_once_nothing_lets_it_run_again_by_itself(bench: Bench, status: str, over: bool) -> None:
     assert bench.forge.destroy_is_over(bench.ends(status)) is over
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fakes import FakeStack, Stage, refusal
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import Instance
+from glgpu.interfaces import Instance, Operation
 from glgpu.steps.bring_up import bring_up, plan_lifetime, standing
 
 
@@ -439,6 +440,42 @@ def test_a_vm_that_was_powered_off_is_removed_first(stage: Stage) -> None:
     stage.cloud.insert(stage.vm(status="TERMINATED"))
     assert standing(stage.run) is None
     assert stage.cloud.vms == {}
+
+
+def test_a_vm_that_is_being_deleted_is_waited_for(stage: Stage) -> None:
+    stage.cloud.delete_seconds = 20
+    stage.cloud.insert(stage.vm(status="TERMINATED"))
+    assert standing(stage.run) is None
+    assert stage.cloud.vms == {}
+
+
+def test_a_vm_whose_delete_is_under_way_is_not_asked_for_again(stage: Stage) -> None:
+    vm = stage.vm(status="STOPPING")
+    stage.cloud.insert(vm)
+    stage.cloud.deletes.append(Operation("d1", "delete", vm.zone, vm.id, False))
+    stage.clock.at(5, stage.cloud.vms.clear)
+    assert standing(stage.run) is None
+    assert "delete_instance" not in stage.cloud.verbs()
+
+
+def test_a_vm_that_is_stopping_and_then_stopped_is_deleted(stage: Stage) -> None:
+    not_ready = replace(refusal(ErrorClass.CONFLICT), evidence="resourceNotReady")
+    stage.cloud.refuse["delete_instance"] = not_ready
+    stage.clock.at(4, stage.cloud.refuse.clear)
+    stage.cloud.insert(stage.vm(status="STOPPING"))
+    stage.clock.at(5, lambda: stage.cloud.change(stage.name, stage.vm().zone, status="TERMINATED"))
+    assert standing(stage.run) is None
+    assert stage.cloud.vms == {}
+
+
+def test_a_vm_that_does_not_go_is_not_waited_for_without_end(stage: Stage) -> None:
+    stage.set(limits={"delete_minutes": 2})
+    stage.cloud.stubborn = True
+    stage.cloud.insert(stage.vm(status="STOPPING"))
+    with pytest.raises(Failure) as caught:
+        standing(stage.run)
+    assert caught.value.exit_code == 30
+    assert 120 <= sum(stage.clock.slept) < 123
 
 
 def test_max_hours_that_the_script_cannot_hold_are_refused(stage: Stage) -> None:

@@ -45,6 +45,8 @@ WAITING = ("created", "waiting_for_resource", "preparing", "pending", "scheduled
 """Statuses of a job that has yet to begin (https://docs.gitlab.com/api/jobs/)."""
 OVER = ("success", "failed", "canceled", "skipped")
 """Statuses of a pipeline of which no job will run by itself any more."""
+ENDED = ("success", "failed", "canceled")
+"""Statuses of a job that a person alone lets run again."""
 BRINGING_UP = {"provision": (*WAITING, "running"), "train": WAITING}
 """Stage -> statuses in which its job would yet bring up a VM. A train job that runs has one, and what it holds is saved
 by whoever ends that."""
@@ -164,11 +166,15 @@ class GitlabProject:
             )
 
     def destroy_is_over(self, pipeline: str) -> bool:
-        """Whether the pipeline's destroy job has already succeeded; False where it cannot be known."""
+        """Whether the pipeline's destroy job has ended, well or not, and will not run again by itself.
+
+        When an earlier job is retried, GitLab runs later ones again that were skipped, and no others
+        (`Ci::ResetSkippedJobsService`). False where it cannot be known.
+        """
         if not (self.may_administer and pipeline.isdigit()):
             return False
         found = self._call("looking at the pipeline's jobs", lambda: self._jobs(pipeline), missing_is_none=True)
-        return any(job.name == self._named("destroy") and job.status == "success" for job in found or [])
+        return any(job.name == self._named("destroy") and job.status in ENDED for job in found or [])
 
     def hold_back(self, ref: str) -> list[str]:
         """Cancel the jobs that would yet bring up a VM, in the newest pipelines of a branch or tag; what was cancelled.

@@ -10,6 +10,7 @@ from glgpu.interfaces import Apply, Instance, Operation
 from glgpu.lifetime import spoken
 from glgpu.machines import Candidate
 from glgpu.steps.context import Run
+from glgpu.steps.end_vms import clear_away
 from glgpu.steps.failover import TOO_SLOW
 
 LOOK_SECONDS = 0.25
@@ -158,7 +159,7 @@ class Attempt:
         instance = self._run.cloud.get(self._name, zone)
         if instance is not None and any(one.instance_id == instance.id for one in inserts):
             self._run.console.say(f"deleting what the try left: {instance.name} in {zone} ({instance.status})")
-            self._run.cloud.delete_instance(instance.name, zone)
+            clear_away(self._run, instance)
             self._run.record.add("left-over-deleted", instance=instance.name, zone=zone, status=instance.status)
         elif instance is not None or not all(one.done for one in inserts):
             return instance is not None

@@ -13,6 +13,7 @@ from glgpu.machines import Candidate, candidates, cuts
 from glgpu.resources import resource_text
 from glgpu.steps.attempt import Attempt
 from glgpu.steps.context import SETTINGS_ITEM, Run, left_settings
+from glgpu.steps.end_vms import clear_away
 from glgpu.steps.failover import HICCUP_SECONDS, TROUBLE, Queue, Try, none_left, table_of
 from glgpu.steps.state import state_for
 
@@ -239,14 +240,18 @@ def _facts(candidate: Candidate) -> dict[str, object]:
 
 
 def standing(run: Run) -> Instance | None:
-    """The VM that an earlier job or try of this run left running; one in any other state is removed first."""
+    """The VM that an earlier job or try of this run left running; one in any other state is removed first.
+
+    Raises:
+        Failure: STILL_ALIVE, when one of those does not go; else what Compute Engine says.
+    """
     found = None
     for instance in run.cloud.find(str(run.name)):
         if instance.status == "RUNNING" and found is None:
             found = instance
             continue
         run.console.say(f"a VM of this run is {instance.status} in {instance.zone}: removing it first")
-        run.cloud.delete_instance(instance.name, instance.zone)
+        clear_away(run, instance)
     return found
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
+from glgpu.clock import poll
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance, Operation
 from glgpu.lifetime import spoken
@@ -148,6 +149,34 @@ class Ending:
     def _refuse(self, instance: Instance, failure: Failure) -> None:
         self._run.console.say(f"{instance.name}: {failure.klass}: {failure.cause}")
         self._refused[_key(instance)] = failure
+
+
+def clear_away(run: Run, instance: Instance) -> None:
+    """End a VM that is in the way of another one of its name, whatever is being done to it.
+
+    Raises:
+        Failure: STILL_ALIVE, when it is not gone within ``limits.delete_minutes``; else what Google says.
+    """
+
+    def ask() -> None:
+        try:
+            run.cloud.delete_instance(instance.name, instance.zone, wait=False)
+        except Failure as failure:
+            if NOT_READY not in failure.evidence:
+                raise
+
+    def gone() -> bool | None:
+        current = run.cloud.get(instance.name, instance.zone)
+        if current is not None and current.status != "STOPPING":
+            ask()  # it was only stopping before
+        return True if current is None else None
+
+    operations = run.cloud.operations(instance.name)
+    if not any(one.kind == "delete" and one.instance_id == instance.id and not one.done for one in operations):
+        ask()
+    seconds = run.settings.limits.delete_minutes * 60.0
+    if not poll(run.clock, gone, seconds=seconds, every=FIRST_LOOK_SECONDS * 4):
+        raise still_alive(run, [instance], f"it is not gone after {spoken(seconds)}")
 
 
 def _key(instance: Instance) -> str:
