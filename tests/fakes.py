@@ -662,6 +662,10 @@ class FakeMachine(Refusing):
         self.started: list[str] = []
         self.allowed: list[float | None] = []
         """How long each stream was allowed to take."""
+        self.samples = b""
+        """What was sampled of the GPUs, all of it."""
+        self.sampling: list[bytes] = []
+        """What of it comes while it is looked at, one piece a look; the connection ends after the last."""
 
     def run(self, script: str, *, stdin: bytes = b"", timeout: float = 60) -> Done:
         if not self.reachable:
@@ -704,6 +708,8 @@ class FakeMachine(Refusing):
             self.container = None
         elif verb == "reach":
             return done(self.answering) if self.answering else done("", 1)
+        elif verb == "samples":
+            return Done([], 0, self.samples, b"")
         elif verb == "keygen":
             return done("ssh-ed25519 DEPLOYKEY\n")
         elif verb == "sums":
@@ -747,6 +753,8 @@ class FakeMachine(Refusing):
             yield FakeStream(255, [], "Connection timed out" if self.silent else "Permission denied (publickey).")
         elif verb in ("logs", "logged"):
             yield self._logs(words[0], follow=verb == "logs")
+        elif verb == "sampling":
+            yield FakeStream(0, self.sampling, "")
         elif verb == "send":
             data = tar_of(self._sent(words[1:]))
             cut = self.cut_at.pop(0) if self.cut_at else None

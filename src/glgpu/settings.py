@@ -229,6 +229,9 @@ class Limits(_Section):
         description="Minutes for which a teardown waits for each thing under way: a delete, an insert, and, for one of "
         "them at most, the holder of the state's lock.",
     )
+    idle_minutes: float = Field(
+        10, gt=0, le=1440, description="Minutes of an idle GPU in a training after which the job's log warns of it."
+    )
     rescue_minutes: int = Field(10, ge=0, le=120, description="Minutes that a teardown may spend on outputs.")
 
 

@@ -9,10 +9,12 @@ from glgpu.rehearsal.docker_engine import Refusal, nine_digits, parse, render, w
 from glgpu.rehearsal.guest_programs import iptables, nvidia_smi
 from glgpu.rehearsal.guest_programs.container_supervisor import Stream, as_go_text
 from glgpu.rehearsal.guest_programs.docker import REFERENCE, host_of, image_at, untagged, without_gpus
+from glgpu.rehearsal.guest_programs.gpu_load import Load
 from glgpu.rehearsal.machine_room import login_keys
 
 MACHINE = {"instance_id": "7", "gpu_type": "nvidia-tesla-t4", "gpu_count": 2}
 MACHINE |= {"driver": "570.133.20", "library": "570.133.20"}
+BUSY = Load(80, ((4711, 1500),))
 
 
 def test_nvidia_smi_shows_every_gpu_with_its_own_id() -> None:
@@ -27,6 +29,20 @@ def test_nvidia_smi_names_fields_and_units_unless_told_not_to() -> None:
     asked = ["--query-gpu=index, memory.total", "--format=csv"]
     assert nvidia_smi.answer(MACHINE, asked)[0] == "index, memory.total [MiB]\n0, 15360 MiB\n1, 15360 MiB\n"
     assert nvidia_smi.answer(MACHINE, [*asked[:1], "--format=csv,noheader,nounits"])[0] == "0, 15360\n1, 15360\n"
+
+
+def test_nvidia_smi_shows_what_the_gpus_do() -> None:
+    asked = ["--query-gpu=utilization.gpu,memory.used,temperature.gpu,power.draw", "--format=csv,noheader,nounits"]
+    assert nvidia_smi.answer(MACHINE, asked)[0] == "0, 0, 38, 12.50\n" * 2
+    assert nvidia_smi.answer(MACHINE, asked, BUSY)[0] == "80, 1500, 62, 58.50\n" * 2
+
+
+def test_nvidia_smi_lists_who_has_a_gpu_open_and_nobody_is_no_line() -> None:
+    asked = ["--query-compute-apps=pid,used_memory", "--format=csv"]
+    assert nvidia_smi.answer(MACHINE, asked)[0] == "pid, used_gpu_memory [MiB]\n"
+    assert nvidia_smi.answer(MACHINE, asked, BUSY)[0] == "pid, used_gpu_memory [MiB]\n" + "4711, 1500 MiB\n" * 2
+    assert nvidia_smi.answer(MACHINE, [asked[0], "--format=csv,noheader"])[0] == ""
+    assert nvidia_smi.answer(MACHINE, ["--query-compute-apps=memory.used", "--format=csv"])[1] == 2
 
 
 @pytest.mark.parametrize("machine", [MACHINE | {"gpu_count": 0}, MACHINE | {"driver": ""}])

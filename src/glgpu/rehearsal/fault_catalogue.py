@@ -491,6 +491,14 @@ FAULTS: tuple[Fault, ...] = (
         rules=[Rule("compute.guest-attributes-policy", "on")],
         variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
     ),
+    Fault(
+        "gpu-idle",
+        "the program never touches the GPU that it was given",
+        0,
+        shows="WARNING: the GPU has been idle for",
+        rules=[Rule("vm.gpu", "idle")],
+        variables={"GLGPU_LIMITS_IDLE_MINUTES": "0.02", "GLGPU_TRAIN_COMMAND": TALKING_TRAINING, **OUTPUTS},
+    ),
 )
 
 

@@ -109,9 +109,9 @@ class MachineRoom:
     """Runs the VMs that Compute Engine orders (``seams.MachineRoom``).
 
     Faults: ``vm.boot`` ``ssh-never-up`` (the guest hangs: no login, no host key) or ``loop`` (it restarts over and
-    over); ``vm.gpu`` ``driver-missing`` or ``driver-broken``, asked once per boot; ``vm.ssh.connect`` ``reset`` or
-    ``silence``, once per connection; ``vm.login`` ``refuse``, once per connection that gets as far as a user name;
-    ``vm.docker.pull`` ``denied``, ``not-found`` or ``silence``.
+    over); ``vm.gpu`` ``driver-missing``, ``driver-broken`` or ``idle`` (whatever runs touches no GPU), asked once per
+    boot; ``vm.ssh.connect`` ``reset`` or ``silence``, once per connection; ``vm.login`` ``refuse``, once per connection
+    that gets as far as a user name; ``vm.docker.pull`` ``denied``, ``not-found`` or ``silence``.
 
     Attributes:
         registries: User and password of private registries by host; an image there needs the login.
@@ -302,6 +302,7 @@ class Machine:
             "instance_id": self.hardware.instance_id, "name": self.hardware.name,
             "gpu_type": self.hardware.gpu_type, "gpu_count": self.hardware.gpu_count, "driver": driver,
             "library": f"{driver.partition('.')[0]}.{UPGRADED}" if broken else driver,
+            "gpu_idle": rule is not None and rule.action == "idle",
             "engine": {"client": images.engine.client, "host": images.engine.host}, "base": images.base,
             "path": f"{self.folder / 'bin'}:{SYSTEM_PATH}",
         }  # fmt: skip

@@ -20,6 +20,7 @@ from glgpu.steps.ready import claim, new_vm
 from glgpu.steps.release import release
 from glgpu.steps.rescue import rescue
 from glgpu.steps.tear_down import tear_down
+from glgpu.steps.watch import watching
 
 
 def train(run: Run, *, ends_own_vm: bool = True) -> None:
@@ -93,8 +94,9 @@ def _train_behind(run: Run, instance: Instance, way: Way) -> None:
             container.start(work, guest.home)
         else:
             run.console.say("the training was started by an earlier job: attaching to it")
-    with run.console.section("training", f"{work.image}: training"):
-        ended = follow(run, container, taken_up=taken_up)
+    training = run.console.section("training", f"{work.image}: training")
+    with training, watching(run, guest.machine, instance) as watch:
+        ended = follow(run, container, [watch], [watch], taken_up=taken_up)
     with run.console.section("weights", "Weights come home"):
         home = _bring_home(run, guest, work)
         release(run, instance, guest)

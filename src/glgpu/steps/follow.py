@@ -7,7 +7,7 @@ from typing import BinaryIO, Protocol
 
 from glgpu.console import TrainingLog
 from glgpu.steps.collect import OWN_FOLDER
-from glgpu.steps.container import Container, Ended
+from glgpu.steps.container import Container, Ended, Sink
 from glgpu.steps.context import Run
 
 LOG_FILE = f"{OWN_FOLDER}/train.log"
@@ -20,13 +20,21 @@ class Companion(Protocol):
         """Called about once a second by whoever follows, whether there is output or none; must not wait."""
 
 
-def follow(run: Run, container: Container, companions: Sequence[Companion] = (), *, taken_up: bool = False) -> Ended:
+def follow(
+    run: Run,
+    container: Container,
+    companions: Sequence[Companion] = (),
+    listeners: Sequence[Sink] = (),
+    *,
+    taken_up: bool = False,
+) -> Ended:
     """Follow the run's container to its end.
 
     Args:
         run: The run.
         container: The container, started.
         companions: What goes along.
+        listeners: Who hears the output too.
         taken_up: Whether another job has followed it before: what it printed meanwhile goes to the file alone, but for
             the last lines.
 
@@ -34,7 +42,7 @@ def follow(run: Run, container: Container, companions: Sequence[Companion] = (),
         Failure: PREEMPTED or OUT_OF_TIME when the VM is gone, SSH when it cannot be reached any more.
     """
     log = TrainingLog(run.console, f"outputs/{LOG_FILE}", earlier=taken_up)
-    tee = _Tee(run, log)
+    tee = _Tee(run, log, listeners)
 
     def beat() -> None:
         for companion in companions:
@@ -55,9 +63,10 @@ class _Tee:
     The training is worth more than its log: a file that cannot be written is said once, and is no failure.
     """
 
-    def __init__(self, run: Run, log: TrainingLog) -> None:
+    def __init__(self, run: Run, log: TrainingLog, listeners: Sequence[Sink]) -> None:
         self._run = run
         self._log = log
+        self._listeners = listeners
         self._file: BinaryIO | None = None
         path = run.outputs / LOG_FILE
         try:
@@ -70,6 +79,8 @@ class _Tee:
     def feed(self, data: bytes) -> None:
         """Take more of the output."""
         self._log.feed(data)
+        for listener in self._listeners:
+            listener.feed(data)
         if self._file is None:
             return
         try:

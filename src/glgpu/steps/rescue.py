@@ -12,6 +12,7 @@ from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.door import log_in, open_door
 from glgpu.steps.end_vms import instances_of
 from glgpu.steps.guest import ask
+from glgpu.steps.watch import bring_samples
 
 LOGIN_SECONDS = 30.0
 RESCUE_GRACE_SECONDS = 5
@@ -83,5 +84,6 @@ def _save(run: Run, instance: Instance, end: float) -> None:
                 run.console.say(f"{failure.cause}; what is there is saved all the same")
         train = run.settings.train
         paths = [*train.outputs, *([train.checkpoints] if train.checkpoints else [])]
+        bring_samples(run, guest.machine)
         home = collect(run, guest.machine, guest.home, paths, seconds=end - run.clock.now())
         run.console.say(f"saved {home.files} files, {home.size} bytes")

@@ -12,6 +12,7 @@ home=$HOME/glgpu
 code=$home/code
 memory=/dev/shm/$run
 boot=${GLGPU_ROOT:-}/run/glgpu
+samples=$home/gpu.csv
 export DOCKER_CONFIG="$memory/docker"
 export GIT_TERMINAL_PROMPT=0 GIT_CONFIG_NOSYSTEM=1
 
@@ -54,6 +55,49 @@ wall() {
     sudo -n "$tool" -w -C DOCKER-USER -d "$address" -j REJECT 2>/dev/null && return 0
     # Behind the two exceptions, which stand first.
     sudo -n "$tool" -w -I DOCKER-USER 3 -d "$address" -j REJECT
+}
+
+# What the VM's CPUs did since the last call, in percent of one of them; nothing the first time.
+cpu_use() {
+    read -r _ user nice kernel idle iowait irq softirq steal _ </proc/stat
+    busy=$((user + nice + kernel + irq + softirq + steal))
+    all=$((busy + idle + iowait))
+    cpu=
+    [ "${all_before:-$all}" = "$all" ] ||
+        cpu=$((100 * $(grep -c '^cpu[0-9]' /proc/stat) * (busy - busy_before) / (all - all_before)))
+    busy_before=$busy
+    all_before=$all
+}
+
+# Moments in the file of samples.
+moments() { cut -d , -f 1 "$samples" | uniq | grep -c .; }
+
+# A line for each GPU every few seconds: steps/gpu_samples.py tells the columns. A file that has grown long is thinned to
+# every other moment, and from then on there are half as many: it never holds more than 4,000 of them, however long a
+# training lasts. A moment in which the driver does not answer is left out.
+sample() {
+    nvidia-smi -L >/dev/null 2>&1 || return 0
+    fields=index,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw
+    pause=2
+    touch "$samples"
+    count=$(moments) || true
+    while :; do
+        now=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+        cpu_use
+        if users=$(timeout 20 nvidia-smi --query-compute-apps=pid --format=csv,noheader) &&
+            seen=$(timeout 20 nvidia-smi --query-gpu=$fields --format=csv,noheader,nounits); then
+            users=$(printf '%s\n' "$users" | grep -c '^[0-9]') || true
+            printf '%s\n' "$seen" | sed "s/, /,/g; s/\\[[^]]*\\]//g; s/^/$now,/; s/\$/,$users,$cpu/" >>"$samples"
+            count=$((count + 1))
+        fi
+        if [ "$count" -gt 4000 ]; then
+            awk -F , '$1 != last { n++; last = $1 } n % 2' "$samples" >"$samples.new"
+            mv "$samples.new" "$samples"
+            count=$(moments)
+            pause=$((pause * 2))
+        fi
+        sleep "$pause"
+    done
 }
 
 case $verb in
@@ -179,6 +223,23 @@ start)
         engine rm "$run" >/dev/null 2>&1 || true
         exit 1
     }
+    setsid sh "$0" sit "$run" >/dev/null 2>&1 </dev/null &
+    echo $! >"$home/sitting"
+    ;;
+sit)
+    # Beside the container, until it ends: loops for those who look on, which must not cost the training anything.
+    sample &
+    sampler=$!
+    engine wait "$run" >/dev/null 2>&1 || true
+    kill "$sampler" 2>/dev/null || true
+    ;;
+samples)
+    # What was sampled of the GPUs.
+    cat "$samples" 2>/dev/null || true
+    ;;
+sampling)
+    # The same, and what comes, until the container ends.
+    exec tail -n +1 -F --pid="$(cat "$home/sitting")" "$samples" 2>/dev/null
     ;;
 state)
     # The container's state as JSON; nothing where there is none.

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from glgpu.rehearsal import docker_engine
 from glgpu.rehearsal.docker_engine import DAEMON, Engine, Refusal, print_objects, with_tag
-from glgpu.rehearsal.guest_programs import nvidia_smi
+from glgpu.rehearsal.guest_programs import gpu_load, nvidia_smi
 from glgpu.rehearsal.guest_programs.container_supervisor import write_json
 from glgpu.rehearsal.guest_programs.guest import Guest
 
@@ -249,6 +249,7 @@ class GuestDocker:
                     text, code = nvidia_smi.answer(self.guest.machine, [])
                     sys.stdout.write(text)
                     return code
+                options = ["--label", f"{gpu_load.LABEL}=all", *options]
         if self.client is not None:
             own = ["--label", f"glgpu-vm={self.guest.machine['instance_id']}"]
             if os.getuid() != 0:

@@ -1,16 +1,18 @@
-"""``nvidia-smi`` of a VM with the GPUs that it was ordered with: ``-L``, ``--query-gpu``, and the table.
+"""``nvidia-smi`` of a VM with the GPUs that it was ordered with: ``-L``, two queries, and the table.
 
-Names and sizes are those that the driver shows for Compute Engine's accelerator types. The GPUs are idle and cool:
-there are none.
+Names and sizes are those that the driver shows for Compute Engine's accelerator types. What the GPUs do follows the
+containers that were given them (``gpu_load``): there are none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from glgpu.rehearsal.guest_programs.gpu_load import NOTHING, Load, measure
 from glgpu.rehearsal.guest_programs.guest import Guest
 
 
@@ -38,7 +40,9 @@ MODELS = {
     "nvidia-b200": Model("NVIDIA B200", 183359, 1000, "10.0"),
     "nvidia-rtx-pro-6000": Model("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887, 600, "12.0"),
 }
-UNITS = {"memory": "MiB", "utilization": "%", "power": "W"}
+UNITS = {"memory": "MiB", "utilization": "%", "power": "W", "used_gpu_memory": "MiB"}
+IDLE_WATTS, IDLE_CELSIUS, WARMING = 12.5, 38, 0.3
+"""Of a GPU that does nothing, and degrees by which a percent of use warms it."""
 NO_DRIVER = (
     "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
     "Make sure that the latest NVIDIA driver is installed and running.\n"
@@ -57,9 +61,11 @@ def cuda_of(driver: str) -> str:
     return CUDA_VERSIONS.get(driver.partition(".")[0], "13.0")
 
 
-def gpus(machine: dict[str, Any]) -> list[dict[str, str]]:
+def gpus(machine: dict[str, Any], load: Load) -> list[dict[str, str]]:
     """Every GPU's fields by the names of ``--help-query-gpu``, without units."""
     model = MODELS.get(machine["gpu_type"], Model(f"NVIDIA {machine['gpu_type']}", 16384, 300, "8.0"))
+    used = min(sum(memory for _, memory in load.processes), model.memory)
+    watts = IDLE_WATTS + (model.power - IDLE_WATTS) * load.use / 100
     found = []
     for index in range(machine["gpu_count"]):
         seed = hashlib.sha256(f"{machine['instance_id']} {index}".encode()).hexdigest()
@@ -68,17 +74,39 @@ def gpus(machine: dict[str, Any]) -> list[dict[str, str]]:
         found.append({
             "index": str(index), "name": model.name, "gpu_name": model.name, "uuid": uuid, "gpu_uuid": uuid,
             "count": str(machine["gpu_count"]), "driver_version": machine["driver"], "compute_cap": model.capability,
-            "pci.bus_id": bus, "gpu_bus_id": bus, "memory.total": str(model.memory), "memory.used": "0",
-            "memory.free": str(model.memory), "utilization.gpu": "0", "utilization.memory": "0",
-            "temperature.gpu": "38", "power.draw": "12.50", "power.limit": f"{model.power}.00", "pstate": "P8",
+            "pci.bus_id": bus, "gpu_bus_id": bus, "memory.total": str(model.memory), "memory.used": str(used),
+            "memory.free": str(model.memory - used), "utilization.gpu": str(load.use),
+            "utilization.memory": str(load.use // 2), "temperature.gpu": f"{IDLE_CELSIUS + WARMING * load.use:.0f}",
+            "power.draw": f"{watts:.2f}", "power.limit": f"{model.power}.00",
+            "pstate": "P0" if load.processes else "P8",
         })  # fmt: skip
     return found
 
 
-def query(fields: list[str], formats: list[str], found: list[dict[str, str]]) -> tuple[str, int]:
-    """Answer ``--query-gpu``: output and exit code."""
+APPS = {
+    "pid": "pid", "process_name": "process_name", "name": "process_name", "used_memory": "used_gpu_memory",
+    "used_gpu_memory": "used_gpu_memory", "gpu_uuid": "gpu_uuid", "gpu_name": "gpu_name",
+}  # fmt: skip
+"""The fields of ``--query-compute-apps``, and what it calls them itself."""
+
+
+def apps(found: list[dict[str, str]], load: Load) -> list[dict[str, str]]:
+    """Whoever has a GPU open, once for each."""
+    return [
+        {
+            "pid": str(pid), "process_name": "python3", "used_gpu_memory": str(memory), "gpu_uuid": gpu["uuid"],
+            "gpu_name": gpu["name"],
+        }
+        for gpu in found for pid, memory in load.processes
+    ]  # fmt: skip
+
+
+def query(
+    fields: list[str], formats: list[str], found: list[dict[str, str]], known: Collection[str]
+) -> tuple[str, int]:
+    """Answer a query: output and exit code."""
     for field in fields:
-        if found and field not in found[0]:
+        if field not in known:
             return f'Field "{field}" is not a valid field to query.\n', 2
     if formats[:1] != ["csv"] or not set(formats) <= {"csv", "noheader", "nounits"}:
         return '"--format=" switch is missing or wrong: csv[,noheader][,nounits]\n', 2
@@ -89,7 +117,7 @@ def query(fields: list[str], formats: list[str], found: list[dict[str, str]]) ->
     for gpu in found:
         cells = [gpu[f] if "nounits" in formats or not units[f] else f"{gpu[f]} {units[f]}" for f in fields]
         lines.append(", ".join(cells))
-    return "\n".join(lines) + "\n", 0
+    return "".join(f"{line}\n" for line in lines), 0
 
 
 def table(machine: dict[str, Any], found: list[dict[str, str]]) -> str:
@@ -104,7 +132,7 @@ def table(machine: dict[str, Any], found: list[dict[str, str]]) -> str:
     return "\n".join([*lines, "|  No running processes found |"]) + "\n"
 
 
-def answer(machine: dict[str, Any], argv: list[str]) -> tuple[str, int]:
+def answer(machine: dict[str, Any], argv: list[str], load: Load = NOTHING) -> tuple[str, int]:
     """Output and exit code of one call."""
     if not machine["gpu_count"] or not machine["driver"]:
         return NO_DRIVER, 9
@@ -112,19 +140,28 @@ def answer(machine: dict[str, Any], argv: list[str]) -> tuple[str, int]:
         library = ".".join(machine["library"].split(".")[:2])
         text = f"Failed to initialize NVML: Driver/library version mismatch\nNVML library version: {library}\n"
         return text, MISMATCH
-    found = gpus(machine)
+    found = gpus(machine, load)
     if argv == []:
         return table(machine, found), 0
     if argv in (["-L"], ["--list-gpus"]):
         return "".join(f"GPU {g['index']}: {g['name']} (UUID: {g['uuid']})\n" for g in found), 0
     options = dict(word.partition("=")[::2] for word in argv)
-    if "--query-gpu" in options and set(options) <= {"--query-gpu", "--format"}:
-        fields = [field.strip() for field in options["--query-gpu"].split(",")]
-        return query(fields, [word.strip() for word in options.get("--format", "").split(",")], found)
+    formats = [word.strip() for word in options.get("--format", "").split(",")]
+    match sorted(options):
+        case ["--format", "--query-gpu"] | ["--query-gpu"]:
+            fields = [field.strip() for field in options["--query-gpu"].split(",")]
+            return query(fields, formats, found, found[0])
+        case ["--format", "--query-compute-apps"] | ["--query-compute-apps"]:
+            asked = [field.strip() for field in options["--query-compute-apps"].split(",")]
+            return query([APPS.get(field, field) for field in asked], formats, apps(found, load), set(APPS.values()))
+        case _:
+            pass
     return "Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.\n", 1
 
 
 if __name__ == "__main__":
-    text, code = answer(Guest().machine, sys.argv[1:])
+    guest = Guest()
+    asks = any(word in " ".join(sys.argv) for word in ("used", "utilization", "power", "temperature", "apps"))
+    text, code = answer(guest.machine, sys.argv[1:], measure(guest) if asks else NOTHING)
     sys.stdout.write(text)
     sys.exit(code)
