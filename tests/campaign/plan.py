@@ -118,7 +118,7 @@ def draw(seed: int, number: int, known: Sequence[Boundary]) -> Plan:
     if at_boundary and known:
         # Every boundary once before any twice.
         pile, turn = divmod(number // 2, len(known))
-        deck = list(known)
+        deck = sorted(known)
         random.Random(f"{seed} pile {pile}").shuffle(deck)
         boundary = deck[turn]
     locked = [one for one in known if LOCKED.search(one.call.what)]
