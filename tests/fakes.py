@@ -503,6 +503,11 @@ class FakeForge(FakeStates):
         self.jobs: dict[tuple[int, int], dict[str, str]] = {}
         self.environment_list: list[ForgeEnvironment] = []
         self.refs: dict[tuple[int, int], str] = {}
+        self.time: Callable[[], float] = lambda: 0.0
+
+    def server_time(self) -> float:
+        self.visit("server_time")
+        return self.time()
 
     def add_deploy_key(self, title: str, key: str, expires: float) -> None:
         self.visit("add_deploy_key", title)
@@ -698,7 +703,7 @@ class FakeMachine(Refusing):
             self.started = words
             self.home = False
             self.container = {"Running": True, "ExitCode": 0, "OOMKilled": False}
-        elif verb == "stop":
+        elif verb in ("stop", "end"):
             self._end(143)
         elif verb == "is-home":
             return done("yes\n" if self.home else "no\n")
@@ -1022,6 +1027,7 @@ def make_stage(folder: Path, **variables: str) -> Stage:
     said = io.BytesIO()
     console = Console(Masker(), stream=said, clock=clock)
     cloud, forge, machine = FakeCloud(clock), FakeForge(), FakeMachine()
+    forge.time = clock.now
     name = job.name()
 
     def connect(endpoint: Endpoint, _folder: Path, host_key: str) -> FakeMachine:
@@ -1040,6 +1046,7 @@ def make_stage(folder: Path, **variables: str) -> Stage:
         bucket_for=lambda name: stage.buckets.setdefault(name, FakeStates(f"the bucket {name}", "gcs")),
         stack_for=stack_for, make_login_key=lambda _folder, _comment: "ssh-ed25519 LOGINKEY",
         repository=FakeRepository(SHA), outputs=folder / "outputs", console=console, clock=clock,
+        google_time=clock.now,
         caller_address=lambda _settings, _job: stage.address,
         record=RunRecord(folder / "outputs/glgpu/run.json", str(name), job.job_id, clock, console.masker),
     )  # fmt: skip

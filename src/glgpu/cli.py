@@ -328,7 +328,7 @@ def cleanup(
     from glgpu.lifetime import parse_duration
     from glgpu.settings import process_environment
     from glgpu.stages.cleanup import cleanup as stage
-    from glgpu.wiring import google_clock, make_console, under_name
+    from glgpu.wiring import make_console, under_name
 
     del interrupts
     seconds = parse_duration(older_than) if older_than else 0.0
@@ -337,7 +337,7 @@ def cleanup(
     def sweep(run: Run) -> None:
         stage(
             run,
-            google_clock(run),
+            run.google_time,
             lambda name: under_name(run, name),
             older_than=seconds,
             dry_run=dry_run,
@@ -362,13 +362,13 @@ def status(
     """
     from glgpu.settings import process_environment
     from glgpu.stages.status import status as stage
-    from glgpu.wiring import google_clock, make_console
+    from glgpu.wiring import make_console
 
     del interrupts
     talk = make_console(process_environment(), errors=True) if as_json else console
 
     def look(run: Run) -> None:
-        stage(run, google_clock(run), json_to=console if as_json else None)
+        stage(run, run.google_time, json_to=console if as_json else None)
 
     staged(talk, look, config=config, overrides=overrides, needs_settings=False)
 

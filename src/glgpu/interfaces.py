@@ -520,6 +520,9 @@ class Forge(StateStore, Protocol):
     def remove_deploy_keys(self, title: str) -> int:
         """Remove every key of that title; how many there were."""
 
+    def server_time(self) -> float:
+        """GitLab's own clock in Unix time, in whole seconds; needs no token."""
+
     def destroy_is_over(self, pipeline: str) -> bool:
         """Whether the pipeline's destroy job has ended and runs no more by itself; False where it cannot be known."""
 

@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +23,10 @@ SCRATCH = ".glgpu"
 """Folder below the project folder for what a cancelled job's after_script needs: nothing else is left by then."""
 
 
+HOSTED_SECONDS = 3 * 3600.0
+"""GitLab.com's hosted runners end every job then (https://docs.gitlab.com/ci/runners/hosted_runners/)."""
+HOSTED = ("saas-", "runners-manager.gitlab.com", "gitlab-org-docker")
+"""What a hosted runner's tags or description contain."""
 AFTER_SCRIPT_SECONDS = 300.0
 """What the Runner gives after_script where RUNNER_AFTER_SCRIPT_TIMEOUT says nothing else."""
 
@@ -48,8 +53,11 @@ class Job:
         gitlab_host_keys: ``GLGPU_GITLAB_HOST_KEYS``: GitLab's SSH host keys as known_hosts lines.
         ca_file: A private certificate authority, as a file.
         job_timeout: Seconds that the train job may last, if known.
+        own_timeout: Seconds that this job may last, its runner's own limit considered, if known.
         script_timeout: Seconds that its script may last, if known.
         after_script_timeout: Seconds that after_script may last, if said.
+        started_at: Unix time by GitLab's clock at which this job began, if known.
+        hosted: Whether it runs on one of GitLab.com's own runners.
         status: ``CI_JOB_STATUS``, set in after_script alone.
         registry_logins: Registry host -> (user, password).
         google_project: ``GLGPU_PROJECT``, which wins over glgpu.yml as every variable does.
@@ -83,8 +91,11 @@ class Job:
     gitlab_host_keys: str
     ca_file: str
     job_timeout: float | None
+    own_timeout: float | None
     script_timeout: float | None
     after_script_timeout: float | None
+    started_at: float | None
+    hosted: bool
     status: str
     registry_logins: dict[str, tuple[str, str]] = field(repr=False)
     google_project: str
@@ -177,9 +188,12 @@ def read_job(environment: Mapping[str, str], folder: Path, now: float) -> Job:
         ca_file=get("CI_SERVER_TLS_CA_FILE"),
         job_timeout=_duration("GLGPU_JOB_TIMEOUT", get("GLGPU_JOB_TIMEOUT"))
         or _duration("CI_JOB_TIMEOUT", get("CI_JOB_TIMEOUT")),
+        own_timeout=_duration("CI_JOB_TIMEOUT", get("CI_JOB_TIMEOUT")),
         script_timeout=_duration("GLGPU_SCRIPT_TIMEOUT", get("GLGPU_SCRIPT_TIMEOUT"))
         or _duration("RUNNER_SCRIPT_TIMEOUT", get("RUNNER_SCRIPT_TIMEOUT")),
         after_script_timeout=_duration("RUNNER_AFTER_SCRIPT_TIMEOUT", get("RUNNER_AFTER_SCRIPT_TIMEOUT")),
+        started_at=_moment("CI_JOB_STARTED_AT", get("CI_JOB_STARTED_AT")),
+        hosted=_is_hosted(get("CI_RUNNER_DESCRIPTION") + get("CI_RUNNER_TAGS"), token),
         status=get("CI_JOB_STATUS"),
         registry_logins=_registry_logins(environment),
         google_project=get("GLGPU_PROJECT"),
@@ -245,6 +259,26 @@ def _duration(name: str, text: str) -> float | None:
         return parse_duration(text) if text else None
     except Failure as failure:
         raise Failure(failure.klass, f"{name}: {failure.cause}", failure.remedy) from None
+
+
+def _moment(name: str, text: str) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp() if text else None
+    except ValueError:
+        raise Failure(ErrorClass.USAGE, f"{name} is {text!r}, which is no time", f"set {name} as GitLab does") from None
+
+
+def _is_hosted(told: str, token: str) -> bool:
+    """Whether a runner is one of GitLab.com's own: the job's identity token says so, else its tags and description.
+
+    The claim is described in https://docs.gitlab.com/ci/secrets/id_token_authentication/#token-payload.
+    """
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return bool(claims["runner_environment"] == "gitlab-hosted")
+    except (IndexError, ValueError, KeyError, TypeError):
+        return any(word in told for word in HOSTED)
 
 
 def _server(text: str) -> str:

@@ -232,7 +232,12 @@ class Limits(_Section):
     idle_minutes: float = Field(
         10, gt=0, le=1440, description="Minutes of an idle GPU in a training after which the job's log warns of it."
     )
-    rescue_minutes: int = Field(10, ge=0, le=120, description="Minutes that a teardown may spend on outputs.")
+    rescue_minutes: int = Field(
+        10,
+        ge=0,
+        le=120,
+        description="Minutes that a teardown may spend on outputs; a training is told to end that long before its job.",
+    )
 
 
 class Storage(_Section):

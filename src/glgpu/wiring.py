@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -241,11 +241,6 @@ def offer_sources(
             shutil.rmtree(job.scratch, ignore_errors=True)
 
 
-def google_clock(run: Run) -> Callable[[], float]:
-    """Google's clock, in Unix time."""
-    return GoogleProject(run.job, run.cloud.project).server_time
-
-
 def under_name(run: Run, name: RunName) -> Run:
     """The same wiring for a run of the same project; another one's outputs have a folder of their own."""
     if name == run.name:
@@ -300,6 +295,7 @@ def _wire(console: Console, job: Job, settings: Settings, name: RunName, base: s
         make_login_key=make_login_key,
         repository=LocalRepository(job.project_dir),
         outputs=outputs,
+        google_time=GoogleProject(job, settings.project or "").server_time,
         caller_address=caller_address,
         console=console,
         record=RunRecord(outputs / "glgpu/run.json", str(name), job.job_id, clock, console.masker),

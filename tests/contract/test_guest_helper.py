@@ -199,6 +199,27 @@ print("three")
     assert first.data == second.data == b"one\ntwo, not yet ended\nthree\n"
 
 
+def test_a_training_is_told_to_end_without_anybody_waiting_for_it(vm: Vm) -> None:
+    script = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1.5), print("saved"), sys.exit(9)))
+print("ready", flush=True)
+time.sleep(60)
+"""
+    container, kept = vm.container(), Kept()
+    container.start(work("python3", "-c", script), vm.guest.home)
+    attached: list[Ended] = []
+    follower = threading.Thread(target=lambda: attached.append(container.attach(kept)))
+    follower.start()
+    assert kept.first.wait(30)
+    container.end(30)
+    assert vm.container().state() is not None
+    assert not attached
+    follower.join()
+    assert attached == [Ended(9, False)]
+    assert kept.data == b"ready\nsaved\n"
+
+
 def test_a_container_that_ignores_sigterm_is_killed_after_the_grace(vm: Vm) -> None:
     container, kept = vm.container(), Kept()
     script = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"

@@ -478,21 +478,6 @@ def test_a_vm_that_does_not_go_is_not_waited_for_without_end(stage: Stage) -> No
     assert 120 <= sum(stage.clock.slept) < 123
 
 
-def test_max_hours_that_the_script_cannot_hold_are_refused(stage: Stage) -> None:
-    stage.set(machine={"max_hours": 2.7})
-    with pytest.raises(Failure) as caught:
-        plan_lifetime(stage.run)
-    assert caught.value.exit_code == 2
-    assert "2 h 35 min" in caught.value.cause
-
-
-def test_max_hours_that_the_job_cannot_hold_are_refused(stage: Stage) -> None:
-    stage.job(script_timeout=None)
-    stage.set(machine={"max_hours": 3})
-    with pytest.raises(Failure, match="2 h 55 min"):
-        plan_lifetime(stage.run)
-
-
 def test_max_hours_that_fit_are_the_hard_end(stage: Stage) -> None:
     stage.set(machine={"max_hours": 2.5})
     assert plan_lifetime(stage.run).hard_end == stage.clock.now() + 9000

@@ -256,7 +256,12 @@ FAULTS: tuple[Fault, ...] = (
         0,
         shows="the clocks of GitLab and Google are 10 min ahead",
         clock_ahead=600.0,
-        variables={"GLGPU_MACHINE_MAX_HOURS": "0.15", "GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+        variables={
+            "GLGPU_MACHINE_MAX_HOURS": "0.15",
+            "GLGPU_LIMITS_RESCUE_MINUTES": "2",
+            "GLGPU_TRAIN_COMMAND": SHORT_TRAINING,
+            **OUTPUTS,
+        },
     ),
     Fault(
         "second-server-same-ids",

@@ -10,9 +10,10 @@ from glgpu.settings import read_secret
 from glgpu.steps.before_buying import check_before_buying
 from glgpu.steps.bring_up import standing
 from glgpu.steps.checkout import check_out
-from glgpu.steps.collect import Home, collect
+from glgpu.steps.collect import COLLECT_SECONDS, Home, collect
 from glgpu.steps.container import Container, Ended, Workload
 from glgpu.steps.context import Run, hard_end_of, vanished
+from glgpu.steps.deadline import Deadline, end_of
 from glgpu.steps.door import Guest, Way, log_in, open_door
 from glgpu.steps.follow import LOG_FILE, follow
 from glgpu.steps.persist import Attempts
@@ -33,7 +34,7 @@ def train(run: Run, *, ends_own_vm: bool = True) -> None:
     Raises:
         Failure: TRAINING_FAILED, OOM, NO_WEIGHTS, PREEMPTED, DISK_FULL, ...
     """
-    check_before_buying(run)
+    check_before_buying(run, trains=True)
     with run.console.section("vm", f"The VM of {run.name}"):
         found = standing(run)
         if found is not None:
@@ -94,27 +95,36 @@ def _train_behind(run: Run, instance: Instance, way: Way) -> None:
             container.start(work, guest.home)
         else:
             run.console.say("the training was started by an earlier job: attaching to it")
+    deadline = Deadline(run, container, end_of(run, instance))
     training = run.console.section("training", f"{work.image}: training")
     with training, watching(run, guest.machine, instance) as watch:
-        ended = follow(run, container, [watch], [watch], taken_up=taken_up)
+        deadline.announce()
+        ended = follow(run, container, [deadline, watch], [watch], taken_up=taken_up)
     with run.console.section("weights", "Weights come home"):
-        home = _bring_home(run, guest, work)
+        home = _bring_home(run, guest, work, deadline)
         release(run, instance, guest)
-    _judge(ended, home, work)
+    _judge(ended, home, work, told=deadline.told)
 
 
-def _bring_home(run: Run, guest: Guest, work: Workload) -> Home:
-    home = collect(run, guest.machine, guest.home, work.collect)
+def _bring_home(run: Run, guest: Guest, work: Workload, deadline: Deadline) -> Home:
+    seconds = min(COLLECT_SECONDS, deadline.seconds_left)
+    home = collect(run, guest.machine, guest.home, work.collect, seconds=seconds)
     run.console.say(f"{home.files} files, {home.size} bytes, checked against the VM's checksums, are in outputs/")
     return home
 
 
-def _judge(ended: Ended, home: Home, work: Workload) -> None:
+def _judge(ended: Ended, home: Home, work: Workload, *, told: bool) -> None:
     if ended.out_of_memory:
         raise Failure(
             ErrorClass.OOM,
             f"the VM ran out of memory: the container was killed (its exit code: {ended.code})",
             "use a machine.type with more memory, or train with less",
+        )
+    if told and ended.code != 0:
+        raise Failure(
+            ErrorClass.OUT_OF_TIME,
+            f"the training was told to end before its time was over, and ended with exit code {ended.code}",
+            "raise machine.max_hours and the jobs' timeouts, or train for less; what it had saved is in outputs/",
         )
     if ended.code != 0:
         raise Failure(

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from glgpu.errors import ErrorClass, Failure
+from glgpu.job_times import misfits
 from glgpu.machines import cuts
 from glgpu.processes import need_tool
 from glgpu.settings import Settings, check_secrets
-from glgpu.steps.bring_up import plan_lifetime
 from glgpu.steps.context import Run
 
 
-def check_before_buying(run: Run) -> None:
+def check_before_buying(run: Run, *, trains: bool = False) -> None:
     """Refuse what cannot work while it costs nothing.
+
+    Args:
+        run: The run.
+        trains: Whether this is the train job itself, whose own limit counts then.
 
     Raises:
         Failure: CONFIG; NOT_AVAILABLE, when no GPU of the settings can be had as they want it.
     """
-    plan_lifetime(run)
+    for misfit in misfits(run.settings, run.job if run.job.in_ci else None, own=trains):
+        raise misfit
     cuts(run.settings.machine)
     check_secrets(run.settings.train.secrets, run.job.variables)
     if run.settings.train.image is None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Apply, Instance, Stack
-from glgpu.lifetime import Lifetime, spoken
+from glgpu.lifetime import Lifetime
 from glgpu.machines import Candidate, candidates, cuts
 from glgpu.resources import resource_text
 from glgpu.steps.attempt import Attempt
@@ -26,22 +26,12 @@ AFTERWARDS_SECONDS = 15 * 60
 
 
 def plan_lifetime(run: Run) -> Lifetime:
-    """When the VM goes at the latest.
-
-    Raises:
-        Failure: CONFIG, when machine.max_hours is more than the train job can hold.
-    """
+    """When the VM goes at the latest."""
     now = run.clock.now()
     limits, hours, job = run.settings.limits, run.settings.machine.max_hours, run.job
     claim = limits.claim_minutes * 60.0
     times = [time for time in (job.job_timeout, job.script_timeout) if time is not None] if job.in_ci else []
     if hours is not None:
-        if times and hours * 3600 > min(times):
-            raise Failure(
-                ErrorClass.CONFIG,
-                f"machine.max_hours is {hours:g}, but the train job ends its script after {spoken(min(times))}",
-                "lower machine.max_hours, or raise the include's inputs script_timeout and job_timeout",
-            )
         seconds = hours * 3600
     elif times:
         seconds = claim + max(times) + limits.rescue_minutes * 60 + AFTERWARDS_SECONDS

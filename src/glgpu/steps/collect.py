@@ -140,7 +140,11 @@ def _sum_line(digest: str, name: str) -> bytes:
 def _left(run: Run, end: float) -> float:
     left = end - run.clock.now()
     if left <= 0:
-        raise Failure(ErrorClass.OUT_OF_TIME, "the outputs did not come home in time", "raise limits.rescue_minutes")
+        raise Failure(
+            ErrorClass.OUT_OF_TIME,
+            "the outputs did not come home in time",
+            "raise limits.rescue_minutes and the jobs' timeouts",
+        )
     return left
 
 

@@ -23,7 +23,8 @@ from glgpu.steps.log_reader import LogReader
 PULL_SECONDS = 1800
 RECONNECT_SECONDS = 600.0
 """How long a lost VM is looked for before the job gives up; the container goes on meanwhile."""
-STOP_GRACE_SECONDS = 30
+END_SECONDS = 10.0
+"""How long the VM may take to hear that the container is to end."""
 BEAT_SECONDS = 1.0
 """Between two looks at what goes along with a training."""
 DOCKER_HUB = "https://index.docker.io/v1/"
@@ -181,9 +182,13 @@ class Container:
             lost_since = self._lost(lost_since, said)
             beat()
 
-    def stop(self, grace: int = STOP_GRACE_SECONDS) -> None:
-        """SIGTERM, and SIGKILL after ``grace`` seconds."""
+    def stop(self, grace: int) -> None:
+        """SIGTERM, and SIGKILL after ``grace`` seconds; waits for it."""
         ask(self._run, self._machine, "stop", str(grace), timeout=grace + 30, doing="stopping the container")
+
+    def end(self, grace: int) -> None:
+        """The same without waiting for it: whoever follows sees the end."""
+        ask(self._run, self._machine, "end", str(grace), timeout=END_SECONDS, doing="telling the training to end")
 
     def _ended(self) -> Ended | None:
         try:

@@ -40,6 +40,7 @@ class Run:
         make_login_key: Makes the key that opens the VM, in a folder; returns its public half.
         repository: The checkout this process stands in.
         outputs: Where things come home to.
+        google_time: Google's clock, in Unix time.
         caller_address: Tells the public IPv4 address of this machine.
         console: Where messages go.
         record: The run record.
@@ -59,6 +60,7 @@ class Run:
     make_login_key: Callable[[Path, str], str]
     repository: Repository
     outputs: Path
+    google_time: Callable[[], float]
     caller_address: Callable[[Settings, Job], str]
     console: Console
     record: RunRecord

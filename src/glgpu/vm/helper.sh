@@ -257,6 +257,10 @@ stop)
     # stop SECONDS
     engine stop -t "$1" "$run" >/dev/null
     ;;
+end)
+    # end SECONDS: the same, and nobody waits for it.
+    setsid sudo -n docker stop -t "$1" "$run" >/dev/null 2>&1 </dev/null &
+    ;;
 sums)
     # sums BASE PATH...: SHA-256 of every file below the paths, NUL-terminated.
     cd "$1"

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from glgpu.errors import ErrorClass, Failure
+from glgpu.job import HOSTED_SECONDS
+from glgpu.job_times import misfits
 from glgpu.lifetime import spoken
 from glgpu.settings import check_secrets
 from glgpu.steps.before_buying import settings_without_effect
 from glgpu.steps.checks.facts import Facts
 from glgpu.steps.checks.judging import Verdict, check, error, failed, warning
-
-HOSTED_SECONDS = 3 * 3600.0
-"""GitLab.com's hosted runners end every job then (https://docs.gitlab.com/ci/runners/hosted_runners/linux/)."""
-HOSTED = ("saas-", "runners-manager.gitlab.com", "gitlab-org-docker")
-"""What a hosted runner's tags or description contain."""
 
 
 @check("variables", "settings", "whether the job's own variables can be understood", "nothing")
@@ -67,34 +64,14 @@ def secrets(facts: Facts) -> Iterator[Verdict]:
 @check("lifetimes", "settings", "whether machine.max_hours and the jobs' timeouts fit into each other", "a job's times")
 def lifetimes(facts: Facts) -> Iterator[Verdict]:
     """A script that outlives its job takes after_script and artifacts with it."""
-    job, hours = facts.job, facts.settings.get().machine.max_hours
-    times = [time for time in (job.job_timeout, job.script_timeout) if time is not None]
-    if hours is not None and times and hours * 3600 > min(times):
-        yield error(
-            ErrorClass.CONFIG,
-            f"machine.max_hours is {hours:g}, but the train job ends its script after {spoken(min(times))}",
-            "lower machine.max_hours, or raise the include's inputs script_timeout and job_timeout",
-        )
-    if job.job_timeout is None or job.script_timeout is None:
-        return
-    whole = job.script_timeout + (job.after_script_timeout or 0.0)
-    if whole >= job.job_timeout:
-        yield warning(
-            ErrorClass.CONFIG,
-            f"script and after_script may take {spoken(whole)}, the job {spoken(job.job_timeout)}: a job that reaches "
-            "its own timeout loses its after_script and its artifacts",
-            "raise the include's input job_timeout, or lower script_timeout",
-        )
+    yield from map(failed, misfits(facts.settings.get(), facts.job))
 
 
 @check("hosted-runner", "settings", "whether a hosted runner would end the job before its time", "a job")
 def hosted_runner(facts: Facts) -> Iterator[Verdict]:
     """GitLab.com's own limit, which no timeout of the project lifts."""
     job = facts.job
-    told = job.variables.get("CI_RUNNER_DESCRIPTION", "") + job.variables.get("CI_RUNNER_TAGS", "")
-    if not any(word in told for word in HOSTED):
-        return
-    if job.job_timeout is not None and job.job_timeout > HOSTED_SECONDS:
+    if job.hosted and job.job_timeout is not None and job.job_timeout > HOSTED_SECONDS:
         yield warning(
             ErrorClass.CONFIG,
             f"this runner is one of GitLab.com's own, which ends every job after {spoken(HOSTED_SECONDS)}; "
