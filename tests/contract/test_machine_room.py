@@ -392,6 +392,19 @@ def test_a_guest_that_hangs_in_its_boot(tmp_path: Path) -> None:
     play(story)
 
 
+def test_a_guest_that_boots_slowly_refuses_connections_meanwhile(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path, boot=False, faults=Faults([Rule("vm.boot", "slow", argument="1.5")])) as vm:
+            begun = time.monotonic()
+            await vm.boot()
+            assert "Connection refused" in (await vm.ssh("true")).err
+            await vm.host_key()
+            assert time.monotonic() - begun >= 1.5
+            assert (await vm.ssh("true")).code == 0
+
+    play(story)
+
+
 def test_a_dead_client_leaves_a_quiet_command_running(tmp_path: Path) -> None:
     async def story() -> None:
         async with world(tmp_path) as vm:
@@ -517,6 +530,17 @@ def test_without_a_driver_nvidia_smi_is_9_and_no_container_gets_a_gpu(tmp_path: 
     play(story)
 
 
+def test_a_driver_that_comes_late_is_missing_until_then(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path, faults=Faults([Rule("vm.gpu", "late", argument="3")])) as vm:
+            assert (await vm.ssh("nvidia-smi -L")).code == 9
+            run = await vm.ssh(f"sudo docker run -d --gpus all {BASE} true")
+            assert (run.code, "nvml error: driver not loaded" in run.err) == (125, True)
+            assert (await vm.ssh("until nvidia-smi -L; do sleep 0.2; done")).out.endswith(")\n")
+
+    play(story)
+
+
 def test_packet_filter_rules_are_kept(tmp_path: Path) -> None:
     async def story() -> None:
         async with world(tmp_path) as vm:
@@ -586,6 +610,21 @@ def test_a_silent_registry_is_waited_for(tmp_path: Path) -> None:
         async with world(tmp_path, faults=Faults([Rule("vm.docker.pull", "silence", nth=1)])) as vm:
             assert (await vm.ssh("sudo timeout 1 docker pull team/train")).code == 124
             assert (await vm.ssh("sudo docker pull team/train")).code == 0
+
+    play(story)
+
+
+def test_an_image_that_takes_its_time_comes_once_for_all_who_wait(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path, faults=Faults([Rule("vm.docker.pull", "slow", argument="1", nth=None)])) as vm:
+            begun = time.monotonic()
+            assert (await vm.ssh("sudo docker pull -q team/train:1")).code == 0
+            assert time.monotonic() - begun >= 1
+            machine = vm.room._machines[vm.hardware.instance_id]
+            question = {"host": "docker.io", "auth": ""}
+            assert machine._pull({"image": "team/train:1", **question}) == {"after": 0.0}
+            assert machine._pull({"image": "team/other:1", **question}) == {"after": 1.0}
+            assert machine._pull({"image": "team/other:1", **question})["after"] < 1.0
 
     play(story)
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import subprocess
 import threading
 import zipfile
@@ -21,7 +22,7 @@ from glgpu.rehearsal.gitlab_model import Project, Role, Variable
 from glgpu.rehearsal.gitlab_state import GitLabState
 from glgpu.rehearsal.job_artifacts import UploadRefused, parse_dotenv
 from glgpu.rehearsal.job_log import LOG_LIMIT, JobLog, Masker
-from glgpu.rehearsal.job_run import Executor
+from glgpu.rehearsal.job_run import Executor, PlayedRunner
 from glgpu.rehearsal.occasion import Event, Occasion, Server, environment_slug, slug
 from glgpu.rehearsal.player import Player, composite_status
 from glgpu.rehearsal.world_clock import WorldClock
@@ -151,6 +152,15 @@ d: {stage: four, when: always, script: [echo d]}
     assert (player.outcomes["a"].failure_reason, player.outcomes["a"].exit_code) == ("script_failure", 3)
     assert player.entry.status == "failed"
     assert "ERROR: Job failed: exit code 3" in log_of(player, "a")
+
+
+def test_an_executor_that_takes_its_time_to_get_ready_delays_every_job(world: World) -> None:
+    runner = PlayedRunner(world.folder / "slow", PATH, prepare_seconds=0.5)
+    player = world.play("a: {script: date +%s.%N}", runner=runner)
+    begun = player.outcomes["a"].last.entry.started_at
+    ran = float(re.search(rb"^[0-9.]+$", world.printed["a"], re.MULTILINE)[0])
+    assert begun is not None
+    assert ran - begun >= 0.5
 
 
 def test_an_allowed_failure_is_a_warning_also_by_exit_code(world: World) -> None:

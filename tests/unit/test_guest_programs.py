@@ -13,7 +13,7 @@ from glgpu.rehearsal.guest_programs.gpu_load import Load
 from glgpu.rehearsal.machine_room import login_keys
 
 MACHINE = {"instance_id": "7", "gpu_type": "nvidia-tesla-t4", "gpu_count": 2}
-MACHINE |= {"driver": "570.133.20", "library": "570.133.20"}
+MACHINE |= {"driver": "570.133.20", "library": "570.133.20", "driver_loaded_at": 0.0}
 BUSY = Load(80, ((4711, 1500),))
 
 
@@ -45,9 +45,9 @@ def test_nvidia_smi_lists_who_has_a_gpu_open_and_nobody_is_no_line() -> None:
     assert nvidia_smi.answer(MACHINE, ["--query-compute-apps=memory.used", "--format=csv"])[1] == 2
 
 
-@pytest.mark.parametrize("machine", [MACHINE | {"gpu_count": 0}, MACHINE | {"driver": ""}])
-def test_nvidia_smi_without_gpu_or_driver_fails_with_9(machine: dict[str, object]) -> None:
-    assert nvidia_smi.answer(machine, [])[1] == 9
+@pytest.mark.parametrize("lacking", [{"gpu_count": 0}, {"driver": ""}, {"driver_loaded_at": 9e9}])
+def test_nvidia_smi_without_gpu_or_loaded_driver_fails_with_9(lacking: dict[str, object]) -> None:
+    assert nvidia_smi.answer(MACHINE | lacking, [])[1] == 9
 
 
 def test_nvidia_smi_refuses_what_it_does_not_know() -> None:

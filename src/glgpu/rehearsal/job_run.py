@@ -122,13 +122,23 @@ class PlayedRunner:
         path: PATH of all jobs; nothing else of the caller's environment reaches one.
         executor: Whose way of ending jobs is played.
         time_scale: Factor on every limit and delay (timeouts, grace periods), for tests.
+        prepare_seconds: How long a job's executor takes to get ready: a machine that starts, an image that is pulled.
     """
 
-    def __init__(self, folder: Path, path: str, executor: Executor = "docker", *, time_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        path: str,
+        executor: Executor = "docker",
+        *,
+        time_scale: float = 1.0,
+        prepare_seconds: float = 0.0,
+    ) -> None:
         self.folder = folder
         self.path = path
         self.executor: Executor = executor
         self.orphans: list[asyncio.Task[None]] = []
+        self.prepare_seconds = prepare_seconds
         self._time_scale = time_scale
         self._turns: set[Turn] = set()
         self._containers: list[Container] = []
@@ -278,6 +288,7 @@ class JobRun:
         attempt = self.attempt
         self.log.say(f"Running with gitlab-runner {RUNNER_VERSION}")
         self.log.say(f'Preparing the "{self.runner.executor}" executor')
+        await self._unless_interrupted(asyncio.sleep(self.runner.scaled(self.runner.prepare_seconds)))
         await self._unless_interrupted(self._get_sources())
         await self._unless_interrupted(self._download_artifacts())
         ended = await self._script()

@@ -29,6 +29,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import datetime
@@ -108,10 +109,12 @@ def is_expired(words: list[str], now: float) -> bool:
 class MachineRoom:
     """Runs the VMs that Compute Engine orders (``seams.MachineRoom``).
 
-    Faults: ``vm.boot`` ``ssh-never-up`` (the guest hangs: no login, no host key) or ``loop`` (it restarts over and
-    over); ``vm.gpu`` ``driver-missing``, ``driver-broken`` or ``idle`` (whatever runs touches no GPU), asked once per
-    boot; ``vm.ssh.connect`` ``reset`` or ``silence``, once per connection; ``vm.login`` ``refuse``, once per connection
-    that gets as far as a user name; ``vm.docker.pull`` ``denied``, ``not-found`` or ``silence``.
+    Faults: ``vm.boot`` ``ssh-never-up`` (the guest hangs: no login, no host key), ``loop`` (it restarts over and
+    over) or ``slow`` (it boots for so many seconds); ``vm.gpu`` ``driver-missing``, ``driver-broken``, ``late`` (it
+    answers so many seconds after the first login) or ``idle`` (whatever runs touches no GPU), asked once per boot;
+    ``vm.ssh.connect`` ``reset`` or ``silence``, once per connection; ``vm.login`` ``refuse``, once per connection that
+    gets as far as a user name; ``vm.docker.pull`` ``denied``, ``not-found``, ``silence`` or ``slow`` (so many seconds
+    from the first pull of an image on, for whoever pulls it meanwhile too).
 
     Attributes:
         registries: User and password of private registries by host; an image there needs the login.
@@ -209,6 +212,8 @@ class Machine:
         self.keys: dict[str, list[asyncssh.SSHKey]] = {}
         self.power_off_at: float | None = None
         self.is_on = True
+        self._boot_seconds = room.boot_seconds
+        self._images_here: dict[str, float] = {}  # when the last layer of an image that was pulled has come
         self._listener = socket.socket()
         self._links: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -229,6 +234,9 @@ class Machine:
 
     async def power_on(self) -> int:
         """Begin to boot; returns the SSH server's port."""
+        rule = self.room.faults.at("vm.boot")
+        if rule is not None and rule.action == "slow":
+            self._boot_seconds = float(rule.argument)
         self._install()
         self._init = await Init.start(self.folder)
         self._guest_server = await asyncio.start_unix_server(
@@ -237,7 +245,6 @@ class Machine:
         # Bound, not yet listening: until sshd is up a connection is refused.
         self._listener.setblocking(False)
         self._listener.bind(("127.0.0.1", 0))
-        rule = self.room.faults.at("vm.boot")
         self.log("boot", self.hardware.machine_type, fault=rule.action if rule else "")
         if rule is not None and rule.action in ("ssh-never-up", "loop"):
             self.is_on = False
@@ -297,12 +304,14 @@ class Machine:
         if not self.hardware.gpu_count or (rule is not None and rule.action == "driver-missing"):
             driver = ""
         broken = rule is not None and rule.action == "driver-broken"
+        late = float(rule.argument) if rule is not None and rule.action == "late" else 0.0
         images = self.room.images
         settings = {
             "instance_id": self.hardware.instance_id, "name": self.hardware.name,
             "gpu_type": self.hardware.gpu_type, "gpu_count": self.hardware.gpu_count, "driver": driver,
             "library": f"{driver.partition('.')[0]}.{UPGRADED}" if broken else driver,
             "gpu_idle": rule is not None and rule.action == "idle",
+            "driver_loaded_at": time.time() + self._boot_seconds + late if late else 0.0,
             "engine": {"client": images.engine.client, "host": images.engine.host}, "base": images.base,
             "path": f"{self.folder / 'bin'}:{SYSTEM_PATH}",
         }  # fmt: skip
@@ -312,7 +321,7 @@ class Machine:
         (self.folder / "docker" / "mounts.json").write_text(json.dumps(mounts))
 
     async def _boot(self) -> None:
-        await asyncio.sleep(self.room.boot_seconds)
+        await asyncio.sleep(self._boot_seconds)
         key_file = self.folder / "host_key"
         if not key_file.exists():
             made = asyncssh.generate_private_key("ssh-ed25519")
@@ -455,6 +464,7 @@ class Machine:
                 "shutdown": self._shutdown, "pull": self._pull, "login": self._login, "metadata": self._agent.answer,
             }  # fmt: skip
             answer = answers[question["do"]](question)
+            await asyncio.sleep(answer.pop("after", 0.0))
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()
         writer.close()
@@ -487,6 +497,10 @@ class Machine:
             "registry", "pull", image, at=self.room.clock.now(), status=403 if answer else 200, vm=self.hardware.name,
             authenticated=bool(question["auth"]),
         )  # fmt: skip
+        if rule is not None and rule.action == "slow":
+            # Docker fetches a layer once, however many ask for it.
+            now = asyncio.get_running_loop().time()
+            answer["after"] = max(0.0, self._images_here.setdefault(image, now + float(rule.argument)) - now)
         return answer
 
     def _registry_answer(self, image: str, host: str, auth: str, fault: str) -> dict[str, Any]:

@@ -266,7 +266,7 @@ class GuestDocker:
         """
         machine = self.guest.machine
         problem = ""
-        if not machine["driver"]:
+        if not nvidia_smi.is_loaded(machine):
             problem = "initialization error: nvml error: driver not loaded"
         elif machine["library"] != machine["driver"]:
             problem = "initialization error: nvml error: driver/library version mismatch"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,11 @@ CUDA_VERSIONS = {"580": "13.0", "570": "12.8", "550": "12.4", "535": "12.2"}
 def cuda_of(driver: str) -> str:
     """The newest CUDA that a driver runs."""
     return CUDA_VERSIONS.get(driver.partition(".")[0], "13.0")
+
+
+def is_loaded(machine: dict[str, Any]) -> bool:
+    """Whether the kernel has its driver by now."""
+    return bool(machine["driver"]) and time.time() >= machine["driver_loaded_at"]
 
 
 def gpus(machine: dict[str, Any], load: Load) -> list[dict[str, str]]:
@@ -134,7 +140,7 @@ def table(machine: dict[str, Any], found: list[dict[str, str]]) -> str:
 
 def answer(machine: dict[str, Any], argv: list[str], load: Load = NOTHING) -> tuple[str, int]:
     """Output and exit code of one call."""
-    if not machine["gpu_count"] or not machine["driver"]:
+    if not machine["gpu_count"] or not is_loaded(machine):
         return NO_DRIVER, 9
     if machine["library"] != machine["driver"]:
         library = ".".join(machine["library"].split(".")[:2])
