@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import pytest
@@ -24,7 +23,7 @@ def read(reader: LogReader, data: bytes, sizes: Sequence[int]) -> bytes:
     got, at, turn = b"", 0, 0
     while at < len(data):
         size = sizes[turn % len(sizes)]
-        got += b"".join(reader.feed(data[at : at + size]))
+        got += reader.feed(data[at : at + size])
         at, turn = at + size, turn + 1
     return got
 
@@ -103,6 +102,6 @@ def test_a_log_whose_beginning_was_rotated_away_goes_on_with_what_is_there() -> 
 
 def test_bytes_come_as_soon_as_they_are_there() -> None:
     reader = LogReader()
-    assert b"".join(reader.feed(STAMP.format(0, 1).encode() + b" 10%")) == b"10%"
-    assert b"".join(reader.feed(b"\r20%")) == b"\r20%"
-    assert re.fullmatch(rb"\r30%\n", b"".join(reader.feed(b"\r30%\n")))
+    assert reader.feed(STAMP.format(0, 1).encode() + b" 10%") == b"10%"
+    assert reader.feed(b"\r20%") == b"\r20%"
+    assert reader.feed(b"\r30%\n") == b"\r30%\n"

@@ -165,8 +165,7 @@ class Container:
                     if not data:
                         continue
                     lost_since = None
-                    for new in reader.feed(data):
-                        sink.feed(masker.feed(new))
+                    sink.feed(masker.feed(reader.feed(data)))
                 code = stream.wait(30)
                 said = stream.complaint
             if code == 0 and caught_up is not None:

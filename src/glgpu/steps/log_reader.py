@@ -6,7 +6,6 @@ Docker keeps a long line in pieces of 16 KiB, and gives each piece a time stamp 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 PIECE = 16_384
 _STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d) ")
@@ -14,17 +13,18 @@ _LONGEST_STAMP = 36
 
 
 class LogReader:
-    """The position in a container's log, across any number of connections.
-
-    Attributes:
-        since: Time stamp from which the next connection has to ask; empty at the beginning.
-    """
+    """The position in a container's log, across any number of connections."""
 
     def __init__(self) -> None:
-        self.since = ""
+        self._since = b""
         self._at_since = 0  # pieces seen that carry the time stamp `since`, the current one included
         self._in_piece = 0  # bytes of the current piece that were given out
         self.connection()
+
+    @property
+    def since(self) -> str:
+        """Time stamp from which the next connection has to ask; empty at the beginning."""
+        return self._since.decode()
 
     def connection(self) -> None:
         """A new connection begins, with everything from `since` on."""
@@ -36,40 +36,38 @@ class LogReader:
         self._length = 0  # bytes of the current piece so far
         self._skipping = False
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take what came and yield the container's own bytes that are new."""
-        came, at = self._buffer + data, 0
-        self._buffer = b""
-        while at < len(came):
+    def feed(self, data: bytes) -> bytes:
+        """Take what came and return the container's own bytes that are new."""
+        data = self._buffer + data
+        new, at, size = [], 0, len(data)
+        while at < size:
             if not self._inside:
-                stamp = _STAMP.match(came, at)
-                if stamp is not None:
-                    at = stamp.end()
-                    self._enter(stamp[0][:-1].decode())
+                stamp = _STAMP.match(data, at)
+                if stamp is None:
+                    end = data.find(b"\n", at) + 1
+                    if not end and size - at < _LONGEST_STAMP:
+                        break  # the rest of the time stamp is still on its way
+                    # Not from the container: the engine itself says something. It ends with its line.
+                    new.append(data[at : end or size])
+                    at = end or size
                     continue
-                end = came.find(b"\n", at) + 1
-                if not end and len(came) - at < _LONGEST_STAMP:
-                    self._buffer = came[at:]  # the rest of the time stamp is still on its way
-                    return
-                # Not from the container: the engine itself says something. It ends with its line.
-                end = end or len(came)
-                yield came[at:end]
-                at = end
-                continue
-            room = at + PIECE - self._length
-            end = came.find(b"\n", at, room) + 1
-            taken = came[at : end or room]
+                self._enter(stamp[0][:-1])
+                at = stamp.end()
+                if at == size:
+                    break
+            longest = at + PIECE - self._length
+            end = data.find(b"\n", at, longest) + 1
+            taken = data[at : end or longest]
             at += len(taken)
             self._length += len(taken)
-            new = self._new_part(taken)
-            if new:
-                yield new
-            if end or self._length >= PIECE:
-                self._inside = False
+            self._inside = not end and self._length < PIECE
+            new.append(self._new_part(taken))
+        self._buffer = data[at:]
+        return b"".join(new)
 
-    def _enter(self, stamp: str) -> None:
+    def _enter(self, stamp: bytes) -> None:
         self._inside, self._length = True, 0
-        if self._repeats and stamp == self.since:
+        if self._repeats and stamp == self._since:
             if self._pieces_to_skip:
                 self._pieces_to_skip -= 1
                 self._skipping = True
@@ -81,10 +79,10 @@ class LogReader:
         self._repeats = False
         self._skipping = False
         self._bytes_to_skip = 0
-        if stamp == self.since:
+        if stamp == self._since:
             self._at_since += 1
         else:
-            self.since, self._at_since = stamp, 1
+            self._since, self._at_since = stamp, 1
         self._in_piece = 0
 
     def _new_part(self, taken: bytes) -> bytes:
