@@ -1,25 +1,25 @@
-"""How long `glgpu cleanup` takes for orphans of 20 projects in 15 zones, as ratios to gcloud in the same run.
+"""How long `glgpu cleanup` takes for the orphans among 1,000 VMs of 20 projects in 15 zones, against gcloud.
 
-Run it: PYTHONPATH=tests python benchmarks/cleanup.py [VMS]. Half of the VMs are another GitLab server's and must stay.
 The rivals are told the right names and only delete; glgpu finds them itself, asks GitLab about every pipeline, and
-proves at the end that they are gone. Compute Engine is a stand-in on this machine whose VMs do nothing and whose
-operations take a second; the cleaning project has no VMs of its own, from which outputs would be saved first. One call
-per VM is measured for a sample, one call per zone for the rest, and both are scaled.
+proves at the end that they are gone.
+
+Half of the VMs are another GitLab server's and must stay. Compute Engine is a stand-in on this machine whose VMs do
+nothing and whose operations take a second; the cleaning project has no VMs of its own, from which outputs would be
+saved first. One call per VM is measured for a sample, one call per zone for the rest, and both are scaled.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from results import Line, NotMeasured, seconds
 
 from cloud import Room
 from glgpu.rehearsal.call_log import CallLog
@@ -31,9 +31,10 @@ from glgpu.rehearsal.gitlab_model import Role
 from glgpu.rehearsal.seams import Network
 from glgpu.rehearsal.world_clock import WorldClock
 from glgpu.run_names import RunName
+from rehearsing import GLGPU
 
-GLGPU = [sys.executable, "-c", "from glgpu.cli import main; main()"]
 PROJECT, TOKEN = "my-dl", "ya29.benchmark"
+VMS = 1000
 SAMPLE = 12
 LATENCY = 1.0
 IMAGE = "projects/debian-cloud/global/images/family/debian-12"
@@ -124,20 +125,11 @@ def world(vms: int) -> Iterator[tuple[World, Path]]:
         yield World(Path(folder), vms), Path(folder)
 
 
-def seconds(argv: list[str], environment: Mapping[str, str]) -> float:
-    """Wall-clock time of one command."""
-    begun = time.perf_counter()
-    done = subprocess.run(argv, env=os.environ | environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{argv[:4]}: {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return time.perf_counter() - begun
-
-
 def told(what: str, spent: float, removed: int, all_of_them: int) -> float:
     """Seconds for all of them, from those that so many took."""
     whole = spent * all_of_them / removed
     note = "" if removed == all_of_them else f" ({spent:.1f} s for {removed}, scaled)"
-    print(f"{what}: {whole:.1f} s for {all_of_them} VMs{note}", flush=True)
+    print(f"   {what}: {whole:.1f} s for {all_of_them} VMs{note}", flush=True)
     return whole
 
 
@@ -146,7 +138,8 @@ def with_glgpu(vms: int) -> float:
     with world(vms) as (made, folder):
         made.fill()
         (folder / "work").mkdir()
-        spent = seconds([*GLGPU, "cleanup"], made.environment | {"CI_PROJECT_DIR": str(folder / "work")})
+        environment = made.environment | {"CI_PROJECT_DIR": str(folder / "work")}
+        spent = seconds([GLGPU, "cleanup"], environment=environment)
         assert made.count() == vms - len(made.ours)
         return told("glgpu cleanup", spent, len(made.ours), len(made.ours))
 
@@ -159,7 +152,7 @@ def with_gcloud(vms: int) -> tuple[float, float]:
         environment = made.gcloud_environment(folder)
 
         def spent(calls: Sequence[tuple[str, Sequence[str]]]) -> float:
-            return sum(seconds([*delete, *names, "--zone", zone], environment) for zone, names in calls)
+            return sum(seconds([*delete, *names, "--zone", zone], environment=environment) for zone, names in calls)
 
         some, rest = made.ours[:SAMPLE], made.ours[SAMPLE:]
         one_by_one = spent([(zone, [name]) for name, zone in some])
@@ -172,15 +165,17 @@ def with_gcloud(vms: int) -> tuple[float, float]:
         )
 
 
-def main(vms: int) -> None:
-    """Print times and ratios."""
+def measure(scale: float) -> list[Line]:
+    """One after the other, each with a world of its own."""
     if shutil.which("gcloud") is None:
-        raise SystemExit("gcloud: not on PATH")
+        raise NotMeasured("no gcloud on PATH")
+    vms = max(4 * SAMPLE, int(VMS * scale))
     mine = with_glgpu(vms)
     by_vm, by_zone = with_gcloud(vms)
-    print(f"glgpu cleanup / gcloud, one call per VM: {mine / by_vm:.3f}")
-    print(f"glgpu cleanup / gcloud, one call per zone: {mine / by_zone:.2f}")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    return [
+        Line(f"{vms // 2} orphans among {vms} VMs", rival, mine / its, f"{mine:.1f} s, {its:.1f} s", "{:.3f}")
+        for rival, its in (
+            (f"`gcloud compute instances delete`, one call per VM ({SAMPLE} measured, scaled)", by_vm),
+            ("the same, one call per zone", by_zone),
+        )
+    ]

@@ -1,0 +1,209 @@
+"""A whole run (VM, code, image, live log, weights, teardown) against rival.sh, on the same stand-ins.
+
+The rival is what a shell script can do: one job, curl against the Compute API, one SSH connection. A variant of it lets
+the VM pull the image as it boots. Both rivals and glgpu's three jobs are played by the same player of jobs. Time counts
+from the first job's script; a VM is billed from the moment it runs to the moment it is gone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from results import Line, medians
+
+from glgpu.console import Console
+from glgpu.masking import Masker
+from glgpu.rehearsal.ci_yaml import Job
+from glgpu.rehearsal.command import Rehearsal
+from glgpu.rehearsal.faults import Faults, Rule
+from glgpu.rehearsal.gitlab_model import Variable
+from glgpu.rehearsal.job_run import PlayedRunner
+from glgpu.rehearsal.world import GOOGLE_PROJECT, World
+from rehearsing import repository
+
+RIVAL = Path(__file__).with_name("rival.sh")
+BOOT, DRIVER, PULL, DELETE, JOB_START, TRAINING = 40.0, 20.0, 90.0, 30.0, 20.0, 10.0
+"""Seconds of the realistic latencies, and of the training in them."""
+OVERHEAD = 5.0
+"""Seconds for which a VM may be billed beyond what cannot overlap."""
+ROUNDS = 3
+APART = 9.0
+"""Seconds between the beginnings of runs that are played at the same time, so that each has the processor to itself."""
+SCRIPT_BEGINS, FIRST_LINE = b'Executing "step_script"', b"the first line"
+TRAIN = """\
+import os, pathlib, time
+print("the first line", flush=True)
+time.sleep(float("{seconds}"))
+pathlib.Path("weights").mkdir()
+pathlib.Path("weights/w.bin").write_bytes(os.urandom(1 << 20))
+"""
+IMAGE = "registry.example.com/team/train:1"
+SCRIPT_PIPELINE = """\
+train:
+  variables: {{PULL: "{pull}"}}
+  script: ["./rival.sh rival {image} 'python train.py' {zones}"]
+  artifacts: {{paths: [weights/]}}
+"""
+GLGPU, SCRIPT, SCRIPT_AT_BOOT = "glgpu", "rival.sh", "rival.sh, pulling at boot"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        first_line: Seconds to the first line of the training's log.
+        whole: Seconds in all.
+        billed: Seconds for which its VM ran.
+        inserts: When a VM was asked for.
+    """
+
+    first_line: float
+    whole: float
+    billed: float
+    inserts: list[float]
+
+
+def play(
+    who: str,
+    rules: list[Rule],
+    *,
+    zones: Sequence[str] = ("europe-west4-a",),
+    job_start: float = 0.0,
+    training: float = 0.0,
+    latency: float = 0.0,
+) -> Run:
+    """Play one run in a world of its own, and check that its weights are home and that nothing is left."""
+    world = World(Faults(rules), lambda _: None, latency=latency)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            world.start(None)
+            if not latency:
+                world.machines.boot_seconds = world.machines.agent_seconds = 0.02
+            return _played(world, Path(folder), who, zones, job_start, training)
+        finally:
+            world.stop()
+
+
+def _played(world: World, folder: Path, who: str, zones: Sequence[str], job_start: float, training: float) -> Run:
+    files = {"train.py": TRAIN.format(seconds=training)}
+    if who != GLGPU:
+        pull = "boot" if who == SCRIPT_AT_BOOT else ""
+        files[".gitlab-ci.yml"] = SCRIPT_PIPELINE.format(pull=pull, image=IMAGE, zones=" ".join(zones))
+        files["rival.sh"] = RIVAL.read_text()
+        _let_in(world)
+    made = repository(folder / "repository", files)
+    if who != GLGPU:
+        (made / "rival.sh").chmod(0o755)
+    variables = [Variable("GLGPU_MACHINE_ZONES", ",".join(zones))]
+    adopted = world.adopt(made, keep_pipeline=True, variables=variables)
+    runner = PlayedRunner(world.folder / "runner", world.job_path(), prepare_seconds=job_start)
+    rehearsal = Rehearsal(Console(Masker(), stream=io.BytesIO()), world, adopted, runner=runner)
+    seen: dict[bytes, float] = {}
+    log = bytearray()
+
+    def hear(_job: Job, data: bytes) -> None:
+        log.extend(data)
+        for words in (SCRIPT_BEGINS, FIRST_LINE):
+            if words not in seen and words in log:
+                seen[words] = time.monotonic()
+
+    rehearsal.player.on_output = hear
+    try:
+        outcomes = world.call(rehearsal.player.play())
+        end = time.monotonic()
+    finally:
+        world.call(rehearsal.player.close())
+    failed = [name for name, outcome in outcomes.items() if outcome.status not in ("success", "manual")]
+    left = {kind: names for kind, names in rehearsal.read_back().items() if names}
+    left.pop("firewall rules", None) if who != GLGPU else None
+    archive = outcomes["train"].last.artifacts
+    if failed or left or archive is None or archive.stat().st_size < 1 << 20:
+        raise RuntimeError(f"{who}: failed: {failed}, left: {left}\n{log.decode(errors='replace')[-5000:]}")
+    calls = world.calls.lines()
+    at = {one["verb"]: one["at"] for one in calls if one["to"] == "vm"}
+    inserts = [one["at"] for one in calls if one["verb"] == "POST" and one["target"].endswith("/instances")]
+    begun = seen[SCRIPT_BEGINS]
+    return Run(seen[FIRST_LINE] - begun, end - begun, at["power-off"] - at["boot"], inserts)
+
+
+def _let_in(world: World) -> None:
+    """A rule that lets the rival in, as the network `default` has one: there for port 22, which its VMs share here."""
+    rule = {"name": "rival", "allowed": [{"IPProtocol": "tcp"}], "sourceRanges": ["0.0.0.0/0"]}
+    request = urllib.request.Request(
+        f"{world.compute.endpoint}/compute/v1/projects/{GOOGLE_PROJECT}/global/firewalls",
+        json.dumps(rule).encode(),
+        {"Authorization": f"Bearer {world.google_token}"},
+    )
+    urllib.request.urlopen(request).close()
+
+
+def measure(scale: float) -> list[Line]:
+    """Both without latencies, in turns; then all three with realistic ones."""
+    return [*without_latencies(), *with_latencies(scale)]
+
+
+def without_latencies() -> list[Line]:
+    """What glgpu itself takes."""
+    runs: dict[str, list[Run]] = {GLGPU: [], SCRIPT: []}
+
+    def once(who: str) -> float:
+        runs[who].append(play(who, []))
+        print(f"   latency 0: {who}: {runs[who][-1]}", flush=True)
+        return runs[who][-1].whole
+
+    medians({who: partial(once, who) for who in runs}, ROUNDS, warm_up=False)
+    lines = []
+    for what, field in (("to the first log line", "first_line"), ("end to end", "whole")):
+        mine, its = (sorted(getattr(run, field) for run in runs[who])[ROUNDS // 2] for who in (GLGPU, SCRIPT))
+        lines.append(
+            Line(f"latency 0: {what}", SCRIPT, mine - its, f"{mine:.1f} s, {its:.1f} s", "{:+.1f} s", most=2.5)
+        )
+    return lines
+
+
+def with_latencies(scale: float) -> list[Line]:
+    """What overlaps, and what a VM is billed for."""
+    boot, driver, pull, delete, job_start, training = (
+        seconds * scale for seconds in (BOOT, DRIVER, PULL, DELETE, JOB_START, TRAINING)
+    )
+    rules = [
+        Rule("vm.boot", "slow", argument=str(boot)),
+        Rule("vm.gpu", "late", argument=str(driver)),
+        Rule("vm.docker.pull", "slow", argument=str(pull)),
+        Rule("compute.instances.delete", "late", argument=str(delete)),
+    ]
+
+    def one(number: int, who: str) -> Run:
+        threading.Event().wait(number * APART * scale)
+        run = play(who, list(rules), job_start=job_start, training=training, latency=0.3)
+        print(f"   latencies: {who}: {run}", flush=True)
+        return run
+
+    names = (GLGPU, SCRIPT, SCRIPT_AT_BOOT)
+    with ThreadPoolExecutor(len(names)) as together:
+        mine, script, at_boot = together.map(one, range(len(names)), names)
+    told = f"boot {boot:g} s, driver {driver:g} s, pull {pull:g} s, delete {delete:g} s, a job's start {job_start:g} s"
+    lines = [
+        Line(
+            f"{told}: to the first log line", name, mine.first_line / rival.first_line,
+            f"{mine.first_line:.1f} s, {rival.first_line:.1f} s", most=1.0 if rival is script else None,
+        )
+        for name, rival in ((SCRIPT, script), (SCRIPT_AT_BOOT, at_boot))
+    ]  # fmt: skip
+    bound = boot + max(driver, pull) + delete + OVERHEAD
+    idle = {name: run.billed - training for name, run in zip(names, (mine, script, at_boot), strict=True)}
+    figures = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in idle.items())
+    what = "the same: seconds billed that did not train"
+    lines.append(Line(what, "boot + the longer of driver and pull + delete", idle[GLGPU], figures, "{:.1f} s", bound))
+    return lines

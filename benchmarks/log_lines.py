@@ -1,0 +1,73 @@
+"""100,000 lines of a container's log, against `ssh docker logs -f` through the same sshd.
+
+glgpu strips Docker's time stamps, masks, keeps all of it in train.log and shows what fits into a job log; its file has
+to hold the same bytes as the rival's.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+from loopback import Loopback, loopback
+from results import Line, NotMeasured, medians
+from transfer import emptied, shell
+
+from glgpu.steps.container import Container
+from glgpu.steps.door import Way
+from glgpu.steps.follow import LOG_FILE, follow
+
+ROUNDS = 5
+LINES = 100_000
+BASE = "glgpu-rehearsal-base"
+PROGRAM = "for n in range({lines}): print('step', n, 'loss 1.2345, accuracy 0.6789, 1234 examples a second')"
+
+
+def measure(scale: float) -> list[Line]:
+    """Both read the log of a container that has ended, in turns."""
+    lines = int(LINES * scale)
+    with loopback() as vm:
+        _docker("run", "-d", "--name", vm.stage.name, BASE, "python3", "-c", PROGRAM.format(lines=lines))
+        try:
+            _docker("wait", vm.stage.name)
+            return [_against(vm, lines)]
+        finally:
+            _docker("rm", "-f", "-v", vm.stage.name)
+
+
+def _against(vm: Loopback, lines: int) -> Line:
+    kept = vm.folder / "rival.log"
+
+    def logs() -> float:
+        begun = time.perf_counter()
+        shell(f"{vm.shell(f'docker logs -f {vm.stage.name}')} >{kept}")
+        return time.perf_counter() - begun
+
+    def mine() -> float:
+        with emptied(vm.outputs):
+            begun = time.perf_counter()
+            followed(vm)
+            spent = time.perf_counter() - begun
+            same = not kept.exists() or (vm.outputs / LOG_FILE).read_bytes() == kept.read_bytes()
+            assert same, "train.log is not what docker logs says"
+            return spent
+
+    found = medians({"rival": logs, "glgpu": mine}, ROUNDS)
+    assert len(kept.read_bytes().splitlines()) == lines
+    figures = f"{lines / found['glgpu']:.0f} and {lines / found['rival']:.0f} lines/s, order kept, none lost"
+    return Line(f"{lines} log lines", "`ssh docker logs -f`", found["rival"] / found["glgpu"], figures, least=0.95)
+
+
+def followed(vm: Loopback) -> None:
+    """Follow the run's container to its end."""
+    instance = vm.stage.vm()
+    follow(vm.stage.run, Container(vm.stage.run, vm.machine, instance, Way(vm.stage.run, instance)))
+
+
+def _docker(*words: str) -> None:
+    try:
+        done = subprocess.run(["docker", *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise NotMeasured("no docker on PATH") from None
+    if done.returncode:
+        raise NotMeasured(f'docker {words[0]}: {done.stderr.strip()} (`eval "$(ci/engine start)"`)')
