@@ -125,6 +125,7 @@ class TrainingLog:
         self._tail_bytes = 0
         self._skipped = 0
         self._full = False
+        self._shown: list[bytes] = []  # lines on their way to the console, which takes all of a piece at once
         self._line = bytearray()
         self._cut = 0
         self._returned = False
@@ -144,6 +145,7 @@ class TrainingLog:
                 room = max(0, LONGEST_LINE - len(self._line))
                 self._line += piece[:room]
                 self._cut += len(piece) - len(piece[:room])
+        self._let_out()
 
     def live(self) -> None:
         """What comes from here on is new: first the last lines of what came before are shown."""
@@ -153,6 +155,7 @@ class TrainingLog:
         self._console.say(self._earlier_remark.format(len(lines)))
         for line in lines:
             self._show(line)
+        self._let_out()
         self._console.say(LIVE_REMARK)
 
     def close(self) -> None:
@@ -160,10 +163,10 @@ class TrainingLog:
         self.live()
         if self._line:
             self._end_line()
+        self._let_out()
         if self._skipped:
             self._console.say(self._skip_remark.format(self._skipped))
-        for line in self._tail:
-            self._console.write(line)
+        self._console.write(b"".join(self._tail))
         self._tail.clear()
 
     def _overwrite(self) -> None:
@@ -191,16 +194,22 @@ class TrainingLog:
             return
         if not self._full and len(line) <= self._left:
             self._left -= len(line)
-            self._console.write(line)
+            self._shown.append(line)
             return
         if not self._full:
             self._full = True
+            self._let_out()
             self._console.say(self._full_remark)
         self._tail.append(line)
         self._tail_bytes += len(line)
         while self._tail_bytes > self._tail_size and len(self._tail) > 1:
             self._tail_bytes -= len(self._tail.popleft())
             self._skipped += 1
+
+    def _let_out(self) -> None:
+        if self._shown:
+            self._console.write(b"".join(self._shown))
+            self._shown.clear()
 
 
 def _cut(masked: str) -> str:
