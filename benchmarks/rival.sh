@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+#!/bin/bash
 # The rival of life_cycle.py: one job that trains on a GPU VM of its own, with curl and one SSH connection.
 #   rival.sh NAME IMAGE COMMAND ZONE...       PULL=boot: the VM begins to pull the image as it boots
 # It trusts the VM's host key on first use, and a kill -9 leaves the VM to its maxRunDuration.

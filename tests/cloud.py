@@ -126,7 +126,7 @@ class Cloud:
 
         def enough() -> bool:
             lines = self.calls.lines()
-            return sum(what in line["target"] and line["status"] == status for line in lines) >= times
+            return len([line for line in lines if what in line["target"] and line["status"] == status]) >= times
 
         with self._heard:
             assert self._heard.wait_for(enough, timeout=120)

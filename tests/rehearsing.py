@@ -100,7 +100,7 @@ def started(
     work = folder / "work"
     work.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [GLGPU, "rehearse", *arguments], cwd=work, env=os.environ | own | (environment or {}), umask=umask,
+        [GLGPU, "rehearse", *arguments], cwd=work, env={**os.environ, **own, **(environment or {})}, umask=umask,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=None if apart else subprocess.STDOUT, text=True,
         encoding="utf-8",
     )  # fmt: skip
