@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 from glgpu.console import Console
+from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure
 from glgpu.gpu_offers import Rates
 from glgpu.interfaces import (
@@ -44,6 +45,7 @@ from glgpu.job import read_job
 from glgpu.machines import DEFAULT_IMAGE
 from glgpu.masking import Masker
 from glgpu.processes import Done
+from glgpu.run_names import AnyName
 from glgpu.run_record import RunRecord
 from glgpu.settings import Settings, load_settings
 from glgpu.steps.context import Run
@@ -487,11 +489,53 @@ class FakeStates(Refusing):
         self.states.pop(name, None)
 
 
-class FakeForge(FakeStates):
+class FakeBucket(FakeStates):
+    """A bucket: a place for states, and for outputs that are too big for artifacts."""
+
+    def __init__(self, where: str, kind: str = "gcs") -> None:
+        super().__init__(where, kind)
+        self.kept: dict[tuple[str, str], tuple[Part, bytes]] = {}
+        """By run and name."""
+        self.get_breaks: list[int | None] = []
+        """For each download: after how many bytes the connection breaks."""
+
+    def parts(self, run: AnyName) -> dict[str, Part]:
+        self.visit("parts", str(run))
+        return {name: part for (owner, name), (part, _) in self.kept.items() if owner == str(run)}
+
+    def put_part(self, run: AnyName, part: Part, data: BinaryIO) -> None:
+        content = data.read()
+        self.visit("put_part", part.name)
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (part.size, part.sha256)
+        self.kept[str(run), part.name] = part, content
+
+    def get_part(self, run: AnyName, name: str, begin: int, take: Callable[[bytes], object]) -> None:
+        self.visit("get_part", name, begin)
+        found = self.kept.get((str(run), name))
+        if found is None:
+            raise refusal(ErrorClass.NOT_FOUND if self.kind == "gcs" else ErrorClass.GITLAB, f"there is no {name}")
+        self._hand_over(found[1][begin:], take)
+
+    def _hand_over(self, content: bytes, take: Callable[[bytes], object]) -> None:
+        breaks = self.get_breaks.pop(0) if self.get_breaks else None
+        for start in range(0, len(content[:breaks]), 1 << 20):
+            take(content[:breaks][start : start + (1 << 20)])
+        if breaks is not None:
+            raise refusal(ErrorClass.NETWORK, "the connection broke")
+
+    def page(self, run: AnyName) -> str:
+        return f"https://example.com/{self.where.replace(' ', '-')}/{run}"
+
+
+class FakeForge(FakeBucket):
     """GitLab."""
 
     def __init__(self) -> None:
         super().__init__("GitLab", "http")
+        self.limit: int | None = None
+        """What it says of its limit for artifacts, in bytes."""
+        self.archives: dict[str, tuple[str, bytes]] = {}
+        """Id of a job to its stage and the archive of its artifacts."""
         self.may_administer = True
         self.keys: list[tuple[str, str, float]] = []
         self.over = False
@@ -538,6 +582,18 @@ class FakeForge(FakeStates):
     def artifact(self, pipeline: str, job: str, path: str) -> str | None:
         self.visit("artifact", pipeline, job, path)
         return self.artifacts.get((pipeline, job, path))
+
+    def artifact_jobs(self, pipeline: str, names: Sequence[str]) -> list[str]:
+        self.visit("artifact_jobs", pipeline, *names)
+        return [job for name in names for job, (stage, _) in self.archives.items() if stage == name]
+
+    def get_artifacts(self, job: str, begin: int, take: Callable[[bytes], object]) -> None:
+        self.visit("get_artifacts", job, begin)
+        self._hand_over(self.archives[job][1][begin:], take)
+
+    def artifact_limit(self) -> int | None:
+        self.visit("artifact_limit")
+        return self.limit
 
     def host_key_fingerprints(self) -> set[str]:
         self.visit("host_key_fingerprints")
@@ -946,7 +1002,7 @@ class Stage:
     applies: Callable[[FakeStack], None] = lambda _: None
     refuses: dict[str, Failure] = field(default_factory=dict)
     connected: list[tuple[Endpoint, str]] = field(default_factory=list)
-    buckets: dict[str, FakeStates] = field(default_factory=dict)
+    buckets: dict[str, FakeBucket] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -1043,7 +1099,7 @@ def make_stage(folder: Path, **variables: str) -> Stage:
     run = Run(
         name=name, job=job, settings=load_settings(None, environment), base="", cloud=cloud, forge=forge,
         catalogue=FakeCatalogue(), connect=connect,
-        bucket_for=lambda name: stage.buckets.setdefault(name, FakeStates(f"the bucket {name}", "gcs")),
+        bucket_for=lambda name: stage.buckets.setdefault(name, FakeBucket(f"the bucket {name}")),
         stack_for=stack_for, make_login_key=lambda _folder, _comment: "ssh-ed25519 LOGINKEY",
         repository=FakeRepository(SHA), outputs=folder / "outputs", console=console, clock=clock,
         google_time=clock.now,

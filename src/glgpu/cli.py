@@ -374,6 +374,52 @@ def status(
 
 
 @cli.command()
+@click.argument("run", required=False)
+@click.option("--to", default="outputs", show_default=True, metavar="DIR", help="Where everything is put.")
+@click.option("--json", "as_json", is_flag=True, help="What was fetched, as JSON.")
+@click.option("--gitlab", metavar="URL", help="The GitLab.  [default: CI_SERVER_URL, or that of the remote origin]")
+@click.option("--project", metavar="GROUP/PROJECT", help="The project on it.  [default: likewise]")
+@settings_options
+@doorman
+def fetch(
+    console: Console,
+    interrupts: Interrupts,
+    run: str | None,
+    to: str,
+    as_json: bool,
+    gitlab: str | None,
+    project: str | None,
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Get everything of a run: artifacts, and what was too big for them.
+
+    RUN is the number of its pipeline; in a job, its own by default. What was cut is joined, every file is checked, and
+    what is there already is not got again. Needs GLGPU_GITLAB_TOKEN (a token of your own with scope read_api will do),
+    and in a job of the same project nothing.
+
+    Example: glgpu fetch 1234 --to weights-of-1234
+    """
+    from glgpu.settings import process_environment
+    from glgpu.stages.fetch import fetch as stage
+    from glgpu.wiring import make_console, make_origin
+
+    del interrupts
+    talk = make_console(process_environment(), errors=True) if as_json else console
+    origin = make_origin(
+        talk,
+        process_environment(),
+        Path.cwd(),
+        run=run,
+        server=gitlab,
+        project=project,
+        config=config,
+        overrides=overrides,
+    )
+    stage(origin, Path(to), json_to=console if as_json else None)
+
+
+@cli.command()
 @settings_options
 @doorman
 def run(console: Console, interrupts: Interrupts, config: str | None, overrides: tuple[str, ...]) -> None:

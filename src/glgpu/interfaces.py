@@ -6,11 +6,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import IO, BinaryIO, Literal, Protocol
 
+from glgpu.elsewhere import Part
 from glgpu.errors import Failure
 from glgpu.gpu_offers import Rates
 from glgpu.processes import Done
+from glgpu.run_names import AnyName
 
 
 @dataclass(frozen=True)
@@ -486,6 +488,35 @@ class StateStore(Protocol):
         """Delete a state; not found is success. One that is locked stays, and is a failure."""
 
 
+class Depot(Protocol):
+    """A place for outputs that are too big for artifacts. Every method raises Failure when it refuses or is away.
+
+    What lies there is the team's: nothing here deletes it.
+    """
+
+    def parts(self, run: AnyName) -> dict[str, Part]:
+        """What is kept there of a run, by name."""
+
+    def put_part(self, run: AnyName, part: Part, data: BinaryIO) -> None:
+        """Keep a part; when this returns, it is there and as its checksum says.
+
+        Args:
+            run: Whose it is.
+            part: What it is.
+            data: Its bytes from where they begin; read once, in pieces.
+        """
+
+    def get_part(self, run: AnyName, name: str, begin: int, take: Callable[[bytes], object]) -> None:
+        """Get a part from a byte on, piece by piece; when the connection breaks, what was taken is good."""
+
+    def page(self, run: AnyName) -> str:
+        """Address at which people find what is kept of a run."""
+
+
+class Bucket(StateStore, Depot, Protocol):
+    """A Cloud Storage bucket."""
+
+
 @dataclass(frozen=True)
 class ForgeEnvironment:
     """An environment that glgpu's jobs deploy to, and that has not been stopped.
@@ -507,7 +538,7 @@ class ForgeEnvironment:
     stops: str
 
 
-class Forge(StateStore, Protocol):
+class Forge(StateStore, Depot, Protocol):
     """GitLab. Every method raises Failure when GitLab refuses or cannot be reached."""
 
     @property
@@ -531,6 +562,15 @@ class Forge(StateStore, Protocol):
 
     def artifact(self, pipeline: str, job: str, path: str) -> str | None:
         """A file from a job's artifacts, or None."""
+
+    def artifact_jobs(self, pipeline: str, names: Sequence[str]) -> list[str]:
+        """Ids of a pipeline's jobs with artifacts, of these stages and in their order; the latest try of each."""
+
+    def get_artifacts(self, job: str, begin: int, take: Callable[[bytes], object]) -> None:
+        """Get the archive of a job's artifacts from a byte on, piece by piece."""
+
+    def artifact_limit(self) -> int | None:
+        """Bytes that GitLab says it takes as a job's artifacts; None where it does not say."""
 
     def host_key_fingerprints(self) -> set[str]:
         """GitLab's own SSH host keys as ``SHA256:...``; empty where it does not publish them."""
@@ -917,5 +957,5 @@ Connect = Callable[[Endpoint, Path, str], Machine]
 """where, folder with the login key, pinned host key -> the VM."""
 StackFor = Callable[[Mapping[str, object], Backend | None], Stack]
 """variables, where its state is (None: nowhere, thrown away) -> Terraform."""
-BucketFor = Callable[[str], StateStore]
+BucketFor = Callable[[str], Bucket]
 """name -> the bucket."""

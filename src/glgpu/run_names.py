@@ -123,6 +123,10 @@ class ReadName:
         }
 
 
+AnyName = RunName | ReadName
+"""A run, however it is known."""
+
+
 def read_name(name: str) -> ReadName | None:
     """The run that something of this name belongs to; None for a name that is not one of glgpu's."""
     own = name.removesuffix(_CLOSED)

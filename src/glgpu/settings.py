@@ -246,9 +246,14 @@ class Storage(_Section):
     bucket: str | None = Field(
         None,
         pattern=r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$",
-        description="A Cloud Storage bucket, for Terraform's states.",
+        description="A Cloud Storage bucket, for Terraform's states and outputs that are too big for artifacts.",
     )
-    artifact_mb: int | None = Field(None, ge=1, description="What GitLab takes as artifacts; null: by instance.")
+    artifact_mb: int | None = Field(
+        None,
+        ge=1,
+        description="Most that GitLab takes as artifacts, in its MB of 1024 * 1024 bytes; null: what the instance "
+        "says, else 1000 on GitLab.com and 100 elsewhere.",
+    )
 
 
 class Settings(_Section):

@@ -36,6 +36,7 @@ from glgpu.masking import Masker
 from glgpu.run_names import Kind, RunName
 from glgpu.run_record import RunRecord
 from glgpu.settings import Machine, Settings, load_settings, read_secret
+from glgpu.stages.fetch import Origin
 from glgpu.stages.init import GitLab
 from glgpu.steps.checks.facts import Sources
 from glgpu.steps.context import Run
@@ -145,12 +146,9 @@ def make_gitlab(
         server: Address of the GitLab, if it is given.
         project: Path of the project there, if it is given.
     """
-    # The variables of a job speak of its own project alone.
-    given = {"CI_SERVER_URL": server, "CI_API_V4_URL": "", "CI_PROJECT_ID": "", "CI_PROJECT_PATH": ""} if server else {}
-    given |= {"CI_PROJECT_ID": "", "CI_PROJECT_PATH": project} if project else {}
     place = Place("", "")
     try:
-        job = read_job({**environment, **given}, folder, SystemClock().now())
+        job = read_job({**environment, **_given(server, project)}, folder, SystemClock().now())
         hide_tokens(job, console.masker)
         job = _placed(job, folder)
         place = Place(job.server_url, job.project_path or str(job.project_id))
@@ -163,6 +161,57 @@ def make_gitlab(
     except Failure as failure:
         return GitLab(place, failure)
     return GitLab(place, GitlabProject(job))
+
+
+def make_origin(
+    console: Console,
+    environment: Mapping[str, str],
+    folder: Path,
+    *,
+    run: str | None,
+    server: str | None,
+    project: str | None,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Origin:
+    """Where `glgpu fetch` looks for a run.
+
+    Args:
+        console: Its masker learns the tokens.
+        environment: The process's variables.
+        folder: The working directory; its remote ``origin`` tells of GitLab where nothing else does.
+        run: The run, if it is given; else that of the variables.
+        server: Address of the GitLab, if it is given.
+        project: Path of the project there, if it is given.
+        config: Path of glgpu.yml from the command line.
+        overrides: ``section.key=value`` from the command line.
+
+    Raises:
+        Failure: USAGE, where nothing says which run of which project is meant; CONFIG.
+    """
+    own = {**environment, **_given(server, project), **({"GLGPU_RUN": run} if run else {})}
+    clock = SystemClock()
+    job = read_job(own, folder, clock.now())
+    hide_tokens(job, console.masker)
+    if not (own.get("GLGPU_RUN") or own.get("CI_PIPELINE_ID")):
+        raise Failure(
+            ErrorClass.USAGE,
+            "nothing says which run is meant",
+            "name its pipeline: `glgpu fetch 1234`; the number stands in the pipeline's address",
+        )
+    job = _placed(job, folder)
+    forge = GitlabProject(job)
+    if not job.project_id:
+        job = replace(job, project_id=forge.number())
+    path = _config_path(job, config or environment.get("GLGPU_CONFIG") or DEFAULT_CONFIG)
+    settings = _settings(console, path, environment, overrides, needed=config is not None)
+    return Origin(job.name(), forge, lambda name: CloudStorage(job, name), settings.storage.bucket, console, clock)
+
+
+def _given(server: str | None, project: str | None) -> dict[str, str]:
+    """What options say in place of a job's variables, which speak of its own project alone."""
+    given = {"CI_SERVER_URL": server, "CI_API_V4_URL": "", "CI_PROJECT_ID": "", "CI_PROJECT_PATH": ""} if server else {}
+    return given | ({"CI_PROJECT_ID": "", "CI_PROJECT_PATH": project} if project else {})
 
 
 def _placed(job: Job, folder: Path) -> Job:

@@ -121,8 +121,8 @@ def tell(tmp_path: Path) -> Callable[[Story], Player]:
         occasion = Occasion(gitlab, Server(gitlab.url), project, user, Event("main", sha))
         player = Player(
             occasion.compile(), occasion, folder=tmp_path / "player", path="", runner=Offering(gitlab),
-            artifact_limit_mb=1,
         )  # fmt: skip
+        gitlab.artifact_limit_mb = 1
         async with aiohttp.ClientSession() as session:
             playing = asyncio.ensure_future(player.play())
             try:

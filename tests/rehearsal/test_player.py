@@ -20,7 +20,7 @@ import pytest
 from glgpu.rehearsal.ci_yaml import Job, PipelineError
 from glgpu.rehearsal.gitlab_model import Project, Role, Variable
 from glgpu.rehearsal.gitlab_state import GitLabState
-from glgpu.rehearsal.job_artifacts import UploadRefused, parse_dotenv
+from glgpu.rehearsal.job_artifacts import UploadRefused, check_annotations, parse_dotenv
 from glgpu.rehearsal.job_log import LOG_LIMIT, JobLog, Masker
 from glgpu.rehearsal.job_run import Executor, PlayedRunner
 from glgpu.rehearsal.occasion import Event, Occasion, Server, environment_slug, slug
@@ -853,10 +853,38 @@ def test_a_refused_report_fails_the_job(world: World) -> None:
 
 def test_an_archive_over_the_limit_is_refused_and_fails_the_job(world: World) -> None:
     yaml = "a: {script: [head -c 1200000 /dev/urandom > f], artifacts: {paths: [f]}}"
-    player = world.play(yaml, artifact_limit_mb=1)
+    world.state.artifact_limit_mb = 1
+    player = world.play(yaml)
     assert statuses(player) == {"a": "failed"}
     assert "413 Request Entity Too Large" in log_of(player, "a")
-    assert statuses(world.play(yaml, artifact_limit_mb=2)) == {"a": "success"}
+    world.state.artifact_limit_mb = 2
+    assert statuses(world.play(yaml)) == {"a": "success"}
+
+
+def test_a_script_that_fails_keeps_its_exit_code_though_its_archive_is_refused(world: World) -> None:
+    world.state.artifact_limit_mb = 1
+    yaml = "a: {script: [head -c 1200000 /dev/urandom > f, exit 23], artifacts: {paths: [f], when: always}}"
+    player = world.play(yaml)
+    assert "FATAL: too large" in log_of(player, "a")
+    assert (player.outcomes["a"].failure_reason, player.outcomes["a"].exit_code) == ("script_failure", 23)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json", "[]", '{"glgpu": {}}', '{"": []}', '{"glgpu": [{"link": {}}]}',
+        '{"glgpu": [{"external_link": {"label": "x"}}]}', '{"glgpu": [{"external_link": {"label": "x", "url": 3}}]}',
+        '{"glgpu": ["' + "x" * (80 << 10) + '"]}', str({f"l{n}": [] for n in range(21)}).replace("'", '"'),
+    ],
+)  # fmt: skip
+def test_an_annotations_report_that_gitlab_refuses_is_refused(text: str) -> None:
+    with pytest.raises(UploadRefused, match="400 Bad Request"):
+        check_annotations(text.encode())
+
+
+@pytest.mark.parametrize("text", ["{}", '{"glgpu": [{"external_link": {"label": "x", "url": "https://example.com"}}]}'])
+def test_links_on_a_job_s_page_are_taken(text: str) -> None:
+    check_annotations(text.encode())
 
 
 def test_erased_artifacts_stop_a_job_that_depends_on_them(world: World) -> None:

@@ -1,18 +1,24 @@
-"""A Cloud Storage bucket through google-cloud-storage: Terraform's states in it."""
+"""A Cloud Storage bucket through google-cloud-storage: Terraform's states in it, and outputs too big for artifacts."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from glgpu.clients.google_calls import GoogleCalls
+from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Backend
 from glgpu.job import Job
+from glgpu.run_names import AnyName
 
 FOLDER = "glgpu/states"
+OUTPUTS = "glgpu/outputs"
+PIECE = 8 << 20
+"""Bytes that an upload sends at a time: what the library holds in memory, and sends again after a drop."""
 STATE, LOCK = "default.tfstate", "default.tflock"
 """What Terraform's gcs backend writes below a prefix (https://developer.hashicorp.com/terraform/language/backend/gcs)."""
 
@@ -103,6 +109,55 @@ class CloudStorage:
             )
         self._delete(name, STATE)
 
+    def parts(self, run: AnyName) -> dict[str, Part]:
+        """What the bucket keeps of a run, by name; what somebody else put there has no checksum."""
+        prefix = f"{OUTPUTS}/{run}/"
+        found = self._google.call(
+            "looking for outputs in the bucket",
+            lambda: list(self._client.list_blobs(self._name, prefix=prefix, **self._options)),
+        )
+        parts = [Part(one.name.removeprefix(prefix), one.size, (one.metadata or {}).get("sha256", "")) for one in found]
+        return {part.name: part for part in parts}
+
+    def put_part(self, run: AnyName, part: Part, data: BinaryIO) -> None:
+        """Keep a part; Google refuses bytes that do not have the checksum with which they were sent."""
+        from google.cloud.storage.exceptions import DataCorruption
+
+        blob, doing = self._part(run, part.name), f"uploading {part.name}"
+        blob.metadata = {"sha256": part.sha256}
+        blob.chunk_size = PIECE
+        options = {"checksum": "crc32c", "content_type": "application/octet-stream", **self._google.writing}
+        try:
+            self._google.call(doing, lambda: blob.upload_from_file(data, size=part.size, **options))
+        except DataCorruption as error:
+            raise Failure(
+                ErrorClass.TRANSIENT,
+                f"{doing}: {self.where} has stored other bytes than were sent",
+                "retry the job: what is on the VM stays there",
+                str(error),
+            ) from None
+
+    def get_part(self, run: AnyName, name: str, begin: int, take: Callable[[bytes], object]) -> None:
+        """Get a part from a byte on, piece by piece."""
+        from google.api_core.exceptions import RequestRangeNotSatisfiable
+
+        blob = self._part(run, name)
+        # The library knows the checksum of the whole alone, and raises it after the fact: whoever asked compares.
+        options = {"start": begin or None, "raw_download": True, "checksum": None, **self._options}
+
+        def download() -> None:
+            with suppress(RequestRangeNotSatisfiable):  # there is nothing from that byte on
+                blob.download_to_file(_Taker(take), **options)
+
+        self._google.call(f"fetching {name}", download)
+
+    def page(self, run: AnyName) -> str:
+        """Address of the run's folder in Google's console."""
+        return f"https://console.cloud.google.com/storage/browser/{self._name}/{OUTPUTS}/{run}"
+
+    def _part(self, run: AnyName, name: str) -> Any:
+        return self._client.bucket(self._name).blob(f"{OUTPUTS}/{run}/{name}")
+
     def _delete(self, name: str, file: str) -> None:
         self._google.call(
             "deleting Terraform's state", lambda: self._blob(name, file).delete(**self._options), missing_is_none=True
@@ -123,3 +178,14 @@ class CloudStorage:
 
         options = ClientOptions(api_endpoint=self._job.google_endpoint) if self._job.google_endpoint else None
         return storage.Client(project="", credentials=self._google.credentials, client_options=options)
+
+
+class _Taker:
+    """A file to write to, as the library wants one."""
+
+    def __init__(self, take: Callable[[bytes], object]) -> None:
+        self._take = take
+
+    def write(self, data: bytes) -> int:
+        self._take(data)
+        return len(data)

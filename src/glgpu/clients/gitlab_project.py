@@ -1,21 +1,22 @@
-"""The team's GitLab project through python-gitlab: deploy keys, Terraform states, jobs and their artifacts."""
+"""The team's GitLab project through python-gitlab: deploy keys, Terraform states, jobs, their artifacts, packages."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-from urllib.parse import quote
+from typing import Any, BinaryIO, Literal, TypeVar
+from urllib.parse import quote, urljoin
 
 import gitlab
 import gitlab.exceptions
 import requests
 
+from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import (
     Backend,
@@ -28,9 +29,21 @@ from glgpu.interfaces import (
     Made,
 )
 from glgpu.job import Job
+from glgpu.run_names import AnyName
 
 T = TypeVar("T")
 CALL_SECONDS = 30.0
+STORING_SECONDS = 300.0
+"""How long GitLab may take to answer a package file that it has in whole: it copies it within its object storage."""
+CHUNK = 1 << 20
+KEPT_AS = "glgpu-{}"
+"""Name of the package that holds outputs of a kind of run; its version is the run."""
+SIZE_UNITS = {"Bytes": 0, "KB": 1, "MB": 2, "GB": 3, "TB": 4, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
+"""Powers of 1024, all of them: Rails' ``number_to_human_size``."""
+LIMIT_ROW = re.compile(
+    r"<td>\s*(?:Maximum job artifact size|Artifacts maximum size)\s*</td>\s*<td>\s*([0-9.]+) (\w+)\s*</td>"
+)
+"""Of the page that shows an instance's limits (app/views/help/instance_configuration in gitlabhq/gitlabhq)."""
 PROBE_LOCK = "00000000-0000-4000-8000-676c67707500"
 """Lock id of the question whether a state may be written."""
 STATES_QUERY = """\
@@ -212,11 +225,208 @@ class GitlabProject:
                 return bytes(data).decode("utf-8", "replace") if data is not None else None
         return None
 
+    def artifact_jobs(self, pipeline: str, names: Sequence[str]) -> list[str]:
+        """Ids of a pipeline's jobs with artifacts, of these stages and in their order; the latest try of each."""
+        found = self._call("looking at the pipeline's jobs", lambda: self._jobs(pipeline), missing_is_none=True) or []
+        newest = {job.name: job for job in sorted(found, key=lambda one: int(one.id))}
+        wanted = [newest.get(self._named(name)) for name in names]
+        return [str(job.id) for job in wanted if job is not None and job.attributes.get("artifacts_file")]
+
+    def get_artifacts(self, job: str, begin: int, take: Callable[[bytes], object]) -> None:
+        """Get the archive of a job's artifacts from a byte on, piece by piece.
+
+        A job's own token opens those of its project (https://docs.gitlab.com/api/job_artifacts/).
+        """
+        self._get(f"fetching the artifacts of job {job}", f"{self._project_path}/jobs/{job}/artifacts", begin, take)
+
+    def artifact_limit(self) -> int | None:
+        """Bytes that the instance takes as a job's artifacts; None where it does not say.
+
+        A project's or group's own limit may be lower, and is told to administrators alone.
+        """
+        try:
+            row = LIMIT_ROW.search(self._instance_page("reading GitLab's limits"))
+        except Failure as failure:
+            if failure.klass is not ErrorClass.NETWORK:
+                raise
+            return None
+        if row is None or row[2] not in SIZE_UNITS:
+            return None
+        return int(float(row[1]) * 1024 ** SIZE_UNITS[row[2]])
+
+    def parts(self, run: AnyName) -> dict[str, Part]:
+        """What the package registry keeps of a run, by name; of two with one name the newer, which is what one gets."""
+        package = self._package(run)
+        if package is None:
+            return {}
+        path = f"{self._project_path}/packages/{package['id']}/package_files"
+        doing = "looking at the package registry"
+        found = self._of_packages(doing, lambda: self._member.http_list(path, get_all=True, per_page=100))
+        files = sorted(found, key=lambda one: int(one["id"]))
+        return {
+            str(one["file_name"]): Part(str(one["file_name"]), int(one["size"]), str(one["file_sha256"]))
+            for one in files
+        }
+
+    def put_part(self, run: AnyName, part: Part, data: BinaryIO) -> None:
+        """Keep a part in the package registry.
+
+        python-gitlab's own ``generic_packages.upload`` would do; but where GitLab wants to be asked less often it sends
+        again what it has already read, which is nothing.
+        """
+        doing = f"uploading {part.name}"
+        path = f"{self._project_path}/packages/generic/{KEPT_AS.format(run.kind)}/{run.run}/{part.name}"
+        kept = self._of_packages(
+            doing,
+            lambda: self._member.http_put(
+                path,
+                query_data={"select": "package_file"},
+                post_data=data,
+                raw=True,
+                timeout=STORING_SECONDS,
+                obey_rate_limit=False,
+            ),
+        )
+        if (kept.get("size"), kept.get("file_sha256")) != (part.size, part.sha256):
+            raise Failure(
+                ErrorClass.TRANSIENT,
+                f"{doing}: GitLab has stored other bytes than were sent ({kept.get('size')} of {part.size})",
+                "retry the job: what is on the VM stays there",
+            )
+
+    def get_part(self, run: AnyName, name: str, begin: int, take: Callable[[bytes], object]) -> None:
+        """Get a part from the package registry from a byte on, piece by piece."""
+        path = f"{self._project_path}/packages/generic/{KEPT_AS.format(run.kind)}/{run.run}/{quote(name, safe='')}"
+        self._get(f"fetching {name}", path, begin, take)
+
+    def page(self, run: AnyName) -> str:
+        """Address of the run's package."""
+        package = self._package(run)
+        return urljoin(self._job.server_url, str(package["_links"]["web_path"])) if package else self._job.server_url
+
+    def _package(self, run: AnyName) -> dict[str, Any] | None:
+        query = {
+            "package_type": "generic",
+            "package_name": KEPT_AS.format(run.kind),
+            "package_version": run.run,
+        }
+        path = f"{self._project_path}/packages"
+        found = self._of_packages(
+            "looking at the package registry",
+            lambda: list(self._member.http_list(path, query, get_all=True, per_page=100)),
+        )
+        # GitLab takes a part of a name for the name.
+        exact = [one for one in found if (one["name"], one["version"]) == (KEPT_AS.format(run.kind), run.run)]
+        return exact[0] if exact else None
+
+    def _of_packages(self, doing: str, call: Callable[[], Any]) -> Any:
+        """A call to the package registry, whose refusals mean something else than those of the project."""
+        try:
+            return call()
+        except gitlab.exceptions.GitlabError as error:
+            raise self._not_kept(error.response_code or 0, str(error), doing) from None
+        except requests.RequestException as error:
+            raise self._unreachable(error, doing) from None
+
+    def _not_kept(self, status: int, text: str, doing: str) -> Failure:
+        """The package registry refuses."""
+        if status == 401 and not self._job.gitlab_token:
+            return Failure(
+                ErrorClass.GITLAB_AUTH,
+                f"{doing}: GitLab does not accept the job's token (401); it is dead once the job is cancelled",
+                "set GLGPU_GITLAB_TOKEN, or storage.bucket, which needs no token of GitLab's",
+                text,
+            )
+        if status == 403:
+            return Failure(
+                ErrorClass.GITLAB_AUTH,
+                f"{doing}: GitLab refuses (403): who started the job may not add packages, or they are full",
+                "let a Developer start it, set GLGPU_GITLAB_TOKEN, or set storage.bucket",
+                text,
+            )
+        if status == 404:
+            return Failure(
+                ErrorClass.GITLAB,
+                f"{doing}: the project {self._project} has no package registry that we may see (404)",
+                "turn it on (Settings > General > Visibility, project features), or set storage.bucket",
+                text,
+            )
+        if status == 413 or "too large" in text:
+            return Failure(
+                ErrorClass.GITLAB,
+                f"{doing}: GitLab takes no package file of that size ({status})",
+                "have its administrator raise the limit for generic packages, or set storage.bucket",
+                text,
+            )
+        return self._refused(status, text, doing)
+
+    def _get(self, doing: str, path: str, begin: int, take: Callable[[bytes], object]) -> None:
+        """Get a file from a byte on, piece by piece.
+
+        GitLab may send us to its object storage, which must not see the token: a library that follows by itself would
+        take the token along.
+        """
+        token = self._job.gitlab_token
+        login = {"PRIVATE-TOKEN": token} if token else {"JOB-TOKEN": self._job.job_token}
+        address, headers = f"{self._job.api_url}{path}", {"Range": f"bytes={begin}-"} if begin else {}
+        try:
+            with requests.Session() as session:
+                answer = self._open(session, address, {**headers, **login})
+                if answer.is_redirect:
+                    address = urljoin(address, answer.headers["Location"])
+                    answer.close()
+                    answer = self._open(session, address, headers)
+                with answer:
+                    if answer.status_code == 416:
+                        return  # there is nothing from that byte on
+                    if answer.status_code not in (200, 206):
+                        raise self._not_kept(answer.status_code, answer.text[:1000], doing)
+                    skip = begin if answer.status_code == 200 else 0
+                    for piece in answer.iter_content(CHUNK):
+                        if skip < len(piece):
+                            take(piece[skip:])
+                        skip = max(0, skip - len(piece))
+        except requests.RequestException as error:
+            raise self._unreachable(error, doing) from None
+
+    def _open(self, session: requests.Session, address: str, headers: Mapping[str, str]) -> requests.Response:
+        return session.get(
+            address,
+            headers={"Accept-Encoding": "identity", **headers},
+            stream=True,
+            timeout=CALL_SECONDS,
+            verify=self._job.ca_file or True,
+            allow_redirects=False,
+        )
+
+    @cached_property
+    def _member(self) -> gitlab.Gitlab:
+        """With whichever token there is: the job's has the rights of whoever started it."""
+        if self._job.gitlab_token:
+            return self._client
+        if not self._job.job_token:
+            raise Failure(
+                ErrorClass.GITLAB_AUTH,
+                "neither GLGPU_GITLAB_TOKEN nor CI_JOB_TOKEN is set",
+                "set GLGPU_GITLAB_TOKEN to a token that may read the project's packages and artifacts",
+            )
+        return gitlab.Gitlab(
+            self._job.server_url,
+            job_token=self._job.job_token,
+            timeout=CALL_SECONDS,
+            ssl_verify=self._job.ca_file or True,
+            retry_transient_errors=False,
+        )
+
     def host_key_fingerprints(self) -> set[str]:
         """GitLab's own SSH host keys as ``SHA256:...``; empty where it does not publish them.
 
         An instance shows them on a page that needs no login (https://docs.gitlab.com/user/ssh/, over TLS).
         """
+        return set(re.findall(r"SHA256:[A-Za-z0-9+/]{43}", self._instance_page("reading GitLab's host keys")))
+
+    def _instance_page(self, doing: str) -> str:
+        """The page on which an instance tells of itself; empty where it shows none."""
         try:
             answer = requests.get(
                 f"{self._job.server_url}/help/instance_configuration",
@@ -224,8 +434,8 @@ class GitlabProject:
                 verify=self._job.ca_file or True,
             )
         except requests.RequestException as error:
-            raise self._unreachable(error, "reading GitLab's host keys") from None
-        return set(re.findall(r"SHA256:[A-Za-z0-9+/]{43}", answer.text)) if answer.ok else set()
+            raise self._unreachable(error, doing) from None
+        return answer.text if answer.ok else ""
 
     def sees_project(self, project_id: int) -> bool:
         """Whether our token may look at a project."""
@@ -329,6 +539,10 @@ class GitlabProject:
         return ForgeProject(
             str(found.get("default_branch") or ""), max((int(one["access_level"]) for one in granted), default=0)
         )
+
+    def number(self) -> int:
+        """The project's id."""
+        return int(self._read("looking at the GitLab project", self._project_path)["id"])
 
     def variables(self) -> list[ForgeVariable]:
         """The project's own CI variables, without those of its groups."""

@@ -118,6 +118,7 @@ class GitLab(GitLabState):
         app.router.add_get("/help/instance_configuration", self._instance_configuration)
         app.router.add_get("/.well-known/openid-configuration", self._openid_configuration)
         app.router.add_get(KEYS_PATH, self._keys)
+        app.router.add_get("/object-storage/{signature}", self._stored)
         GitOverHttp(self, self._lfs).add_routes(app)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
@@ -177,13 +178,20 @@ class GitLab(GitLabState):
         self._note(request)
         return web.json_response({"keys": [self.id_tokens.public]})
 
+    async def _stored(self, request: web.Request) -> web.StreamResponse:
+        """The object storage behind GitLab; a stranger to whoever is sent here."""
+        headers = dict(request.headers)
+        self.calls.add("object storage", "GET", str(request.rel_url), at=self.clock.now(), status=200, headers=headers)
+        path = self.signed.get(request.match_info["signature"])
+        return web.FileResponse(path) if path else web.Response(status=403)
+
     def _note(self, request: web.Request) -> None:
         self.calls.add(
             "gitlab", "GET", str(request.rel_url), at=self.clock.now(), status=200, headers=dict(request.headers)
         )
 
     async def _instance_configuration(self, request: web.Request) -> web.StreamResponse:
-        """The page that shows the SSH host keys (app/views/help/instance_configuration/_ssh_info.html.haml)."""
+        """What the instance tells of itself: SSH host keys and limits (app/views/help/instance_configuration/)."""
         md5, sha256 = fingerprints(self._host_key.export_public_key().decode().split()[1])
         row = f"<tr><td>ED25519</td><td><code>{md5}</code></td><td><code>{sha256}</code></td></tr>"
         row = row if self.shows_host_keys else ""
@@ -197,6 +205,20 @@ class GitLab(GitLabState):
 <tbody>{row}</tbody>
 </table>
 </div>
+<h2 id="size-limits">Size Limits</h2>
+<table>
+<thead><tr><th>Setting</th><th>127.0.0.1</th></tr></thead>
+<tbody>
+<tr>
+<td>Maximum push size</td>
+<td>-</td>
+</tr>
+<tr>
+<td>Maximum job artifact size</td>
+<td>{self.artifact_limit_mb} MB</td>
+</tr>
+</tbody>
+</table>
 </body></html>
 """
         self._note(request)

@@ -72,7 +72,7 @@ async def artifacts(call: Call) -> Answer:
     if found.artifacts is None:
         raise not_found()
     headers = {"Content-Disposition": 'attachment; filename="artifacts.zip"'}
-    return Answer(200, found.artifacts, headers=headers)
+    return call.file(found.artifacts, headers)
 
 
 @serves(

@@ -21,7 +21,7 @@ from aiohttp import web
 from glgpu.rehearsal.call_log import CallLog
 from glgpu.rehearsal.faults import Faults, Rule
 from glgpu.rehearsal.gitlab_description import BadParameter, Operation, load
-from glgpu.rehearsal.gitlab_model import Job, Pipeline, Project, Role, Token, User, Variable
+from glgpu.rehearsal.gitlab_model import Job, Pipeline, Project, Role, Token, User, Variable, secret
 from glgpu.rehearsal.gitlab_state import GitLabState, Refused
 from glgpu.rehearsal.seams import Network
 
@@ -160,6 +160,14 @@ class Call:
             "Link": ", ".join(f'<{self._url(n, per_page)}>; rel="{word}"' for word, n in links.items()),
         }  # fmt: skip
         return Answer(200, shown, headers=headers)
+
+    def file(self, path: Path, headers: dict[str, str] | None = None) -> Answer:
+        """A file, or the way to it where it lies in an object storage: an address that is its own credential."""
+        if self.state.direct_download:
+            signature = secret("")
+            self.state.signed[signature] = path
+            return Answer(302, headers={"Location": f"{self.host.url}/object-storage/{signature}"})
+        return Answer(200, path, headers=headers or {})
 
     def _url(self, page: int, per_page: int) -> str:
         query = {name: value for name, value in self.request.query.items() if name not in ("page", "per_page")}

@@ -425,10 +425,15 @@ async def upload_package_file(call: Call) -> Answer:
             raise ApiError(400, {"error": f"{part} is invalid"})
     number, digest, size = call.state.number(), hashlib.sha256(), 0
     path = call.state.folder / "packages" / str(number)
+    limit = call.state.package_limit
     with path.open("wb") as target:
         async for chunk in call.request.content.iter_chunked(1 << 18):
             digest.update(chunk)
             size += len(chunk)
+            if size > limit:
+                # Workhorse's, which stops listening there.
+                text = f"RequestBody: upload failed: the upload size {size} is over maximum of {limit} bytes"
+                raise ApiError.message(413, f"{text}: entity is too large")
             target.write(chunk)
     now = call.state.clock.now()
     holder = next((p for p in call.project.packages.values() if (p.name, p.version) == (name, version)), None)
@@ -450,5 +455,5 @@ async def download_package_file(call: Call) -> Answer:
         if (holder.name, holder.version) == wanted:
             for file in reversed(holder.files):
                 if file.name == call.path["file_name"]:
-                    return Answer(200, file.path, headers={"Content-Type": "application/octet-stream"})
+                    return call.file(file.path)
     raise not_found()

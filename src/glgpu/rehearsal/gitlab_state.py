@@ -48,6 +48,10 @@ class GitLabState:
         admin: The administrator.
         admin_token: Value of a token that may read and do everything.
         id_tokens: What signs the identity tokens of jobs.
+        artifact_limit_mb: The setting ``max_artifacts_size``.
+        package_limit: Bytes of a generic package file, the plan limit ``generic_packages_max_file_size``.
+        direct_download: Whether files of packages and artifacts lie in an object storage to which downloads are sent.
+        signed: What each address of that object storage that was given out stands for.
         job_listeners: Called with a word (``created``, ``started``, ``finished``, ``canceling``, ``canceled``,
             ``played``, ``retried``) and the job, in the caller's thread.
     """
@@ -60,6 +64,10 @@ class GitLabState:
         self.tokens: list[Token] = []
         self.deploy_keys: dict[int, DeployKey] = {}
         self.job_listeners: list[Callable[[str, Job], None]] = []
+        self.artifact_limit_mb = 100
+        self.package_limit = 5 << 30
+        self.direct_download = False
+        self.signed: dict[str, Path] = {}
         self._numbers = itertools.count(1001)
         self._iids: dict[tuple[int, str], itertools.count[int]] = {}
         for name in ("repositories", "artifacts", "packages"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -15,6 +16,11 @@ from glgpu.rehearsal.ci_yaml import glob_pattern
 DOTENV_BYTES = 5 * 1024
 DOTENV_VARIABLES = 20
 """GitLab's limits for a dotenv report on a self-managed instance, the strictest of all offers."""
+
+
+ANNOTATION_BYTES = 80 << 10
+ANNOTATION_LISTS = 20
+"""GitLab's limits for links on a job's page (``ci_job_annotations_size``, ``ci_job_annotations_num``)."""
 
 
 class UploadRefused(Exception):
@@ -142,3 +148,33 @@ def parse_dotenv(data: bytes) -> dict[str, str]:
     if len(values) > DOTENV_VARIABLES:
         raise UploadRefused(f"400 Bad Request: Dotenv files cannot have more than {DOTENV_VARIABLES} variables")
     return values
+
+
+def check_annotations(data: bytes) -> None:
+    """Judge an annotations report as GitLab does (``Ci::ParseAnnotationsArtifactService``, ``Ci::JobAnnotation``).
+
+    Raises:
+        UploadRefused: Too large, too many, or not lists of links by name.
+    """
+    if len(data) > ANNOTATION_BYTES:
+        text = f"Annotations Artifact Too Big. Maximum Allowable Size: {ANNOTATION_BYTES}"
+        raise UploadRefused(f"400 Bad Request: {text}")
+    try:
+        lists = json.loads(data.decode("utf-8-sig", "replace"))
+    except ValueError as error:
+        raise UploadRefused(f"400 Bad Request: {error}") from None
+    if not isinstance(lists, dict):
+        raise UploadRefused("400 Bad Request: Annotations files must be a JSON object")
+    if len(lists) > ANNOTATION_LISTS:
+        text = f"Annotations files cannot have more than {ANNOTATION_LISTS} annotation lists"
+        raise UploadRefused(f"400 Bad Request: {text}")
+    for name, links in lists.items():
+        if not name or len(name) > 255 or not isinstance(links, list) or not all(map(_is_link, links)):
+            raise UploadRefused("400 Bad Request: Validation failed: Data must be a valid json schema")
+
+
+def _is_link(entry: object) -> bool:
+    if not isinstance(entry, dict) or set(entry) - {"external_link"}:
+        return False
+    link = entry.get("external_link", {"label": "", "url": ""})
+    return isinstance(link, dict) and {key: type(value) for key, value in link.items()} == {"label": str, "url": str}

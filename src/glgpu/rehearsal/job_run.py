@@ -303,7 +303,12 @@ class JobRun:
             await self._after_script(status)
         if attempt.interrupt in ("force cancel", "runner stopped", "runner killed"):
             raise self._why(_StageEnd(attempt.interrupt, None))
-        await self._upload(successful=status == "success")
+        try:
+            await self._upload(successful=status == "success")
+        except _Ended:
+            # Of both, the script's own end is what the Runner reports (``Build.pickPriorityError``).
+            if not (ended.how or ended.exit_code):
+                raise
         if ended.how or ended.exit_code:
             raise self._why(ended)
         self.log.say("\x1b[32;1mJob succeeded\x1b[0;m")
@@ -575,6 +580,9 @@ class JobRun:
                 await self._store(kind, patterns, artifacts)
             except (OSError, UploadRefused) as error:
                 self.log.say(f'\x1b[31;1mERROR: Uploading artifacts as "{kind}" to coordinator... {error}\x1b[0;m')
+                if str(error).startswith("413"):
+                    # It is not tried again (commands/helpers/artifacts_uploader.go), unlike what may pass.
+                    self.log.say("\x1b[31;1mFATAL: too large\x1b[0;m")
                 raise _Ended("script_failure", "exit code 1", 1) from error
 
     async def _store(self, kind: str, patterns: Iterable[str], artifacts: Artifacts) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from glgpu.rehearsal import gitlab_model
 from glgpu.rehearsal.ci_yaml import Environment, Job, Variable, expand, expand_all
-from glgpu.rehearsal.job_artifacts import UploadRefused, parse_dotenv
+from glgpu.rehearsal.job_artifacts import UploadRefused, check_annotations, parse_dotenv
 from glgpu.rehearsal.occasion import environment_slug, id_token, iso, slug
 
 if TYPE_CHECKING:
@@ -182,10 +182,12 @@ class Turn:
         self._check_size(report)
         if kind == "dotenv":
             self.attempt.dotenv |= parse_dotenv(report.read_bytes())
+        if kind == "annotations":
+            check_annotations(report.read_bytes())
         self.attempt.reports[kind] = report
 
     def _check_size(self, upload: Path) -> None:
-        if upload.stat().st_size > self.player.artifact_limit_mb * ARTIFACT_BYTES_PER_MB:
+        if upload.stat().st_size > self.player.state.artifact_limit_mb * ARTIFACT_BYTES_PER_MB:
             upload.unlink()
             raise UploadRefused("413 Request Entity Too Large")
 

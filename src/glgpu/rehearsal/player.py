@@ -22,7 +22,6 @@ from glgpu.rehearsal.job_run import Executor, PlayedRunner
 from glgpu.rehearsal.job_turn import Attempt, Limit, Outcome, Turn
 from glgpu.rehearsal.occasion import Occasion, predefined_variables
 
-ARTIFACT_LIMIT_MB = 100
 """GitLab's default for a self-managed instance; GitLab.com takes 1024."""
 STUCK_SECONDS = 60 * 60
 """After this long without a sign of life GitLab drops a running job."""
@@ -115,7 +114,6 @@ class Player:
         runner: Runner | None = None,
         concurrent: int = 4,
         time_scale: float = 1.0,
-        artifact_limit_mb: int = ARTIFACT_LIMIT_MB,
         missed_within: float | None = None,
         on_output: Callable[[Job, bytes], None] = lambda _job, _data: None,
         before_job: Callable[[Job], None] = lambda _job: None,
@@ -132,7 +130,6 @@ class Player:
             runner: Who runs the jobs, where it is none of our own with that executor.
             concurrent: Jobs at the same time.
             time_scale: Factor on every limit and delay (timeouts, grace periods), for tests.
-            artifact_limit_mb: GitLab's ``max_artifacts_size``.
             missed_within: Seconds for which a job whose runner of our own is gone may go on before GitLab finds out; it
                 does so at once when the job is over. None: GitLab's hour passes, by the world's clock.
             on_output: Called with each piece of a job's log.
@@ -144,7 +141,6 @@ class Player:
         self.folder = folder
         self.runner: Runner = runner or PlayedRunner(folder, path, executor, time_scale=time_scale)
         self.time_scale = time_scale
-        self.artifact_limit_mb = artifact_limit_mb
         self.missed_within = missed_within
         self.on_output = on_output
         self.before_job = before_job

@@ -8,6 +8,7 @@ from functools import partial
 
 from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.run_names import RunName, label_value
+from glgpu.steps.annotate import begin_annotations
 from glgpu.steps.context import Run, ref_of
 from glgpu.steps.persist import Attempts
 from glgpu.steps.rescue import rescue
@@ -25,6 +26,7 @@ def destroy(run: Run) -> None:
     """
     attempts = Attempts(run)
     _clear_foreign_outputs(run)
+    begin_annotations(run)
     attempts.get(partial(_take_over_record, run))
     with run.console.section("rescue", "What is not home yet"):
         attempts.get(partial(rescue, run))

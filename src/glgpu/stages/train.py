@@ -7,6 +7,7 @@ from functools import partial
 from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.interfaces import Instance
 from glgpu.settings import read_secret
+from glgpu.steps.annotate import begin_annotations
 from glgpu.steps.before_buying import check_before_buying
 from glgpu.steps.bring_up import standing
 from glgpu.steps.checkout import check_out
@@ -16,6 +17,7 @@ from glgpu.steps.context import Run, hard_end_of, vanished
 from glgpu.steps.deadline import Deadline, end_of
 from glgpu.steps.door import Guest, Way, log_in, open_door
 from glgpu.steps.follow import LOG_FILE, follow
+from glgpu.steps.move_out import move_out
 from glgpu.steps.persist import Attempts
 from glgpu.steps.ready import claim, new_vm
 from glgpu.steps.release import release
@@ -35,6 +37,7 @@ def train(run: Run, *, ends_own_vm: bool = True) -> None:
         Failure: TRAINING_FAILED, OOM, NO_WEIGHTS, PREEMPTED, DISK_FULL, ...
     """
     check_before_buying(run, trains=True)
+    begin_annotations(run)
     with run.console.section("vm", f"The VM of {run.name}"):
         found = standing(run)
         if found is not None:
@@ -102,6 +105,8 @@ def _train_behind(run: Run, instance: Instance, way: Way) -> None:
         ended = follow(run, container, [deadline, watch], [watch], taken_up=taken_up)
     with run.console.section("weights", "Weights come home"):
         home = _bring_home(run, guest, work, deadline)
+        # Before the VM goes: it is what a retry or the destroy job begins again with.
+        move_out(run, last_copy=False)
         release(run, instance, guest)
     _judge(ended, home, work, told=deadline.told)
 

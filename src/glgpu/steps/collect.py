@@ -17,14 +17,12 @@ from typing import IO
 from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Machine
-from glgpu.run_record import write_atomically
 from glgpu.steps.context import Run
 from glgpu.steps.guest import ask, command
+from glgpu.steps.sums import OWN_FOLDER, write_sums
 
 TRIES = 3
 COLLECT_SECONDS = 6 * 3600.0
-OWN_FOLDER = "glgpu"
-"""Folder below outputs/ that is ours: record, log, checksums."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def collect(run: Run, machine: Machine, home: str, paths: Iterable[str], *, seco
 
 
 def _noted(run: Run, got: dict[str, tuple[str, int]]) -> Home:
-    _write_sums(run, got)
+    write_sums(run.outputs, {name: digest for name, (digest, _) in got.items()})
     home = Home(len(got), sum(size for _, size in got.values()))
     run.record.add("outputs-home", files=home.files, bytes=home.size)
     return home
@@ -96,17 +94,9 @@ def _note_part(run: Run, sums: dict[str, str], got: dict[str, tuple[str, int]]) 
     """Say which files are whole, of a collection that was cut short."""
     whole = {name: entry for name, entry in got.items() if entry[0] == sums.get(name)}
     if whole:
-        _write_sums(run, whole)
+        write_sums(run.outputs, {name: digest for name, (digest, _) in whole.items()})
         run.console.say(f"{len(whole)} of {len(sums)} files are home and whole")
         run.record.add("outputs-partly-home", files=len(whole), of=len(sums))
-
-
-def _write_sums(run: Run, got: dict[str, tuple[str, int]]) -> None:
-    lines = [_sum_line(digest, name) for name, (digest, _) in sorted(got.items())]
-    try:
-        write_atomically(run.outputs / OWN_FOLDER / "SHA256SUMS", b"".join(lines))
-    except OSError as error:
-        raise cannot_write(error, "SHA256SUMS") from None
 
 
 def _at_home(run: Run, sums: dict[str, str]) -> dict[str, tuple[str, int]]:
@@ -128,13 +118,6 @@ def _at_home(run: Run, sums: dict[str, str]) -> dict[str, tuple[str, int]]:
 def _choose(run: Run, machine: Machine, names: list[str], seconds: float) -> None:
     chosen = b"".join(b"./" + name.encode("utf-8", "surrogateescape") + b"\0" for name in names)
     ask(run, machine, "choose", stdin=chosen, timeout=seconds, doing="choosing what is to come home")
-
-
-def _sum_line(digest: str, name: str) -> bytes:
-    """A line as sha256sum writes and checks it: odd characters escaped, and said so by a leading backslash."""
-    raw = name.encode("utf-8", "surrogateescape")
-    escaped = raw.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
-    return (b"\\" if escaped != raw else b"") + digest.encode() + b"  " + escaped + b"\n"
 
 
 def _left(run: Run, end: float) -> float:
@@ -189,7 +172,7 @@ def _unpack(run: Run, archive: tarfile.TarFile, entry: tarfile.TarInfo, got: dic
         _leave_out(run, name)
         return
     try:
-        _make_room(run.outputs, target)
+        make_room(run.outputs, target)
         if entry.isdir():
             target.mkdir(exist_ok=True)
         elif entry.isfile():
@@ -226,20 +209,25 @@ def _write(source: IO[bytes], target: Path) -> str:
 
 
 def _link(run: Run, name: str, points_to: str, target: Path) -> None:
-    """Keep a link that stays within the outputs; leave out one that leads anywhere else.
-
-    Its way up comes first: `..` behind a name could climb from wherever a link of that name leads.
-    """
-    aim = os.path.normpath(str(PurePosixPath(name).parent / points_to))
-    down = dropwhile("..".__eq__, PurePosixPath(points_to).parts)
-    if points_to.startswith("/") or not _stays_inside(aim) or ".." in down:
+    """Keep a link that stays within the outputs; leave out one that leads anywhere else."""
+    if leads_out(name, points_to):
         run.console.say(f"left out: the link {name!r}: it points outside, to {points_to!r}")
         return
     target.unlink(missing_ok=True)
     target.symlink_to(points_to)
 
 
-def _make_room(outputs: Path, target: Path) -> None:
+def leads_out(name: str, points_to: str) -> bool:
+    """Whether a link leads out of the folder that its name is relative to.
+
+    Its way up comes first: `..` behind a name could climb from wherever a link of that name leads.
+    """
+    aim = os.path.normpath(str(PurePosixPath(name).parent / points_to))
+    down = dropwhile("..".__eq__, PurePosixPath(points_to).parts)
+    return points_to.startswith("/") or not stays_inside(aim) or ".." in down
+
+
+def make_room(outputs: Path, target: Path) -> None:
     """Make the folder of an entry, through no link: one that an earlier collection left on the way is cleared away."""
     folder = outputs
     for part in target.relative_to(outputs).parts[:-1]:
@@ -251,10 +239,11 @@ def _make_room(outputs: Path, target: Path) -> None:
 
 
 def _may_come(name: str) -> bool:
-    return _stays_inside(name) and PurePosixPath(name).parts[0] != OWN_FOLDER
+    return stays_inside(name) and PurePosixPath(name).parts[0] != OWN_FOLDER
 
 
-def _stays_inside(name: str) -> bool:
+def stays_inside(name: str) -> bool:
+    """Whether a path leads nowhere else than below the folder that it is relative to."""
     parts = PurePosixPath(name).parts
     return bool(parts) and not name.startswith("/") and ".." not in parts
 

@@ -66,6 +66,11 @@ class Run:
     record: RunRecord
     clock: Clock
 
+    @property
+    def artifacts(self) -> Path:
+        """What the job's artifacts are made of: outputs/, also where this run's own are in a folder below it."""
+        return self.job.project_dir / "outputs"
+
     def knowing(self, instance: Instance) -> Run:
         """This run with the settings that bring-up left on the VM; unchanged where there are none."""
         left = _left_on(instance)

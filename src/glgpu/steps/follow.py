@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import BinaryIO, Protocol
 
 from glgpu.console import TrainingLog
-from glgpu.steps.collect import OWN_FOLDER
 from glgpu.steps.container import Container, Ended, Sink
 from glgpu.steps.context import Run
+from glgpu.steps.sums import OWN_FOLDER
 
 LOG_FILE = f"{OWN_FOLDER}/train.log"
 

@@ -12,6 +12,7 @@ from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.door import log_in, open_door
 from glgpu.steps.end_vms import instances_of
 from glgpu.steps.guest import ask
+from glgpu.steps.move_out import move_out
 from glgpu.steps.watch import bring_samples
 
 LOGIN_SECONDS = 30.0
@@ -34,9 +35,9 @@ def rescue(run: Run, *, most: float | None = None) -> None:
         most: Seconds that it may take in all; by default what ``limits.rescue_minutes`` says.
 
     Raises:
-        Failure: INTERRUPTED.
+        Failure: INTERRUPTED; or what came home is too much for artifacts, and whoever should take it did not.
     """
-    begun = run.clock.now()
+    begun, lost = run.clock.now(), None
     try:
         found = [one for one in instances_of(run) if one.status == "RUNNING"]
     except Failure as failure:
@@ -53,10 +54,12 @@ def rescue(run: Run, *, most: float | None = None) -> None:
             continue
         try:
             with time_limit(left, f"not all of it was saved within {spoken(seconds)}"):
-                _save(knowing, instance, run.clock.now() + left)
+                lost = _save(knowing, instance, run.clock.now() + left) or lost
         except Failure as failure:
             _insist(failure)
             run.console.say(f"saving the outputs of {instance.name}: {failure.cause}")
+    if lost is not None:
+        raise lost
 
 
 def _insist(failure: Failure) -> None:
@@ -65,17 +68,18 @@ def _insist(failure: Failure) -> None:
         raise failure
 
 
-def _save(run: Run, instance: Instance, end: float) -> None:
+def _save(run: Run, instance: Instance, end: float) -> Failure | None:
+    """Bring home what the VM has; why GitLab does not take it, if it does not."""
     with open_door(run, instance) as way:
         guest = log_in(run, instance, way, seconds=min(LOGIN_SECONDS, end - run.clock.now()))
         if ask(run, guest.machine, "is-home", doing="asking what is home").text.strip() == "yes":
             run.console.say("the outputs are home already")
-            return
+            return None
         container = Container(run, guest.machine, instance, way)
         state = container.state()
         if state is None:
             run.console.say("no training was started on this VM: nothing to save")
-            return
+            return None
         if state.get("Running"):
             try:
                 container.stop(RESCUE_GRACE_SECONDS)
@@ -87,3 +91,15 @@ def _save(run: Run, instance: Instance, end: float) -> None:
         bring_samples(run, guest.machine)
         home = collect(run, guest.machine, guest.home, paths, seconds=end - run.clock.now())
         run.console.say(f"saved {home.files} files, {home.size} bytes")
+    return _handed_over(run)
+
+
+def _handed_over(run: Run) -> Failure | None:
+    """See to it that GitLab takes what is home; why it does not."""
+    try:
+        move_out(run, last_copy=True)
+    except Failure as failure:
+        _insist(failure)
+        run.console.say(f"{failure.klass}: {failure.cause}")
+        return failure
+    return None

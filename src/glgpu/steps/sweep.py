@@ -179,7 +179,13 @@ class _Sweep:
                 self._problem(vm, "no time was left to save its outputs; the next clean-up does")
                 continue
             with self._run.console.section(f"rescue-{vm.run.run}", f"What is not home yet of {vm.name}"):
-                rescue(run, most=min(wanted, left))
+                try:
+                    rescue(run, most=min(wanted, left))
+                except Failure as failure:
+                    if failure.klass is ErrorClass.INTERRUPTED:
+                        raise
+                    self._problem(vm, f"nobody keeps its outputs: {failure.cause}; the next clean-up tries again")
+                    continue
             rules = {one.name for one in self._outcomes if isinstance(one, Thing) and one.what == "firewall rule"}
             # The door to it was opened by two rules, which may not have been there when we looked.
             for rule in (Thing("firewall rule", one, vm.run) for one in (str(name), name.closed_rule)):

@@ -13,9 +13,9 @@ from glgpu.interfaces import Instance, Machine
 from glgpu.lifetime import spoken
 from glgpu.machines import dollars
 from glgpu.run_record import write_atomically
-from glgpu.steps.collect import OWN_FOLDER
 from glgpu.steps.context import Run, price_of
 from glgpu.steps.guest import ask, command
+from glgpu.steps.sums import OWN_FOLDER
 
 SAMPLES_FILE = f"{OWN_FOLDER}/gpu.csv"
 SILENT_SECONDS = 60.0
