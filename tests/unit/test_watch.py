@@ -62,7 +62,7 @@ def test_output_ends_the_silence(stage: Stage) -> None:
     watch = made(stage)
     for _ in range(5):
         pass_by(stage, watch, 50)
-        watch.feed(b"epoch 1\n")
+        watch.feed(b"epoch 1\n", "")
     assert remarks(stage) == []
 
 

@@ -11,6 +11,7 @@ from glgpu.run_names import RunName, label_value
 from glgpu.steps.annotate import begin_annotations
 from glgpu.steps.context import Run, ref_of
 from glgpu.steps.persist import Attempts
+from glgpu.steps.report import take_over_charts, write_report
 from glgpu.steps.rescue import rescue
 from glgpu.steps.tear_down import cut_short, tear_down
 
@@ -33,7 +34,11 @@ def destroy(run: Run) -> None:
     with run.console.section("destroy", f"Everything of {run.name} goes"):
         hurry = run.job.in_ci and any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures)
         attempts.get(partial(tear_down, run, hurry=hurry))
+    # The report is worth no delay of the teardown.
+    if not hurry:
+        attempts.get(partial(take_over_charts, run))
     worst = gravest(attempts.failures)
+    write_report(run, worst)
     if worst is not None:
         raise worst
 

@@ -21,6 +21,7 @@ from glgpu.steps.move_out import move_out
 from glgpu.steps.persist import Attempts
 from glgpu.steps.ready import claim, new_vm
 from glgpu.steps.release import release
+from glgpu.steps.report import reported
 from glgpu.steps.rescue import rescue
 from glgpu.steps.tear_down import tear_down
 from glgpu.steps.watch import watching
@@ -36,6 +37,11 @@ def train(run: Run, *, ends_own_vm: bool = True) -> None:
     Raises:
         Failure: TRAINING_FAILED, OOM, NO_WEIGHTS, PREEMPTED, DISK_FULL, ...
     """
+    with reported(run):
+        _train(run, ends_own_vm=ends_own_vm)
+
+
+def _train(run: Run, *, ends_own_vm: bool) -> None:
     check_before_buying(run, trains=True)
     begin_annotations(run)
     with run.console.section("vm", f"The VM of {run.name}"):

@@ -141,7 +141,11 @@ class Container:
         run.record.add("container-started", image=work.image, pinned=pinned)
 
     def attach(
-        self, sink: Sink, beat: Callable[[], None] = lambda: None, caught_up: Callable[[], None] | None = None
+        self,
+        sink: Sink,
+        beat: Callable[[], None] = lambda: None,
+        caught_up: Callable[[], None] | None = None,
+        stamped: Callable[[str], None] = lambda _: None,
     ) -> Ended:
         """Follow the container's output from its first line to its end, through whatever happens to the connection.
 
@@ -149,6 +153,7 @@ class Container:
             sink: Takes the output.
             beat: Called about once a second, output or none, and also while the connection is lost.
             caught_up: Called once, when the sink has what the container had printed before; None: nobody asks.
+            stamped: Called with the engine's time stamp of the last of what the sink is given next.
 
         Raises:
             Failure: PREEMPTED or OUT_OF_TIME when the VM is gone, SSH when it cannot be reached any more.
@@ -165,7 +170,9 @@ class Container:
                     if not data:
                         continue
                     lost_since = None
-                    sink.feed(masker.feed(reader.feed(data)))
+                    new = reader.feed(data)
+                    stamped(reader.since)
+                    sink.feed(masker.feed(new))
                 code = stream.wait(30)
                 said = stream.complaint
             if code == 0 and caught_up is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import BinaryIO, Protocol
 
 from glgpu.console import TrainingLog
-from glgpu.steps.container import Container, Ended, Sink
+from glgpu.steps.container import Container, Ended
 from glgpu.steps.context import Run
 from glgpu.steps.sums import OWN_FOLDER
 
@@ -20,11 +20,23 @@ class Companion(Protocol):
         """Called about once a second by whoever follows, whether there is output or none; must not wait."""
 
 
+class Listener(Protocol):
+    """Hears what a training prints."""
+
+    def feed(self, data: bytes, stamp: str) -> None:
+        """Take more of its output, masked.
+
+        Args:
+            data: The output.
+            stamp: When the last of it was printed, as the engine writes it.
+        """
+
+
 def follow(
     run: Run,
     container: Container,
     companions: Sequence[Companion] = (),
-    listeners: Sequence[Sink] = (),
+    listeners: Sequence[Listener] = (),
     *,
     taken_up: bool = False,
 ) -> Ended:
@@ -49,7 +61,7 @@ def follow(
             companion.beat()
 
     try:
-        ended = container.attach(tee, beat, log.live if taken_up else None)
+        ended = container.attach(tee, beat, log.live if taken_up else None, tee.stamped)
     finally:
         tee.close()
         log.close()
@@ -63,10 +75,11 @@ class _Tee:
     The training is worth more than its log: a file that cannot be written is said once, and is no failure.
     """
 
-    def __init__(self, run: Run, log: TrainingLog, listeners: Sequence[Sink]) -> None:
+    def __init__(self, run: Run, log: TrainingLog, listeners: Sequence[Listener]) -> None:
         self._run = run
         self._log = log
         self._listeners = listeners
+        self._stamp = ""
         self._file: BinaryIO | None = None
         path = run.outputs / LOG_FILE
         try:
@@ -76,11 +89,15 @@ class _Tee:
         except OSError as error:
             self._give_up(error)
 
+    def stamped(self, stamp: str) -> None:
+        """The last of what comes next was printed then."""
+        self._stamp = stamp
+
     def feed(self, data: bytes) -> None:
         """Take more of the output."""
         self._log.feed(data)
         for listener in self._listeners:
-            listener.feed(data)
+            listener.feed(data, self._stamp)
         if self._file is None:
             return
         try:

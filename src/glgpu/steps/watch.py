@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 
 from glgpu.errors import ErrorClass, Failure
@@ -11,13 +11,14 @@ from glgpu.gpu_idle import SPOKEN, Idling
 from glgpu.gpu_samples import Sample, Samples, read_samples
 from glgpu.interfaces import Instance, Machine
 from glgpu.lifetime import spoken
+from glgpu.losses import Losses, read_losses
 from glgpu.machines import dollars
 from glgpu.run_record import write_atomically
 from glgpu.steps.context import Run, price_of
 from glgpu.steps.guest import ask, command
 from glgpu.steps.sums import OWN_FOLDER
 
-SAMPLES_FILE = f"{OWN_FOLDER}/gpu.csv"
+SAMPLES_FILE, LOSSES_FILE = f"{OWN_FOLDER}/gpu.csv", f"{OWN_FOLDER}/loss.csv"
 SILENT_SECONDS = 60.0
 """Of silence before a line says so, and between two such lines."""
 MANY_REMARKS, RARE_SECONDS = 600, 600.0
@@ -38,9 +39,9 @@ def bring_samples(run: Run, machine: Machine, known: Samples | None = None) -> N
     Args:
         run: The run.
         machine: The VM.
-        known: What has come already.
+        known: What is at home already; by default it is read.
     """
-    samples = known or Samples()
+    samples = known or samples_at_home(run)
     try:
         done = ask(run, machine, "samples", doing="bringing the GPU's samples home")
     except Failure as failure:
@@ -49,20 +50,29 @@ def bring_samples(run: Run, machine: Machine, known: Samples | None = None) -> N
         run.console.say(f"{failure.cause}; {SAMPLES_FILE} lacks the last of them")
     else:
         samples.add(read_samples(done.text))
-    keep_samples(run, samples)
+    if samples:
+        _keep(run, SAMPLES_FILE, samples.text)
 
 
-def keep_samples(run: Run, samples: Samples) -> None:
-    """Write the samples beside those that an earlier job, or an earlier VM of this run, has left."""
-    if not samples:
-        return
-    path = run.outputs / SAMPLES_FILE
+def samples_at_home(run: Run) -> Samples:
+    """The samples that an earlier job, or an earlier VM of this run, has left."""
+    samples = Samples()
+    samples.add(read_samples(text_at_home(run, SAMPLES_FILE)))
+    return samples
+
+
+def text_at_home(run: Run, name: str) -> str:
+    """A file below outputs/; empty where there is none."""
+    with suppress(OSError):
+        return (run.outputs / name).read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
+def _keep(run: Run, name: str, text: str) -> None:
     try:
-        if path.exists():
-            samples.add(read_samples(path.read_text(encoding="utf-8", errors="replace")))
-        write_atomically(path, samples.text.encode("ascii"))
+        write_atomically(run.outputs / name, text.encode("ascii"))
     except OSError as error:
-        run.console.say(f"glgpu: outputs/{SAMPLES_FILE} cannot be written: {error.strerror}")
+        run.console.say(f"glgpu: outputs/{name} cannot be written: {error.strerror}")
 
 
 @contextmanager
@@ -105,10 +115,12 @@ class Watch:
         self._machine = machine
         self._price = price_of(instance)
         self.has_gpu = "none" not in run.settings.machine.gpu
-        self.samples = Samples()
+        self.samples = samples_at_home(run)
         self._latest: dict[int, Sample] = {}
         self._told = now
         self._idling = Idling()
+        self._losses = Losses()
+        self._losses.add(read_losses(text_at_home(run, LOSSES_FILE)))
         self._heard = now
         self._remark_at = now + SILENT_SECONDS
         self._remarks = 0
@@ -119,9 +131,9 @@ class Watch:
         self._chunks: Iterator[bytes] | None = None
         self._rest = b""
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes, stamp: str) -> None:
         """The training has said something."""
-        del data
+        self._losses.feed(data, stamp)
         self._heard = self._run.clock.now()
         self._remark_at = self._heard + SILENT_SECONDS
 
@@ -134,13 +146,19 @@ class Watch:
         if now >= self._remark_at:
             self._remark(now)
         if now >= self._keep_at:
-            keep_samples(self._run, self.samples)
+            self._write()
             self._keep_at = now + KEEP_SECONDS
 
     def close(self) -> None:
         """The following is over: write what has come."""
         self._hang_up()
-        keep_samples(self._run, self.samples)
+        self._write()
+
+    def _write(self) -> None:
+        if self.samples:
+            _keep(self._run, SAMPLES_FILE, self.samples.text)
+        if self._losses:
+            _keep(self._run, LOSSES_FILE, self._losses.text)
 
     def _look(self, now: float) -> None:
         """Take what the VM has sampled since the last look; a connection that has ended is made again, later."""
