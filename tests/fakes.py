@@ -548,6 +548,11 @@ class FakeForge(FakeBucket):
         self.environment_list: list[ForgeEnvironment] = []
         self.refs: dict[tuple[int, int], str] = {}
         self.time: Callable[[], float] = lambda: 0.0
+        self.own_job_over = False
+
+    def job_is_over(self) -> bool:
+        self.visit("job_is_over")
+        return self.own_job_over
 
     def server_time(self) -> float:
         self.visit("server_time")

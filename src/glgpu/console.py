@@ -34,6 +34,9 @@ class Console:
         stream: Binary stream; standard output by default.
         sections: Whether to print GitLab's section marks.
         clock: For the sections' times.
+
+    Attributes:
+        unheard: Whether nobody reads any more what is printed.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Console:
     ) -> None:
         self.masker = masker
         self.clock = clock or SystemClock()
+        self.unheard = False
         self._stream = stream
         self._sections = sections
 
@@ -56,8 +60,11 @@ class Console:
         """
         stream = self._stream or sys.stdout.buffer
         with contextlib.suppress(OSError, ValueError):
-            stream.write(self.masker.mask_bytes(data))
-            stream.flush()
+            try:
+                stream.write(self.masker.mask_bytes(data))
+                stream.flush()
+            except BrokenPipeError:
+                self.unheard = True
 
     @contextlib.contextmanager
     def section(self, name: str, header: str) -> Iterator[None]:

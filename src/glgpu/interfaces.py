@@ -554,6 +554,9 @@ class Forge(StateStore, Depot, Protocol):
     def server_time(self) -> float:
         """GitLab's own clock in Unix time, in whole seconds; needs no token."""
 
+    def job_is_over(self) -> bool:
+        """Whether this job itself is over for GitLab, which takes nothing of it any more then."""
+
     def destroy_is_over(self, pipeline: str) -> bool:
         """Whether the pipeline's destroy job has ended and runs no more by itself; False where it cannot be known."""
 

@@ -304,3 +304,26 @@ def test_without_a_gitlab_nobody_may_administer(world: Lab, tmp_path: Path) -> N
     forge = client(world, tmp_path)
     laptop = GitlabProject(replace(forge._job, server_url=""))
     assert not laptop.may_administer
+
+
+def test_a_job_is_over_when_its_token_is_dead(world: Lab, tmp_path: Path) -> None:
+    gitlab = world.world.gitlab
+    job = destroy_job(world, "train", "pending")
+    gitlab.start_job(job)
+    forge = client(world, tmp_path, CI_JOB_TOKEN=gitlab.issue_job_token(job))
+    assert not forge.job_is_over()
+    gitlab.finish_job(job, "failed", failure_reason="stuck_or_timeout_failure")
+    assert forge.job_is_over()
+
+
+def test_a_gitlab_that_fails_does_not_say_that_a_job_is_over(world: Lab, tmp_path: Path) -> None:
+    world.world.faults.rules.append(Rule("gitlab.jobs.own", "unavailable", argument="502"))
+    try:
+        with pytest.raises(Failure) as caught:
+            client(world, tmp_path).job_is_over()
+        assert caught.value.exit_code in (12, 18)
+    finally:
+        world.world.faults.end()
+    with pytest.raises(Failure) as caught:
+        client(world, tmp_path, CI_API_V4_URL="http://127.0.0.1:9/api/v4").job_is_over()
+    assert caught.value.klass is ErrorClass.NETWORK

@@ -12,6 +12,7 @@ from glgpu.processes import run
 from glgpu.rehearsal.fault_catalogue import FAULTS, Fault, named
 from rehearsing import GLGPU, rehearse
 
+pytestmark = pytest.mark.timeout(600)  # a network may be away for five minutes
 PLAYED = [
     (f"{fault.name}:{stage}" if stage else fault.name, fault.at(stage) if stage else fault)
     for fault in FAULTS

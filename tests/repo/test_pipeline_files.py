@@ -248,7 +248,7 @@ def test_each_job_is_tried_again_when_a_try_can_help() -> None:
     found = {name: pipeline.job(name).retry for name in GPU_JOBS}
     # GitLab retries when either of the two lists fits; without `max` it would not retry at all.
     assert (found["provision"].max, found["provision"].when, found["provision"].exit_codes) == (1, lost_runner, (18,))
-    assert (found["train"].max, found["train"].when, found["train"].exit_codes) == (2, lost_runner, (13, 18))
+    assert (found["train"].max, found["train"].when, found["train"].exit_codes) == (2, lost_runner, (13, 18, 19, 137))
     assert (found["destroy"].max, found["destroy"].when, found["destroy"].exit_codes) == (2, ("always",), ())
     assert found["stop"].max == 0
     for job in pipeline.jobs:

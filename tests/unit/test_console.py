@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import re
 
@@ -136,6 +137,21 @@ def test_an_audience_that_is_gone_does_not_stop_the_work(error: Exception, monke
 
 
 # The training's output
+
+
+def test_a_broken_pipe_is_remembered_and_a_full_disk_is_none() -> None:
+    class Refusing(io.BytesIO):
+        def __init__(self, error: OSError) -> None:
+            super().__init__()
+            self.error = error
+
+        def write(self, _data: object, /) -> int:
+            raise self.error
+
+    for error, unheard in ((OSError(errno.ENOSPC, "full"), False), (BrokenPipeError(errno.EPIPE, "gone"), True)):
+        console = Console(Masker(), stream=Refusing(error))
+        console.say("hello?")
+        assert console.unheard is unheard
 
 
 def test_ordinary_lines_are_shown_as_they_come() -> None:

@@ -231,6 +231,14 @@ def test_outputs_have_until_the_end_of_the_job_and_no_longer(stage: Stage) -> No
     assert HOME <= sent <= HOME + STOP_GRACE_SECONDS
 
 
+def test_a_job_that_gitlab_has_given_up_does_not_end_what_another_one_follows(stage: Stage) -> None:
+    machine = long_training(stage)
+    stage.forge.own_job_over = True
+    assert code_of(stage) == 19
+    assert machine.told_at == []
+    assert stage.cloud.vms != {}
+
+
 def test_a_signal_while_it_is_told_is_a_signal(stage: Stage) -> None:
     machine = long_training(stage)
     machine.refuse["end"] = refusal(ErrorClass.INTERRUPTED)

@@ -238,6 +238,48 @@ def test_on_a_laptop_a_signal_ends_the_vm_too(stage: Stage) -> None:
     assert stage.cloud.vms == {}
 
 
+def test_a_job_whose_runner_is_gone_leaves_vm_and_training_to_the_next_try(provisioned: Stage) -> None:
+    provisioned.run.console.unheard = True
+    assert code_of(train, provisioned.run) == 19
+    assert "collect" not in provisioned.machine.verbs()
+    assert provisioned.machine.container is not None
+    assert provisioned.cloud.vms != {}
+    assert not provisioned.cloud.rules[provisioned.name].disabled, "the next try may come from the same address"
+
+
+def test_a_job_that_gitlab_has_given_up_does_not_take_the_vm_from_its_next_try(provisioned: Stage) -> None:
+    provisioned.forge.own_job_over = True
+    assert code_of(train, provisioned.run) == 19
+    assert provisioned.cloud.vms != {}
+    assert "wipe" not in provisioned.machine.verbs()
+    provisioned.forge.own_job_over = False
+    train(provisioned.run)
+    assert provisioned.cloud.vms == {}
+    assert provisioned.machine.verbs().count("start") == 1
+
+
+def test_without_an_answer_of_gitlab_a_job_counts(provisioned: Stage) -> None:
+    provisioned.forge.refuse["job_is_over"] = refusal(ErrorClass.NETWORK)
+    train(provisioned.run)
+    assert provisioned.cloud.vms == {}
+
+
+def test_on_a_laptop_nobody_has_to_listen(provisioned: Stage) -> None:
+    provisioned.job(job_id="")
+    provisioned.run.console.unheard = provisioned.forge.own_job_over = True
+    train(provisioned.run)
+    assert provisioned.cloud.vms == {}
+
+
+def test_a_door_that_cannot_be_closed_behind_the_weights_does_not_have_it_all_trained_again(provisioned: Stage) -> None:
+    def refuse() -> None:
+        provisioned.cloud.refuse["change_rule"] = refusal(ErrorClass.NETWORK)
+
+    provisioned.machine.before["wipe"] = refuse
+    train(provisioned.run)
+    assert "the door could not be closed" in provisioned.log
+
+
 def test_a_log_that_cannot_be_kept_does_not_end_the_training(provisioned: Stage) -> None:
     kept = provisioned.run.outputs / "glgpu/train.log"
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,8 @@ LIMIT_ROW = re.compile(
     r"<td>\s*(?:Maximum job artifact size|Artifacts maximum size)\s*</td>\s*<td>\s*([0-9.]+) (\w+)\s*</td>"
 )
 """Of the page that shows an instance's limits (app/views/help/instance_configuration in gitlabhq/gitlabhq)."""
+SOON_SECONDS = 10.0
+"""How long GitLab may take to say what only helps to decide better."""
 PROBE_LOCK = "00000000-0000-4000-8000-676c67707500"
 """Lock id of the question whether a state may be written."""
 STATES_QUERY = """\
@@ -177,6 +179,26 @@ class GitlabProject:
                 f"GitLab keeps Terraform's state {name}: it is locked",
                 "retry the job: a teardown waits for the lock's holder, then breaks it",
             )
+
+    def job_is_over(self) -> bool:
+        """Whether this job itself is over for GitLab, which takes nothing of it any more then.
+
+        A job's token lives as long as its job runs (https://docs.gitlab.com/api/jobs/#get-job-tokens-job).
+        """
+        doing = "asking GitLab for this job"
+        try:
+            answer = requests.get(
+                f"{self._job.api_url}/job",
+                headers={"JOB-TOKEN": self._job.job_token},
+                timeout=SOON_SECONDS,
+                verify=self._job.ca_file or True,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            raise self._unreachable(error, doing) from None
+        if answer.status_code not in (200, 401):
+            raise self._refused(answer.status_code, answer.text, doing)
+        return answer.status_code == 401
 
     def destroy_is_over(self, pipeline: str) -> bool:
         """Whether the pipeline's destroy job has ended, well or not, and will not run again by itself.
@@ -516,7 +538,7 @@ class GitlabProject:
         try:
             return requests.get(
                 f"{self._job.api_url}/version",
-                timeout=CALL_SECONDS,
+                timeout=SOON_SECONDS,
                 verify=self._job.ca_file or True,
                 allow_redirects=False,
             )

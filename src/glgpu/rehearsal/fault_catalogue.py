@@ -86,9 +86,9 @@ class Fault:
         stranger: Whether a run of another GitLab server with the same ids is in the cloud project.
         strike: What befalls a job.
         afterwards: The layers that act after the pipeline, in order.
-        place: What the name is followed by, after a colon: ``ZONE``, ``REGION`` or ``STAGE``; empty: nothing.
+        place: What the name is followed by, after a colon: a ``ZONE``, a ``REGION``, ...; empty: nothing.
         example: The place that is meant where none is said.
-        stages: What differs by stage, where the place is one.
+        stages: What differs by stage, or by the seconds that it lasts, where the place is one.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Fault:
     stranger: bool = False
     strike: Strike | None = None
     afterwards: Sequence[Afterwards] = ()
-    place: Literal["", "ZONE", "REGION", "STAGE"] = ""
+    place: Literal["", "ZONE", "REGION", "STAGE", "SECONDS"] = ""
     example: str = ""
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -117,13 +117,20 @@ class Fault:
         return f"{self.name}:{self.place}" if self.place else self.name
 
     def at(self, place: str) -> Fault:
-        """The same fault in one zone, region or stage."""
+        """The same fault in one zone, region or stage, or for so long."""
         rules = [replace(rule, where=place) for rule in self.rules]
         return replace(self, **{"example": place, "rules": rules, **self.stages.get(place, {})})
 
 
 STAGES = ("provision", "train", "destroy")
-PLACES: Mapping[str, Collection[str]] = {"ZONE": ZONES, "REGION": REGIONS, "STAGE": STAGES, "": ()}
+DROPS = ("1", "30", "300")
+PLACES: Mapping[str, Collection[str]] = {
+    "ZONE": ZONES,
+    "REGION": REGIONS,
+    "STAGE": STAGES,
+    "SECONDS": DROPS,
+    "": (),
+}
 """What may follow the colon."""
 
 SHORT_TRAINING = "python3 -c \"import os; os.makedirs('weights'); open('weights/w', 'w').write('w')\""
@@ -132,11 +139,14 @@ TALKING_TRAINING = (
     "[(time.sleep(0.1), print('step', n)) for n in range(1, 60)]; "
     "os.makedirs('weights'); open('weights/w', 'w').write('w')\""
 )
+OUTPUTS = {"GLGPU_TRAIN_OUTPUTS": "weights"}
+LONG_TRAINING = {"GLGPU_TRAIN_COMMAND": TALKING_TRAINING.replace("60", "600"), **OUTPUTS}
+"""A minute of it."""
+TAKEN_UP = "lines of what the training printed before; all of it is in outputs/glgpu/train.log"
 LOUD_TRAINING = (
     "python3 -c \"import os; [print('line', n, 'x' * 90) for n in range(60000)]; "
     "os.makedirs('weights'); open('weights/w', 'w').write('w'); print('the last line')\""
 )
-OUTPUTS = {"GLGPU_TRAIN_OUTPUTS": "weights"}
 KILLED = 137
 """What a shell makes of SIGKILL: 128 + 9."""
 VM_RUNS, TRAINING_TALKS, TEARDOWN_BEGINS = "runs in ", "step 5", "found: "
@@ -378,6 +388,19 @@ FAULTS: tuple[Fault, ...] = (
         during=During("step 5", dropped="reset", seconds=2.0),
     ),
     Fault(
+        "network-drop",
+        "the network between job and VM is silent for so many seconds while the training runs, or until after its end",
+        0,
+        shows="the connection to the VM was lost; the training goes on",
+        place="SECONDS",
+        example="1",
+        stages={
+            "1": {"during": During("step 5", dropped="silence", seconds=1.0), "variables": LONG_TRAINING},
+            "30": {"during": During("step 5", dropped="silence", seconds=30.0), "variables": LONG_TRAINING},
+            "300": {"during": During("step 5", dropped="silence", seconds=300.0), "variables": LONG_TRAINING},
+        },
+    ),
+    Fault(
         "caller-address-changes",
         "the job is seen under a new address while the training runs",
         0,
@@ -437,8 +460,8 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "kill-during",
-        "glgpu is killed (SIGKILL) in the job of a stage",
-        KILLED,
+        "glgpu is killed (SIGKILL) in the job of a stage; train and destroy are tried again",
+        0,
         variables={"GLGPU_TRAIN_COMMAND": TALKING_TRAINING, **OUTPUTS},
         place="STAGE",
         example="train",
@@ -446,20 +469,17 @@ FAULTS: tuple[Fault, ...] = (
             "provision": {
                 "strike": Strike("kill", "provision", VM_RUNS),
                 "shows": "asked Compute Engine to delete glgpu-",
+                "exit_code": KILLED,
             },
-            "train": {"strike": Strike("kill", "train", TRAINING_TALKS), "shows": "saved "},
-            "destroy": {
-                "strike": Strike("kill", "destroy", TEARDOWN_BEGINS),
-                "shows": "== Job destroy, try 2",
-                "exit_code": 0,
-            },
+            "train": {"strike": Strike("kill", "train", TRAINING_TALKS), "shows": TAKEN_UP},
+            "destroy": {"strike": Strike("kill", "destroy", TEARDOWN_BEGINS), "shows": "== Job destroy, try 2"},
         },
     ),
     Fault(
-        "runner-killed",
-        "the runner dies in the train job; GitLab finds out and lets another one try",
+        "runner-dies-during-train",
+        "the runner dies in the train job; GitLab finds out and lets another one try, which takes the training up",
         0,
-        shows="== Job train, try 2",
+        shows=TAKEN_UP,
         variables={"GLGPU_TRAIN_COMMAND": TALKING_TRAINING, **OUTPUTS},
         strike=Strike("lose runner", "train", TRAINING_TALKS),
     ),

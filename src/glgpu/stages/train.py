@@ -8,6 +8,7 @@ from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.interfaces import Instance
 from glgpu.settings import read_secret
 from glgpu.steps.annotate import begin_annotations
+from glgpu.steps.audience import Audience, insist_on_audience
 from glgpu.steps.before_buying import check_before_buying
 from glgpu.steps.bring_up import standing
 from glgpu.steps.checkout import check_out
@@ -81,7 +82,8 @@ def _train_on(run: Run, found: Instance | None) -> None:
     if found is None:
         with run.console.section("bring-up", "A VM of this job's own"):
             found = new_vm(run)
-    with open_door(run, found) as way:
+    # Once the weights are home nothing may fail that would have the job tried again, and so all of it trained again.
+    with open_door(run, found, insist=False) as way:
         try:
             _train_behind(run, found, way)
         except Failure as failure:
@@ -108,11 +110,12 @@ def _train_behind(run: Run, instance: Instance, way: Way) -> None:
     training = run.console.section("training", f"{work.image}: training")
     with training, watching(run, guest.machine, instance) as watch:
         deadline.announce()
-        ended = follow(run, container, [deadline, watch], [watch], taken_up=taken_up)
+        ended = follow(run, container, [Audience(run), deadline, watch], [watch], taken_up=taken_up)
     with run.console.section("weights", "Weights come home"):
         home = _bring_home(run, guest, work, deadline)
         # Before the VM goes: it is what a retry or the destroy job begins again with.
         move_out(run, last_copy=False)
+        insist_on_audience(run)
         release(run, instance, guest)
     _judge(ended, home, work, told=deadline.told)
 

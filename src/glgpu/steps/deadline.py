@@ -10,6 +10,7 @@ from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance
 from glgpu.job_times import CLOSING_SECONDS, STOP_GRACE_SECONDS, ending_seconds, script_seconds
 from glgpu.lifetime import spoken
+from glgpu.steps.audience import insist_on_audience
 from glgpu.steps.container import Container
 from glgpu.steps.context import Run, hard_end_of
 
@@ -72,7 +73,8 @@ class Deadline:
         """Look whether it is time.
 
         Raises:
-            Failure: OUT_OF_TIME, when the training has not ended although it was told to, or could not be told.
+            Failure: OUT_OF_TIME, when the training has not ended although it was told to, or could not be told;
+                INTERRUPTED, when another job may have taken it up, with time of its own.
         """
         now = self._run.clock.now()
         patience = STOP_GRACE_SECONDS + LATE_SECONDS
@@ -87,6 +89,7 @@ class Deadline:
     def _tell(self) -> bool:
         """Tell it; whether the VM took the word."""
         run = self._run
+        insist_on_audience(run)
         try:
             self._container.end(STOP_GRACE_SECONDS)
         except Failure as failure:
