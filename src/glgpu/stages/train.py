@@ -113,9 +113,10 @@ def _train_behind(run: Run, instance: Instance, way: Way) -> None:
         ended = follow(run, container, [Audience(run), deadline, watch], [watch], taken_up=taken_up)
     with run.console.section("weights", "Weights come home"):
         home = _bring_home(run, guest, work, deadline)
+        insist_on_audience(run)
         # Before the VM goes: it is what a retry or the destroy job begins again with.
         move_out(run, last_copy=False)
-        insist_on_audience(run)
+        insist_on_audience(run)  # moving may have taken long
         release(run, instance, guest)
     _judge(ended, home, work, told=deadline.told)
 
