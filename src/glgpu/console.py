@@ -140,18 +140,14 @@ class TrainingLog:
 
     def feed(self, data: bytes) -> None:
         """Take output as it comes."""
-        for piece in re.split(rb"([\r\n])", data):
-            if piece == b"\n":
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            if self._line or self._returned or b"\r" in line or len(line) > LONGEST_LINE:
+                self._take(line)
                 self._end_line()
-            elif piece == b"\r":
-                # Either the first half of a line's end or a progress bar: what comes next tells.
-                self._returned = True
-            elif piece:
-                if self._returned:
-                    self._overwrite()
-                room = max(0, LONGEST_LINE - len(self._line))
-                self._line += piece[:room]
-                self._cut += len(piece) - len(piece[:room])
+            else:
+                self._show(_readable(line) + b"\n")
+        self._take(rest)
         self._let_out()
 
     def live(self) -> None:
@@ -176,6 +172,19 @@ class TrainingLog:
         self._console.write(b"".join(self._tail))
         self._tail.clear()
 
+    def _take(self, part: bytes) -> None:
+        """Take a part of a line."""
+        for piece in re.split(rb"(\r)", part):
+            if piece == b"\r":
+                # Either the first half of a line's end or a progress bar: what comes next tells.
+                self._returned = True
+            elif piece:
+                if self._returned:
+                    self._overwrite()
+                room = max(0, LONGEST_LINE - len(self._line))
+                self._line += piece[:room]
+                self._cut += len(piece) - len(piece[:room])
+
     def _overwrite(self) -> None:
         # A progress bar rewrites its line; now and then one of its states is worth a line.
         if self._line and self._console.clock.now() - self._shown_at >= PROGRESS_SECONDS:
@@ -183,7 +192,7 @@ class TrainingLog:
         self._clear()
 
     def _end_line(self) -> None:
-        text = bytes(self._line).decode("utf-8", "replace").encode()
+        text = _readable(bytes(self._line))
         if self._cut:
             text += self._cut_remark.format(self._cut).encode()
         self._clear()
@@ -217,6 +226,11 @@ class TrainingLog:
         if self._shown:
             self._console.write(b"".join(self._shown))
             self._shown.clear()
+
+
+def _readable(line: bytes) -> bytes:
+    """The line as UTF-8, whatever the program wrote."""
+    return line.decode("utf-8", "replace").encode()
 
 
 def _cut(masked: str) -> str:

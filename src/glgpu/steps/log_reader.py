@@ -9,6 +9,8 @@ import re
 
 PIECE = 16_384
 _STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d) ")
+_WHOLE_LINES = re.compile(rb"(?:%b[^\n]{0,%d}\n)+" % (_STAMP.pattern, PIECE - 1))
+_STAMP_OF_LINE = re.compile(rb"^" + _STAMP.pattern, re.MULTILINE)
 _LONGEST_STAMP = 36
 
 
@@ -42,6 +44,10 @@ class LogReader:
         new, at, size = [], 0, len(data)
         while at < size:
             if not self._inside:
+                if not self._repeats and (lines := _WHOLE_LINES.match(data, at)):
+                    new.append(self._whole(lines[0]))
+                    at = lines.end()
+                    continue
                 stamp = _STAMP.match(data, at)
                 if stamp is None:
                     end = data.find(b"\n", at) + 1
@@ -64,6 +70,16 @@ class LogReader:
             new.append(self._new_part(taken))
         self._buffer = data[at:]
         return b"".join(new)
+
+    def _whole(self, lines: bytes) -> bytes:
+        """The container's part of whole lines that are all new: what nearly all output comes as."""
+        stamp, _, text = lines[lines.rfind(b"\n", 0, -1) + 1 :].partition(b" ")
+        run, end = 0, len(lines)
+        while end and lines.startswith(stamp, begin := lines.rfind(b"\n", 0, end - 1) + 1):
+            run, end = run + 1, begin
+        self._at_since = run + (self._at_since if end == 0 and stamp == self._since else 0)
+        self._since, self._in_piece, self._bytes_to_skip = stamp, len(text), 0
+        return _STAMP_OF_LINE.sub(b"", lines)
 
     def _enter(self, stamp: bytes) -> None:
         self._inside, self._length = True, 0
