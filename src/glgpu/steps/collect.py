@@ -23,6 +23,8 @@ from glgpu.steps.sums import OWN_FOLDER, write_sums
 
 TRIES = 3
 COLLECT_SECONDS = 6 * 3600.0
+CHUNK = 1 << 20
+"""Bytes read at once; tarfile's own 10 KiB would cost more than everything else here."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _receive(
     with machine.stream(command(run, "send", base, *paths), timeout=seconds) as stream:
         stream.stdin.close()
         try:
-            with tarfile.open(fileobj=stream.stdout, mode="r|", errorlevel=2) as archive:
+            with tarfile.open(fileobj=stream.stdout, mode="r|", bufsize=CHUNK, errorlevel=2) as archive:
                 for entry in archive:
                     _unpack(run, archive, entry, got)
             code = stream.wait(60)
@@ -197,7 +199,7 @@ def _write(source: IO[bytes], target: Path) -> str:
     digest = hashlib.sha256()
     try:
         with part.open("wb") as file:
-            while data := source.read(1 << 20):
+            while data := source.read(CHUNK):
                 digest.update(data)
                 file.write(data)
         # The container's owner and mode mean nothing here: artifacts must be readable by whoever uploads them.
