@@ -920,10 +920,12 @@ class FakeStack(Refusing):
         self.state = state
         self.during: Callable[[FakeStack], None] = lambda _: None
         self.is_over = True
+        self.hangs = False
         self.failure: Failure | None = None
         self.address = ""
         self.stopped = False
         self.must_be_killed = False
+        self.hangs = False
         self.tried: list[str] = []
         """The zones that it was applied for."""
 
@@ -954,8 +956,10 @@ class FakeStack(Refusing):
         self.stopped = self.is_over = True
         return not self.must_be_killed
 
-    def result(self) -> None:
-        self.visit("result")
+    def result(self, seconds: float | None = None) -> None:
+        self.visit("result", seconds)
+        if self.hangs and seconds is not None:
+            raise refusal(ErrorClass.NETWORK)
         if self.failure is not None:
             raise self.failure
 

@@ -865,11 +865,14 @@ class Apply(Protocol):
     def stop(self) -> bool:
         """End it: SIGTERM to its group, then SIGKILL; whether the first was enough, so that no lock is left."""
 
-    def result(self) -> None:
+    def result(self, seconds: float | None = None) -> None:
         """Wait for its end.
 
+        Args:
+            seconds: How long at most.
+
         Raises:
-            Failure: what Terraform said.
+            Failure: what Terraform said; NETWORK, when it does not end in time.
         """
 
 

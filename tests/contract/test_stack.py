@@ -17,6 +17,7 @@ from glgpu.interfaces import Cloud, Instance, Stack
 from glgpu.machines import Candidate, candidates
 from glgpu.processes import find_tool
 from glgpu.rehearsal.faults import Rule
+from glgpu.steps import bring_up as bringing_up
 from glgpu.steps.bring_up import bring_up, plan_lifetime, terraform_variables
 from glgpu.steps.context import Run
 from glgpu.steps.tear_down import tear_down
@@ -248,3 +249,16 @@ def test_a_terraform_that_hangs_is_ended_in_time(world: Lab, run: Run) -> None:
     stack.prepare()
     with pytest.raises(Failure, match="did not end within"):
         stack.destroy(1)
+
+
+def test_a_terraform_whose_state_gets_no_answer_is_not_waited_for_without_end(
+    world: Lab, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bringing_up, "LAST_WORD_SECONDS", 0.5)
+    world.world.faults.rules.append(Rule("gitlab.state.save", "silence"))
+    try:
+        failure = failing(run)
+    finally:
+        world.world.faults.lift("gitlab.state.save")
+    assert failure.klass is ErrorClass.NETWORK
+    assert "the place of its state does not answer" in failure.cause

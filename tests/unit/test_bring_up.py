@@ -426,6 +426,16 @@ def test_a_powered_off_vm_counts_as_alive(stage: Stage) -> None:
     assert failure_of(stage).klass is ErrorClass.LIVE_VMS
 
 
+def test_a_terraform_that_never_gets_an_answer_about_its_state_is_ended(stage: Stage) -> None:
+    def hangs(stack: FakeStack) -> None:
+        stack.is_over, stack.hangs = False, True
+        stage.insert(stack)
+
+    stage.applies = hangs
+    assert failure_of(stage).klass is ErrorClass.NETWORK
+    assert stage.stacks[0].stopped
+
+
 def test_regions_stand_for_their_zones(stage: Stage) -> None:
     stage.set(machine={"zones": [], "regions": ["europe-west1"]})
     assert brought_up(stage).zone == "europe-west1-a"

@@ -189,13 +189,23 @@ class RunningApply:
         """End it: SIGTERM to its group, then SIGKILL; whether the first was enough, so that no lock is left."""
         return self._process.terminate(STOP_SECONDS) != -signal.SIGKILL
 
-    def result(self) -> None:
+    def result(self, seconds: float | None = None) -> None:
         """Wait for its end.
 
+        Args:
+            seconds: How long at most: for the place of its state Terraform waits without end.
+
         Raises:
-            Failure: what Terraform said.
+            Failure: what Terraform said; NETWORK, when it does not end in time.
         """
-        code = self._process.wait()
+        try:
+            code = self._process.wait(seconds)
+        except TimedOut:
+            raise Failure(
+                ErrorClass.NETWORK,
+                f"Terraform did not end within {seconds:.0f} s more: the place of its state does not answer",
+                "retry the job when it does",
+            ) from None
         self._reader.join(10)
         if code == 0:
             return

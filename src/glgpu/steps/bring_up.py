@@ -21,6 +21,8 @@ START_UP_ITEM = "glgpu-startup"
 """Metadata item that tells the start-up script how many GPUs there are, and which image to pull (vm/startup.sh)."""
 DEFAULT_HOURS = 24.0
 """The hard end where no job time limits it: a laptop's run."""
+LAST_WORD_SECONDS = 120.0
+"""What a Terraform gets to write its state, once its VM runs and is ready."""
 AFTERWARDS_SECONDS = 15 * 60
 """What follows the training: its weights come home, and destroy looks after what is left."""
 
@@ -64,7 +66,7 @@ def bring_up(run: Run, lifetime: Lifetime) -> Iterator[Instance]:
     with ExitStack() as held:
         instance, apply = search.until_running(held)
         yield instance
-        apply.result()
+        apply.result(LAST_WORD_SECONDS)
     search.settle_late()
     address = stack.outputs().get("address", "")
     if address != (instance.address or instance.internal_address):
