@@ -187,7 +187,8 @@ def begin(server: socket.socket, caller: socket.socket, children: dict[int, sock
             caller.close()
             become(json.loads(said), list(files))
         children[pid] = caller
-        caller.sendall(json.dumps({"pid": pid}).encode() + b"\n")
+        with contextlib.suppress(OSError):  # it was killed meanwhile
+            caller.sendall(json.dumps({"pid": pid}).encode() + b"\n")
     else:
         caller.close()
     for file in files:
