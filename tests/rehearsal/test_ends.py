@@ -1,4 +1,4 @@
-"""The seven ends that are not the planned one, each with the layer that then ends the VM.
+"""The ends that are not the planned one, each with the layer that then ends the VM.
 
 Played by our own player and by GitLab's own Runner alike, with the docker and the shell executor.
 """
@@ -6,10 +6,13 @@ Played by our own player and by GitLab's own Runner alike, with the docker and t
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from glgpu.rehearsal.player import STUCK_SECONDS
@@ -39,6 +42,17 @@ for step in range(SECONDS):
     print("step", step, flush=True)
     time.sleep(1)
 weights.write_bytes(b"whole")
+"""
+
+LISTENING = """\
+import pathlib, signal, sys
+
+def save(*_):
+    pathlib.Path("weights/w.bin").write_bytes(b"saved in time")
+    print("saved", flush=True)
+    sys.exit(3)
+
+signal.signal(signal.SIGTERM, save)
 """
 
 Play = Callable[..., Played]
@@ -73,12 +87,12 @@ def played_by(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Play]:
     with world() as made:
         begun: list[Played] = []
 
-        def make(*, seconds: int = 600, more: str = "", branch: str = "main") -> Played:
+        def make(*, seconds: int = 600, more: str = "", branch: str = "main", before: str = "") -> Played:
             own = repository(
                 tmp_path / "repository",
                 {
                     ".gitlab-ci.yml": PIPELINE.format(image=image, more=more),
-                    "train.py": TRAINING.replace("SECONDS", str(seconds)),
+                    "train.py": before + TRAINING.replace("SECONDS", str(seconds)),
                 },
             )
             environment = {"PATH": made.job_path()} if executor == "shell" else {}
@@ -101,13 +115,18 @@ def statuses(played: Played) -> dict[str, str]:
     return {name: outcome.status for name, outcome in played.player.outcomes.items()}
 
 
-def saved(played: Played, job: str) -> bytes | None:
-    """The weights among a job's artifacts."""
+def kept(played: Played, job: str, name: str) -> bytes | None:
+    """A file among a job's artifacts."""
     archive = played.player.outcomes[job].last.artifacts
     if archive is None:
         return None
     with zipfile.ZipFile(archive) as entries:
-        return entries.read("outputs/weights/w.bin") if "outputs/weights/w.bin" in entries.namelist() else None
+        return entries.read(name) if name in entries.namelist() else None
+
+
+def saved(played: Played, job: str) -> bytes | None:
+    """The weights among a job's artifacts."""
+    return kept(played, job, "outputs/weights/w.bin")
 
 
 def half_way(then: Callable[[Played], object]) -> Callable[[Played], object]:
@@ -187,10 +206,62 @@ def test_after_a_lost_runner_a_retry_takes_the_training_up_and_destroy_ends_the_
     assert statuses(played) == {
         "provision": "success", "train": "success", "destroy": "success", "stop": "manual",
     }, played.logs["train"]  # fmt: skip
-    first, second = played.player.outcomes["train"].attempts
+    first, _ = played.player.outcomes["train"].attempts
     assert first.entry.failure_reason == "stuck_or_timeout_failure"
-    assert b"the training was started by an earlier job: attaching to it" in second.entry.trace
+    assert_taken_up(played, seconds=30)
+
+
+def assert_taken_up(played: Played, seconds: int) -> None:
+    """The second try of the train job went on with the training of the first, and brought it home."""
+    trace = played.player.outcomes["train"].last.entry.trace.decode()
+    assert "the training was started by an earlier job: attaching to it" in trace
+    whole = ["half way", *(f"step {step}" for step in range(seconds))]
+    shown = [line.rstrip("\r") for line in trace.splitlines() if line.startswith(("half way", "step "))]
+    assert shown == whole
+    heading = re.search(r"glgpu: the last (\d+) lines of what the training printed before", trace)
+    assert heading is not None
+    before, _, after = trace[heading.start() :].partition("glgpu: it goes on from here")
+    assert before.count("step ") == int(heading[1]) - 1
+    assert after
+    assert kept(played, "train", "outputs/glgpu/train.log") == "".join(f"{line}\n" for line in whole).encode()
     assert saved(played, "train") == b"whole"
+    assert played.left() == {}
+
+
+def test_after_glgpu_was_killed_a_retry_takes_the_training_up(played_by: Play) -> None:
+    played = played_by(seconds=30)
+
+    def kill(it: Played) -> None:
+        killed = 0
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                own = process.environ() if process.name() == "glgpu" else {}
+                if own.get("CI_SERVER_URL") == it.world.gitlab.url and own.get("CI_JOB_NAME") == "train":
+                    process.kill()
+                    killed += 1
+        assert killed == 1
+
+    played.play(half_way(kill))
+    assert statuses(played) == {
+        "provision": "success", "train": "success", "destroy": "success", "stop": "manual",
+    }, played.logs["train"]  # fmt: skip
+    first, _ = played.player.outcomes["train"].attempts
+    assert (first.entry.failure_reason, first.entry.exit_code) == ("script_failure", 137)
+    assert_taken_up(played, seconds=30)
+
+
+@pytest.mark.every_fault
+def test_a_training_that_would_outlast_its_job_saves_in_time_and_comes_home_with_it(played_by: Play) -> None:
+    short = 'train: {timeout: 110s, variables: {GLGPU_LIMITS_RESCUE_MINUTES: "0"}}'
+    played = played_by(more=short, before=LISTENING)
+    played.play()
+    assert statuses(played) == {
+        "provision": "success", "train": "failed", "destroy": "success", "stop": "manual",
+    }, played.logs["train"]  # fmt: skip
+    train = played.player.outcomes["train"]
+    assert (train.failure_reason, train.exit_code, len(train.attempts)) == ("script_failure", 22, 1)
+    assert saved(played, "train") == b"saved in time"
+    assert "glgpu: OUT_OF_TIME (exit code 22)" in played.logs["train"]
     assert played.left() == {}
 
 
