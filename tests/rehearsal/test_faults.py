@@ -46,6 +46,11 @@ def test_a_fault_ends_as_the_table_says(name: str, fault: Fault, tmp_path: Path)
     ends = re.findall(r"^   \S+: exit code (\S+), expected (\S+)$", played.text, re.MULTILINE)
     assert len(ends) == sum(after.exit_code is not None for after in fault.afterwards)
     assert all(got == expected for got, expected in ends), played.text
+    if fault.during:
+        kept = (tmp_path / "work/outputs/glgpu/train.log").read_text(encoding="utf-8").splitlines()
+        assert kept == [f"step {number}" for number in range(len(kept))]
+        assert len(kept) in (60, 600)
+        assert [line for line in played.text.splitlines() if re.fullmatch(r"step \d+", line)] == kept
     played.assert_nothing_is_left()
     assert list((tmp_path / "tmp").iterdir()) == []
 

@@ -164,6 +164,19 @@ FAULTS: tuple[Fault, ...] = (
         variables={"GLGPU_TRAIN_COMMAND": "python3 -c \"print('it breaks now'); raise SystemExit(3)\""},
     ),
     Fault(
+        "out-of-time",
+        "the training would outlast its job: it is told to end in time",
+        22,
+        "OUT_OF_TIME",
+        shows="the training is told to end",
+        variables={
+            "GLGPU_SCRIPT_TIMEOUT": "80s",
+            "GLGPU_LIMITS_RESCUE_MINUTES": "0",
+            "GLGPU_TRAIN_COMMAND": TALKING_TRAINING.replace("60", "6000"),
+            **OUTPUTS,
+        },
+    ),
+    Fault(
         "no-outputs",
         "the training ends well but writes none of its outputs",
         21,
