@@ -48,12 +48,14 @@ class Room:
 
     Attributes:
         booted: Set when one has.
+        pressed: Ids of those whose power button was pressed; such a guest shuts down only when its power goes.
         ssh_port: Where they say that they serve SSH.
         meanwhile: Called while one comes up.
     """
 
     def __init__(self) -> None:
         self.booted = threading.Event()
+        self.pressed: list[str] = []
         self.ssh_port = 22
         self.meanwhile: Callable[[], None] = lambda: None
 
@@ -61,6 +63,10 @@ class Room:
         self.meanwhile()
         self.booted.set()
         return self.ssh_port
+
+    async def soft_off(self, instance_id: str) -> None:
+        self.pressed.append(instance_id)
+        await asyncio.Event().wait()
 
     async def cut_power(self, instance_id: str, *, delete: bool) -> None:
         pass

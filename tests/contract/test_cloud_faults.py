@@ -165,6 +165,34 @@ def test_a_spot_vm_may_vanish_after_its_insert_has_ended_well(google: Cloud) -> 
     assert names(google, "instances") == names(google, "disks") == []
 
 
+@pytest.mark.parametrize("notice", [True, False])
+def test_a_spot_vm_that_runs_is_taken_away_half_a_minute_after_the_notice(
+    google: Cloud, notice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute_instances, "SPOT_SECONDS", 0.5)
+    ended(google, insert(google))
+    instances = google.engine.instances
+    instance = instances.get(ZONE, NAME)
+
+    async def preempt() -> None:
+        instances.preempt(instance, notice=notice)
+
+    google.call(preempt())
+    (taken,) = [
+        one
+        for one in google.ask("GET", f"zones/{ZONE}/operations")["items"]
+        if one["operationType"] == "compute.instances.preempted"
+    ]
+    assert taken["user"] == "system"
+    assert taken["targetId"] == instance.id
+    assert instance.preempted.is_set() == notice
+    if notice:
+        assert google.instance()["status"] == "STOPPING"
+        assert google.room.pressed == [instance.id]
+    ended(google, taken)
+    assert names(google, "instances") == names(google, "disks") == []
+
+
 def test_a_late_insert_is_seen_from_the_beginning_and_can_be_deleted(google: Cloud) -> None:
     google.faults.rules.append(Rule(INSERT, "late", argument="1000"))
     begun = insert(google)

@@ -52,6 +52,9 @@ class EmptyMachineRoom:
         self.running[hardware.instance_id] = (hardware, hypervisor)
         return 40022
 
+    async def soft_off(self, instance_id: str) -> None:
+        pass
+
     async def cut_power(self, instance_id: str, *, delete: bool) -> None:
         self.running.pop(instance_id, None)
         self.cut.append((instance_id, delete))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ class World:
     allowed: set[str] = field(default_factory=lambda: {"203.0.113.10"})
     published: asyncio.Queue[tuple[str, str, str]] = field(default_factory=asyncio.Queue)
     powered_off: asyncio.Event = field(default_factory=asyncio.Event)
+    preempted: asyncio.Event = field(default_factory=asyncio.Event)
     console: list[str] = field(default_factory=list)
     images: Images = PROCESSES
     registries: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -90,6 +92,7 @@ class World:
             self.publish,
             self.powered_off.set,
             self.console.append,
+            self.preempted,
         )
         self.port = await self.room.boot(self.hardware, hypervisor)
 
@@ -747,6 +750,68 @@ def test_the_metadata_server_wants_its_header_and_nothing_else_is_reached(
     async def story() -> None:
         async with world(tmp_path) as vm:
             assert (await vm.ssh(f"curl -s {words}")).code == code
+
+    play(story)
+
+
+ASKED = (
+    "curl -sf -m 30 -H 'Metadata-Flavor: Google' http://metadata.google.internal/computeMetadata/v1/instance/preempted"
+)
+
+
+def test_the_metadata_server_tells_of_a_preemption_when_it_is_asked_and_when_it_comes(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path) as vm:
+            first = await vm.ssh(f"{ASKED}'?wait_for_change=true&last_etag=0' -D tags; cat tags")
+            assert first.out.startswith("FALSE")
+            tag = re.findall(r"^ETag: (\w+)\r?$", first.out, re.MULTILINE)[0]
+            changed = f"'?wait_for_change=true&last_etag={tag}&timeout_sec=20'"
+            assert (await vm.ssh(f"{ASKED}{changed.replace('20', '0')}")).out == "FALSE"
+            waiting = asyncio.create_task(vm.ssh(ASKED + changed))
+            await asyncio.sleep(0.5)
+            assert not waiting.done()
+            vm.preempted.set()
+            assert (await waiting).out == "TRUE"
+            # Asked after the change with the tag from before it: nothing is missed.
+            assert (await vm.ssh(ASKED + changed)).out == "TRUE"
+            assert (await vm.ssh(ASKED)).out == "TRUE"
+
+    play(story)
+
+
+@pytest.mark.parametrize("held", [0.5, 60.0])
+def test_a_shutdown_waits_for_whoever_delays_it_and_not_for_ever(tmp_path: Path, held: float) -> None:
+    async def story() -> None:
+        async with world(tmp_path) as vm:
+            await vm.ssh(
+                "mkdir -p $GLGPU_ROOT/etc/systemd/logind.conf.d; "
+                "echo InhibitDelayMaxSec=2 >$GLGPU_ROOT/etc/systemd/logind.conf.d/x.conf; "
+                "sudo systemctl restart systemd-logind"
+            )
+            lock = "systemd-inhibit --what=shutdown --mode=delay --who=x --why=y"
+            assert (await vm.ssh(f"{lock} true")).code == 1
+            await vm.ssh(f"setsid sudo {lock} sleep {held} >/dev/null 2>&1 </dev/null &")
+            await until(lambda: any((vm.folder / "vms").glob("*/run/inhibit/*")))
+            begun = time.monotonic()
+            pressed = asyncio.create_task(vm.room.soft_off(vm.hardware.instance_id))
+            assert (await vm.ssh("echo still here")).out == "still here\n"
+            await pressed
+            assert (0.2 if held < 1 else 2.0) < time.monotonic() - begun < (2.0 if held < 1 else 20)
+            assert (await vm.ssh("true", timeout=1)).code == 255
+
+    play(story)
+
+
+def test_a_container_hears_of_a_shutdown_that_nobody_delays(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path) as vm:
+            script = "trap 'echo told >~/told; exit 0' TERM; echo up >~/up; while :; do sleep 0.1; done"
+            home = vm.room.home(vm.hardware.instance_id, "glgpu")
+            run = f"sudo docker run -d --name told -v {home}:{home} -e HOME={home} {BASE} sh -c {shlex.quote(script)}"
+            assert (await vm.ssh(run)).code == 0
+            await until((home / "up").exists)
+            await vm.room.soft_off(vm.hardware.instance_id)
+            assert (home / "told").read_text() == "told\n"
 
     play(story)
 

@@ -49,6 +49,10 @@ IMMORTAL = "compute.immortal"
 """State: a VM that is to be deleted stays STOPPING for as long as this lasts, and a little longer."""
 DYING_SECONDS = 5.0
 
+SPOT_SECONDS = 30.0
+"""From the notice that a Spot VM is taken away, and the order to its guest to shut down (ACPI G2 Soft Off), to the end
+of its power (G3 Mechanical Off; ``Scheduling.skipGuestOsShutdown`` in Google's API description)."""
+
 SERIAL_RING = 1024 * 1024
 """Bytes of a serial port's output that Compute Engine keeps."""
 
@@ -68,6 +72,7 @@ class Instance:
         gone: Deleted, or never came up.
         seen: Whether callers see it yet.
         transition: Held while power changes: an instance is never cut off in the middle of its boot.
+        preempted: Set as soon as it has been said that it is taken away; the metadata server tells.
     """
 
     resource: Resource
@@ -77,6 +82,7 @@ class Instance:
     gone: bool = False
     seen: bool = True
     transition: asyncio.Lock = field(default_factory=asyncio.Lock)
+    preempted: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def id(self) -> str:
@@ -261,6 +267,39 @@ class Instances:
             undo=undo,
             failure=failure,
         )
+
+    def spot_running(self) -> list[Instance]:
+        """The Spot VMs that run."""
+        return [instance for instance in self._instances if instance.order.spot and instance.status == "RUNNING"]
+
+    def preempt(self, instance: Instance, *, notice: bool = True) -> Operation:
+        """Take a Spot VM away, as Google does when it needs the place (https://cloud.google.com/compute/docs/instances/spot).
+
+        Its guest hears of it from the metadata server and by its power button at once; when it has shut down, after
+        SPOT_SECONDS at the latest, the instance is stopped or deleted as its ``instanceTerminationAction`` says.
+
+        Args:
+            instance: Which; it runs.
+            notice: Whether the guest hears of it; else its power goes at once, as when the host breaks.
+        """
+        if not instance.order.spot or instance.status != "RUNNING":
+            raise ValueError(f"{instance.name} is no Spot VM that runs")
+        ends = self._vanish if instance.order.deletes_itself else self._power_down
+
+        async def work() -> None:
+            if notice:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(SPOT_SECONDS):
+                        await self._machines.soft_off(instance.id)
+            await ends(instance)
+
+        zone = f"zones/{instance.zone}"
+        operation = self._operations.begin("compute.instances.preempted", instance.resource, zone, work, latency=0.0)
+        operation.resource["user"] = "system"
+        instance.resource["status"] = "STOPPING"
+        if notice:
+            instance.preempted.set()
+        return operation
 
     def set_metadata(self, instance: Instance, body: Resource, failure: OperationFailed | None) -> Operation:
         """Replace an instance's metadata.
@@ -477,6 +516,7 @@ class Instances:
             publish=publish,
             powered_off=lambda: self._guest_powered_off(instance),
             print=lambda text: self.write_serial(instance, text),
+            preempted=instance.preempted,
         )
 
     def _effective_metadata(self, instance: Instance) -> dict[str, str]:
@@ -503,7 +543,9 @@ class Instances:
         """
         tags = set(instance.resource["tags"].get("items", []))
         reachable = instance.order.external or source == IAP_SOURCE
-        return reachable and instance.status == "RUNNING" and self._admits(tags, source, port)
+        # One that is being preempted is on the network for as long as its guest runs.
+        up = instance.status == "RUNNING" or (instance.status == "STOPPING" and instance.preempted.is_set())
+        return reachable and up and self._admits(tags, source, port)
 
     # How it ends
 

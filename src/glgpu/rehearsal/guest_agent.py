@@ -8,9 +8,11 @@ metadata server answers the VM's own requests.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +113,12 @@ class GuestAgent:
 
     # --- the metadata server
 
-    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+    async def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """Answer a request of the VM: the status, and the text."""
         root, _, name = question["path"].partition("/")
         match question["verb"], root:
+            case "GET", "preempted" if not name:
+                return await self._preempted(question["query"])
             case "GET", "name":
                 return {"status": 200, "text": self._hardware.name}
             case "GET", "attributes":
@@ -125,6 +129,26 @@ class GuestAgent:
                 taken = self._hypervisor.publish(namespace, key, question["data"])
                 return {"status": 200 if taken else 403, "text": ""}
         return {"status": 404, "text": ""}
+
+    async def _preempted(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """Whether the VM is being taken away, now or when that changes.
+
+        https://cloud.google.com/compute/docs/metadata/querying-metadata#waitforchange: with ``wait_for_change`` the
+        answer comes when the value changes, after ``timeout_sec`` at the latest; at once where ``last_etag`` is not
+        the value's own tag.
+        """
+        said = self._hypervisor.preempted
+        tag = _tag(said)
+        if query.get("wait_for_change", "").lower() == "true" and query.get("last_etag", tag) == tag:
+            # It changes once in a VM's life.
+            change = asyncio.Event() if said.is_set() else said
+            with suppress(TimeoutError):
+                await asyncio.wait_for(change.wait(), float(query["timeout_sec"]) if "timeout_sec" in query else None)
+        return {"status": 200, "text": "TRUE" if said.is_set() else "FALSE", "etag": _tag(said)}
+
+
+def _tag(said: asyncio.Event) -> str:
+    return hashlib.sha256(str(said.is_set()).encode()).hexdigest()[:16]
 
 
 async def _lines(fd: int) -> AsyncIterator[str]:

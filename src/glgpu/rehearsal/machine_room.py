@@ -10,9 +10,10 @@ What a VM does as the real one does:
   rule has come meanwhile. A VM that is no more hears nobody.
 - Processes: everything that a VM runs hangs below its init, which ends it when the power is cut or the rehearsal dies.
 - Boot: lines on the serial console, the start-up script as root, the metadata server (``guest_agent``).
+- The power button: programs may delay the shutdown that it orders (``systemd-inhibit``), within logind's limit.
 
 What it does not play: a file system, users and network of its own (commands see the machine's files, and run as the
-rehearsal's user), a terminal, systemd. What goes by ``GLGPU_ROOT`` has its files in the VM's folder.
+rehearsal's user), a terminal, the rest of systemd. What goes by ``GLGPU_ROOT`` has its files in the VM's folder.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ from glgpu.rehearsal.faults import Faults
 from glgpu.rehearsal.guest_agent import GuestAgent
 from glgpu.rehearsal.guest_programs import folder_socket
 from glgpu.rehearsal.guest_programs.process_tree import end_tree
+from glgpu.rehearsal.guest_programs.system_tools import LOGIND_READ
+from glgpu.rehearsal.guest_programs.systemd_inhibit import LOCKS
 from glgpu.rehearsal.seams import Hardware, Hypervisor, Network
 from glgpu.rehearsal.world_clock import WorldClock
 
@@ -53,6 +56,9 @@ SYN_RETRIES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 NOLOGIN_SECONDS = 300.0
 """How long before a scheduled power-off nobody may log in any more (shutdown(8))."""
+
+SHUTDOWN_DELAY = 5.0
+"""Seconds for which programs may delay a shutdown unless told otherwise (InhibitDelayMaxSec, logind.conf(5))."""
 
 NOLOGIN = "System is going down. Unprivileged users are not permitted to log in anymore. See pam_nologin(8).\r\n"
 
@@ -64,6 +70,7 @@ GUEST_PROGRAMS = {
     "ip6tables": ("iptables", "ip6tables"),
     "shutdown": ("shutdown", ""),
     "curl": ("curl", ""),
+    "systemd-inhibit": ("systemd_inhibit", ""),
     **{name: ("system_tools", name) for name in ("apt-get", "dmesg", "nvidia-ctk", "systemctl")},
 }
 """Command in the VM: module of ``guest_programs`` and its first argument."""
@@ -179,6 +186,12 @@ class MachineRoom:
         self._machines[hardware.instance_id] = machine
         return await machine.power_on()
 
+    async def soft_off(self, instance_id: str) -> None:
+        """Press a VM's power button; see ``seams.MachineRoom``."""
+        machine = self._machines.get(instance_id)
+        if machine is not None:
+            await machine.soft_off()
+
     async def cut_power(self, instance_id: str, *, delete: bool) -> None:
         """End a VM at once; see ``seams.MachineRoom``."""
         machine = self._machines.get(instance_id)
@@ -255,6 +268,31 @@ class Machine:
         else:
             self._begin(self._boot())
         return int(self._listener.getsockname()[1])
+
+    async def soft_off(self) -> None:
+        """What systemd does when the power button is pressed.
+
+        It waits for whoever delays a shutdown, for so long and no longer. Then the sessions end, Docker's engine gives
+        each container the time that `docker stop` does, and the machine is off.
+        """
+        loop = asyncio.get_running_loop()
+        self._agent.log("systemd-logind[555]", "Power key pressed short.")
+        end = loop.time() + shutdown_delay(self.folder)
+        while is_delayed(self.folder) and loop.time() < end:
+            await asyncio.sleep(0.05)
+        self._agent.log("systemd-logind[555]", "System is powering down.")
+        for link in [link for link in self._links if link.is_served]:
+            link.close()
+        if self._init is not None:
+            stop = ["/bin/sh", "-c", "docker ps -q | xargs -r docker stop"]
+            order = {"argv": stop, "env": self.environment("root"), "cwd": str(self.folder)}
+            nothing = os.open(os.devnull, os.O_RDWR)
+            try:
+                with suppress(OSError):
+                    await (await self._init.run(order, (nothing, nothing, nothing)))
+            finally:
+                os.close(nothing)
+        await self.power_off()
 
     async def power_off(self) -> None:
         """End every process and container of this VM, and its memory; the address stays silent."""
@@ -458,12 +496,14 @@ class Machine:
 
     async def _answer_guest(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer a program of this VM: one JSON line each way."""
-        with suppress(ConnectionError, ValueError):
+        # Whoever waits for a change may wait for as long as this world lasts.
+        with suppress(ConnectionError, ValueError, asyncio.CancelledError):
             question = json.loads(await reader.readline())
-            answers = {
-                "shutdown": self._shutdown, "pull": self._pull, "login": self._login, "metadata": self._agent.answer,
-            }  # fmt: skip
-            answer = answers[question["do"]](question)
+            if question["do"] == "metadata":
+                answer = await self._agent.answer(question)
+            else:
+                answers = {"shutdown": self._shutdown, "pull": self._pull, "login": self._login}
+                answer = answers[question["do"]](question)
             await asyncio.sleep(answer.pop("after", 0.0))
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()
@@ -764,6 +804,17 @@ async def pump_out(fd: int, target: asyncssh.SSHWriter[bytes]) -> None:
         return
     finally:
         transport.close()
+
+
+def shutdown_delay(folder: Path) -> float:
+    """For how many seconds programs of a VM may delay its shutdown: as logind has read it last."""
+    noted = folder / "run" / LOGIND_READ
+    return float(noted.read_text()) if noted.exists() else SHUTDOWN_DELAY
+
+
+def is_delayed(folder: Path) -> bool:
+    """Whether a program of a VM delays its shutdown."""
+    return any(psutil.pid_exists(int(lock.name)) for lock in (folder / "run" / LOCKS).glob("*"))
 
 
 def remove_containers(engine: Engine, instance_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -40,6 +41,7 @@ class Hypervisor:
         publish: Write a guest attribute: namespace, key, value; whether the metadata server took it.
         powered_off: Tell that the guest has powered itself off; the instance becomes TERMINATED.
         print: Write to the first serial port.
+        preempted: Set as soon as Google has said that it takes the VM away.
     """
 
     metadata: Callable[[], dict[str, str]]
@@ -47,6 +49,7 @@ class Hypervisor:
     publish: Callable[[str, str, str], bool]
     powered_off: Callable[[], None]
     print: Callable[[str], None]
+    preempted: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class MachineRoom(Protocol):
@@ -58,6 +61,9 @@ class MachineRoom(Protocol):
         Returns when the guest has begun to boot, like a real instance reaching RUNNING: host keys are published and
         logins accepted a little later.
         """
+
+    async def soft_off(self, instance_id: str) -> None:
+        """Press a VM's power button (ACPI G2); returns when the guest has shut down. Unknown ids are fine."""
 
     async def cut_power(self, instance_id: str, *, delete: bool) -> None:
         """End a VM at once: no process of it survives. With ``delete`` its disk goes too. Unknown ids are fine."""

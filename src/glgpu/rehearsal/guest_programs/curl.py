@@ -1,20 +1,22 @@
 """``curl`` of a VM, which reaches its metadata server and nothing else.
 
-Served are ``GET .../instance/{name,attributes/KEY}`` and ``PUT .../instance/guest-attributes/NAMESPACE/KEY``, with the
-header ``Metadata-Flavor: Google`` as Google demands it (https://cloud.google.com/compute/docs/metadata/querying-metadata).
+Served are ``GET .../instance/{name,attributes/KEY,preempted}`` and ``PUT .../instance/guest-attributes/NAMESPACE/KEY``,
+with the header ``Metadata-Flavor: Google`` as Google demands it
+(https://cloud.google.com/compute/docs/metadata/querying-metadata).
 """
 
 from __future__ import annotations
 
 import sys
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 from glgpu.rehearsal.guest_programs.guest import Guest
 
 HOST = "metadata.google.internal"
 ROOT = "/computeMetadata/v1/instance/"
 SWITCHES = "sfSL"
-VALUED = {"-m", "-o", "-X", "-H", "--data-raw", "--retry"}
+VALUED = {"-m", "-o", "-D", "-X", "-H", "--data-raw", "--retry"}
 REFUSED = 22
 """curl's exit code with ``-f`` for a status of 400 and above; the others below are its own too."""
 UNKNOWN_OPTION, UNKNOWN_HOST = 2, 6
@@ -46,9 +48,13 @@ def main(argv: list[str]) -> int:
     data = options.get("--data-raw", [""])[-1]
     if "Metadata-Flavor: Google" not in options.get("-H", []) or not url.path.startswith(ROOT):
         return refuse(403)
-    answer = Guest().ask(do="metadata", verb=verb, path=url.path.removeprefix(ROOT), data=data)
+    query = dict(parse_qsl(url.query))
+    answer = Guest().ask(do="metadata", verb=verb, path=url.path.removeprefix(ROOT), query=query, data=data)
     if answer["status"] != 200:
         return refuse(answer["status"])
+    if "-D" in options:
+        tag = f"ETag: {answer['etag']}\r\n" if "etag" in answer else ""
+        Path(options["-D"][-1]).write_text(f"HTTP/1.1 200 OK\r\nMetadata-Flavor: Google\r\n{tag}\r\n", newline="")
     if "-o" not in options:
         sys.stdout.write(answer["text"])
     return 0

@@ -10,6 +10,9 @@ import sys
 
 from glgpu.rehearsal.guest_programs.guest import Guest
 
+LOGIND_READ = "logind"
+"""File below the VM's ``run`` with the seconds that logind lets programs delay a shutdown, as it read them last."""
+DELAY = re.compile(r"^InhibitDelayMaxSec=(\d+)$", re.MULTILINE)
 SERVICES = re.compile(r"(?:mask|stop|start|restart|disable|is-active)")
 
 
@@ -18,6 +21,8 @@ def main(argv: list[str]) -> int:
     program, *words = argv
     plain = [word for word in words if not word.startswith("-")]
     match program, plain:
+        case ("systemctl", ["restart", "systemd-logind"]):
+            return read_logind_settings(Guest())
         case ("systemctl", [verb, *units]) if SERVICES.fullmatch(verb) and units:
             return 0
         case ("nvidia-ctk", ["runtime", "configure"]) if "--runtime=docker" in words:
@@ -31,6 +36,17 @@ def main(argv: list[str]) -> int:
             pass
     print(f"{program}: this virtual machine's {program} does not know: {' '.join(words)}", file=sys.stderr)
     return 2
+
+
+def read_logind_settings(guest: Guest) -> int:
+    """Logind reads its settings when it starts (logind.conf(5)); the last file by name wins."""
+    files = sorted((guest.folder / "etc/systemd/logind.conf.d").glob("*.conf"))
+    said = [seconds for file in files for seconds in DELAY.findall(file.read_text())]
+    if said:
+        noted = guest.folder / "run" / LOGIND_READ
+        noted.parent.mkdir(exist_ok=True)
+        noted.write_text(said[-1])
+    return 0
 
 
 def dmesg(guest: Guest) -> int:
