@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 import tarfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -131,6 +132,8 @@ class FakeCloud(Refusing):
         self.delete_seconds = 0.0
         """How long a delete takes; the VM is STOPPING meanwhile."""
         self.deletes: list[Operation] = []
+        self.taken: list[Operation] = []
+        """By which VMs were preempted."""
         self.overwrites: list[tuple[str, ...]] = []
         """What somebody else makes of a rule's sources right after our change, each once."""
         self.overtaken: list[Callable[[], None]] = []
@@ -179,7 +182,13 @@ class FakeCloud(Refusing):
 
     def operations(self, name: str) -> list[Operation]:
         self.visit("operations", name)
-        return [*self._inserts(name), *self.deletes]
+        return [*self._inserts(name), *self.deletes, *self.taken]
+
+    def preempt(self, name: str, zone: str) -> None:
+        """Google takes a VM away, which is gone at once."""
+        gone = self.vms.pop((name, zone))
+        self.boot_disks.discard((name, zone))
+        self.taken.append(Operation(f"p{len(self.taken)}", "compute.instances.preempted", zone, gone.id, True))
 
     def _inserts(self, name: str) -> list[Operation]:
         return [
@@ -687,13 +696,15 @@ class Entry:
         data: A file's content.
         link: Where a link points to.
         folder: Whether it is a folder.
-        hard_link_to: Name of the file that it is the same as.
+        kind: Its type, where it is neither.
+        changed: When it was last written.
     """
 
     data: bytes = b""
     link: str = ""
     folder: bool = False
     kind: bytes = b""
+    changed: float = 0.0
 
 
 class FakeMachine(Refusing):
@@ -712,6 +723,11 @@ class FakeMachine(Refusing):
         self.breaks_after: list[int | None] = []
         """For each connection to the log: after how many entries it breaks; None: at the log's end."""
         self.files: dict[str, Entry] = {"weights/w.bin": Entry(b"w" * 100)}
+        self.kept: dict[str, Entry] = {}
+        """Links to files, as they were."""
+        self.open: set[str] = set()
+        """The files that somebody writes to."""
+        self.ending = "no \n"
         self.cut_at: list[int | None] = []
         """For each transfer: after how many bytes it breaks."""
         self.sums_wrong = 0
@@ -756,6 +772,10 @@ class FakeMachine(Refusing):
             return done(INSIDE)
         if verb == "state":
             return done(json.dumps(self.container) + "\n" if self.container else "")
+        if verb == "ending":
+            return done(self.ending)
+        if verb == "look":
+            return Done([], 0, self._look(words[0], words[1:]), b"")
         if verb == "image":
             return done(json.dumps(self.images[words[0]]) + "\n" if words[0] in self.pulled else "")
         if verb == "pull":
@@ -766,6 +786,10 @@ class FakeMachine(Refusing):
             self.container = {"Running": True, "ExitCode": 0, "OOMKilled": False}
         elif verb in ("stop", "end"):
             self._end(143)
+        elif verb == "keep":
+            names = [one.removeprefix(b"./").decode() for one in self.stdin["keep"].split(b"\0") if one]
+            self.kept = {name: replace(self.files[name]) for name in names if name in self.files}
+            return Done([], 0, self._look("/kept", words[1:]), b"")
         elif verb == "is-home":
             return done("yes\n" if self.home else "no\n")
         elif verb == "set-home":
@@ -780,31 +804,39 @@ class FakeMachine(Refusing):
             return done("ssh-ed25519 DEPLOYKEY\n")
         elif verb == "sums":
             wrong, self.sums_wrong = self.sums_wrong > 0, max(0, self.sums_wrong - 1)
-            return Done([], 0, self._sums(words[1:], wrong), b"")
+            return Done([], 0, self._sums(words[0], words[1:], wrong), b"")
         return done("")
 
     def _end(self, code: int) -> None:
         self.container = {"Running": False, "ExitCode": code, "OOMKilled": self.out_of_memory}
 
-    def below(self, paths: Sequence[str]) -> dict[str, Entry]:
+    def below(self, folder: str, paths: Sequence[str]) -> dict[str, Entry]:
         return {
             name: entry
-            for name, entry in self.files.items()
+            for name, entry in (self.kept if folder.endswith("/kept") else self.files).items()
             if any(name == p or name.startswith(f"{p}/") for p in paths)
         }
 
-    def _sent(self, paths: Sequence[str]) -> dict[str, Entry]:
+    def _sent(self, folder: str, paths: Sequence[str]) -> dict[str, Entry]:
         """The chosen files, and whatever is no file."""
         chosen = {one.removeprefix(b"./") for one in self.stdin.get("choose", b"").split(b"\0")}
         return {
             name: entry
-            for name, entry in self.below(paths).items()
+            for name, entry in self.below(folder, paths).items()
             if entry.link or entry.folder or entry.kind or name.encode("utf-8", "surrogateescape") in chosen
         }
 
-    def _sums(self, paths: Sequence[str], wrong: bool) -> bytes:
+    def _look(self, folder: str, paths: Sequence[str]) -> bytes:
+        inodes, lines = {}, b""
+        for name, entry in self.below(folder, paths).items():
+            inodes[name] = f"1:{zlib.crc32(name.encode() + entry.data)}"
+            said = f"{inodes[name]} {len(entry.data)} {entry.changed:.10f} ./{name}"
+            lines += said.encode("utf-8", "surrogateescape") + b"\0"
+        return " ".join(inodes[name] for name in self.open if name in inodes).encode() + b"\n" + lines
+
+    def _sums(self, folder: str, paths: Sequence[str], wrong: bool) -> bytes:
         sums = b""
-        for name, entry in self.below(paths).items():
+        for name, entry in self.below(folder, paths).items():
             if not entry.link and not entry.folder and not entry.kind:
                 digest = hashlib.sha256(entry.data + (b"!" if wrong else b"")).hexdigest()
                 sums += f"{digest}  ./".encode() + name.encode("utf-8", "surrogateescape") + b"\0"
@@ -822,13 +854,18 @@ class FakeMachine(Refusing):
         elif verb == "sampling":
             yield FakeStream(0, self.sampling, "")
         elif verb == "send":
-            data = tar_of(self._sent(words[1:]))
+            data = tar_of(self._sent(words[0], words[1:]))
             cut = self.cut_at.pop(0) if self.cut_at else None
             yield FakeStream(0 if cut is None else 255, [data[:cut]], "")
         else:
             stream = FakeStream(self.said[verb].code if verb in self.said else 0, [], "")
             yield stream
             self.stdin[verb] = stream.taken
+            if verb == "put":
+                with tarfile.open(fileobj=io.BytesIO(stream.taken)) as archive:
+                    for entry in archive:
+                        content = archive.extractfile(entry)
+                        self.files[entry.name.removeprefix("./")] = Entry(content.read() if content else b"")
 
     def _logs(self, since: str, *, follow: bool) -> FakeStream:
         entries = [(stamp, text) for stamp, text in self.log if stamp >= since]

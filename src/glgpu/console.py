@@ -112,6 +112,9 @@ class TrainingLog:
         budget: Bytes that may be shown in all, our own remarks included.
         tail: How many of them are kept for the end.
         earlier: Whether it begins with output that is not new; of that only the last lines are shown.
+
+    Attributes:
+        shown: Bytes of the output that have been shown.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class TrainingLog:
         self._skip_remark = f"glgpu: {{}} lines left out here, a job log holds 4 MB; all of them are in {whole}"
         self._cut_remark = f" ... ({{}} more bytes of this line are in {whole})"
         remarks = [self._full_remark, self._skip_remark, *([self._earlier_remark, LIVE_REMARK] if earlier else [])]
+        self.shown = 0
         self._left = budget - tail - sum(len(remark) + 1 for remark in remarks) - LONGEST_NUMBER
         self._tail_size = tail
         self._tail: deque[bytes] = deque()
@@ -169,7 +173,7 @@ class TrainingLog:
         self._let_out()
         if self._skipped:
             self._console.say(self._skip_remark.format(self._skipped))
-        self._console.write(b"".join(self._tail))
+        self._write(b"".join(self._tail))
         self._tail.clear()
 
     def _take(self, part: bytes) -> None:
@@ -184,6 +188,10 @@ class TrainingLog:
                 room = max(0, LONGEST_LINE - len(self._line))
                 self._line += piece[:room]
                 self._cut += len(piece) - len(piece[:room])
+
+    def _write(self, data: bytes) -> None:
+        self.shown += len(data)
+        self._console.write(data)
 
     def _overwrite(self) -> None:
         # A progress bar rewrites its line; now and then one of its states is worth a line.
@@ -224,7 +232,7 @@ class TrainingLog:
 
     def _let_out(self) -> None:
         if self._shown:
-            self._console.write(b"".join(self._shown))
+            self._write(b"".join(self._shown))
             self._shown.clear()
 
 

@@ -25,6 +25,8 @@ from glgpu.interfaces import Instance
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.gitlab_model import Role
 from glgpu.steps.checkout import check_out
+from glgpu.steps.checkpoints import Checkpoints
+from glgpu.steps.checkpoints import Home as CheckpointsHome
 from glgpu.steps.collect import Home, collect
 from glgpu.steps.container import Container, Ended, Workload
 from glgpu.steps.context import Run, hard_end_of
@@ -87,6 +89,14 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
             guest = log_in(run, instance, way)
             check_out(run, guest.machine, hard_end_of(instance))
             yield Vm(world, run, instance, guest, way)
+
+
+@pytest.fixture
+def fresh(vm: Vm) -> Iterator[Vm]:
+    """The VM as one that has just heard nothing; what is said of a preemption is taken back afterwards."""
+    yield vm
+    instance = vm.lab.world.compute.instances.get(vm.instance.zone, vm.instance.name)
+    vm.lab.world.soon(instance.preempted.clear)
 
 
 def folder_of(world: Lab) -> Path:
@@ -461,3 +471,149 @@ def test_a_deploy_key_brings_large_files_too(vm: Vm, tmp_path: Path) -> None:
     assert (vm.code / "large.bin").read_bytes() == large
     vm.sh(another_key)
     check_out(vm.run, vm.guest.machine, hard_end_of(vm.instance))
+
+
+def preempt(vm: Vm) -> None:
+    """The metadata server says that the VM is taken away; who takes it is another story."""
+    instances = vm.lab.world.compute.instances
+    vm.lab.world.soon(instances.get(vm.instance.zone, vm.instance.name).preempted.set)
+
+
+def until_locks(vm: Vm, count: int) -> None:
+    """Wait until so many programs delay the VM's shutdown."""
+    locks = Path(vm.guest.home).parents[2] / "run" / "inhibit"
+    end = time.monotonic() + 20
+    while len(list(locks.glob("*"))) != count:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+HEEDING = """\
+import pathlib, signal, sys, time
+def stop(*_):
+    pathlib.Path("weights").mkdir(exist_ok=True)
+    pathlib.Path("weights/last").write_text(str(time.time()))
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+time.sleep(60)
+"""
+PLAIN = "import time; print('ready', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize(("script", "kind"), [(HEEDING, "heeds"), (PLAIN, "plain")])
+def test_a_vm_that_is_taken_away_ends_its_training_at_once_and_says_so(fresh: Vm, script: str, kind: str) -> None:
+    vm = fresh
+    container, kept = vm.container(), Kept()
+    container.start(work("python3", "-c", script), vm.guest.home)
+    assert vm.guest.machine.run(command(vm.run, "ending")).text == "no \n"
+    attached: list[Ended] = []
+    follower = threading.Thread(target=lambda: attached.append(container.attach(kept)))
+    follower.start()
+    assert kept.first.wait(30)
+    begun = time.time()
+    preempt(vm)
+    follower.join(30)
+    assert attached == [Ended(143, False)]
+    if kind == "heeds":
+        assert float((vm.code / "weights/last").read_text()) - begun < 5
+    age, said = vm.guest.machine.run(command(vm.run, "ending")).text.split()
+    assert 0 <= int(age) < 30
+    assert said == kind
+
+
+def test_the_shutdown_of_a_vm_that_is_taken_away_waits_until_all_is_home(fresh: Vm) -> None:
+    vm = fresh
+    container, kept = vm.container(), Kept()
+    container.start(work("python3", "-c", PLAIN), vm.guest.home)
+    follower = threading.Thread(target=lambda: container.attach(kept))
+    follower.start()
+    assert kept.first.wait(30)
+    until_locks(vm, 1)
+    preempt(vm)
+    follower.join(30)
+    time.sleep(1)
+    until_locks(vm, 1)
+    ask(vm.run, vm.guest.machine, "set-home", doing="noting")
+    until_locks(vm, 0)
+
+
+def test_what_sits_beside_a_container_ends_with_it(vm: Vm) -> None:
+    ended, _ = ran(vm, work("python3", "-c", "print('done')"))
+    assert ended.code == 0
+    until_locks(vm, 0)
+    assert vm.guest.machine.run(command(vm.run, "ending")).text == "no \n"
+
+
+def checkpoints_of(vm: Vm) -> Checkpoints:
+    return Checkpoints(vm.run, vm.guest, CheckpointsHome())
+
+
+@pytest.fixture
+def kept(vm: Vm) -> Iterator[Path]:
+    """The folder of checkpoints on the VM."""
+    folder = vm.code / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
+    shutil.rmtree(vm.run.outputs / "checkpoints", ignore_errors=True)
+
+
+def test_a_file_that_a_container_writes_to_stays_and_comes_once_it_is_closed(vm: Vm, kept: Path) -> None:
+    script = (
+        "import sys, time\nfile = open('checkpoints/in place', 'w')\nfile.write('half')\nfile.flush()\n"
+        "print('half', flush=True)\ntime.sleep(6)\nfile.write(' whole')\nfile.close()\nprint('whole', flush=True)\n"
+        "time.sleep(60)"
+    )
+    container, log = vm.container(), Kept()
+    container.start(work("python3", "-c", script), vm.guest.home)
+    follower = threading.Thread(target=lambda: container.attach(log))
+    follower.start()
+    assert log.first.wait(30)
+    (kept / "odd\nname").write_text("whole")
+    checkpoints = checkpoints_of(vm)
+    assert checkpoints.bring_home() == 1
+    assert (vm.run.outputs / "checkpoints/odd\nname").read_text() == "whole"
+    end = time.monotonic() + 30
+    while b"whole" not in log.data:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert checkpoints.bring_home() == 1
+    assert (vm.run.outputs / "checkpoints/in place").read_text() == "half whole"
+    assert checkpoints.bring_home() == 0
+    container.stop(1)
+    follower.join(30)
+
+
+@pytest.mark.usefixtures("kept")
+def test_what_a_program_replaces_meanwhile_comes_home_as_it_was_looked_at(vm: Vm) -> None:
+    """As fast as it can it writes beside its place and renames: what comes is one of its versions, and whole."""
+    script = (
+        "import itertools, os\nfor n in itertools.count():\n"
+        "    open('checkpoints/new', 'w').write(f'{n} ' * 5000)\n    os.replace('checkpoints/new', 'checkpoints/a')\n"
+        "    if n == 0: print('begun', flush=True)"
+    )
+    container, log = vm.container(), Kept()
+    container.start(work("python3", "-c", script), vm.guest.home)
+    follower = threading.Thread(target=lambda: container.attach(log))
+    follower.start()
+    assert log.first.wait(30)
+    checkpoints = checkpoints_of(vm)
+    came = [checkpoints.bring_home() for _ in range(3)]
+    assert sum(came) > 0
+    words = (vm.run.outputs / "checkpoints/a").read_text().split()
+    assert (len(words), len(set(words))) == (5000, 1)
+    container.stop(1)
+    follower.join(30)
+
+
+def test_checkpoints_go_back_and_a_container_may_write_over_them(vm: Vm, kept: Path) -> None:
+    (kept / "deep").mkdir()
+    (kept / "deep/a").write_text("one")
+    checkpoints = checkpoints_of(vm)
+    assert checkpoints.bring_home() == 1
+    shutil.rmtree(kept)
+    assert checkpoints.put_back() == (1, 3)
+    assert (kept / "deep/a").read_text() == "one"
+    assert (kept / "deep/a").stat().st_mode & 0o666 == 0o666
+    assert (kept / "deep").stat().st_mode & 0o777 == 0o777

@@ -56,6 +56,7 @@ PROGRAMS = {
     "nvidia-smi": NVIDIA_SMI,
     "sleep": "",
     "systemctl": "",
+    "systemd-inhibit": "",
 }
 NO_DRIVER = (
     "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
@@ -149,7 +150,7 @@ class Guest:
             done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=120, check=False)
         else:
             # Its own root, as on the VM; what was written there comes back.
-            kept = "etc/apt run/glgpu usr/share/keyrings"
+            kept = "etc/apt etc/systemd run/glgpu usr/share/keyrings"
             script = f"{boot} cp -R root/. / && {run}; code=$?; for one in {kept}; do mkdir -p root/$one; " + (
                 "cp -R /$one/. root/$one/; done; chmod -R a+rwX . ; exit $code"
             )
@@ -176,7 +177,7 @@ def test_where_nothing_is_missing_nothing_is_installed(guest: Guest) -> None:
     assert (booted.code, booted.state) == (0, "ready boot the VM has what a training needs")
     assert not booted.called("apt-get")
     assert not booted.called("nvidia-ctk")
-    assert not booted.called("restart")
+    assert not booted.called("restart", "[docker]")
     assert booted.called("docker [pull]") == [f"docker [pull] [-q] [--] [{IMAGE}]"]
 
 
@@ -194,6 +195,21 @@ def test_upgrades_are_turned_off_before_anything_else(guest: Guest) -> None:
     masked = booted.position("systemctl [mask] [--now]", "[apt-daily.timer]", "[apt-daily-upgrade.timer]")
     assert masked < booted.position("systemctl [stop] [--no-block]", "[unattended-upgrades.service]")
     assert masked < booted.position("docker [pull]")
+
+
+def test_a_training_may_delay_the_shutdown_for_almost_as_long_as_google_gives_it(guest: Guest) -> None:
+    booted = guest.boot()
+    settings = booted.root / "etc/systemd/logind.conf.d/glgpu.conf"
+    assert settings.read_text() == "[Login]\nInhibitDelayMaxSec=27\n"
+    assert booted.called("systemctl [restart] [systemd-logind]")
+    assert booted.state.startswith("ready ")
+
+
+def test_an_image_without_systemd_boots_as_well(guest: Guest) -> None:
+    guest.lacks("systemctl", "systemd-inhibit")
+    booted = guest.boot()
+    assert not list((booted.root / "etc").rglob("glgpu.conf"))
+    assert booted.state.startswith("ready ")
 
 
 def test_a_bare_image_gets_docker_and_the_toolkit_before_the_pull(guest: Guest) -> None:

@@ -403,7 +403,13 @@ class Rehearsal:
         asyncio.get_running_loop().call_later(during.seconds, network.change)
 
     def _strike(self, strike: Strike) -> None:
+        if strike.then is not None:
+            self._strikes.append(strike.then)
         match strike.what:
+            case "preempt" | "vanish":
+                instances = self._world.compute.instances
+                for instance in instances.spot_running():
+                    instances.preempt(instance, notice=strike.what == "preempt")
             case "cancel":
                 self.player.cancel_job(strike.job)
             case "kill":

@@ -54,14 +54,16 @@ class Strike:
 
     Attributes:
         what: ``cancel``: somebody cancels the job. ``kill``: its glgpu gets SIGKILL. ``lose runner``:
-            the runner does.
+            the runner does. ``preempt``: Google takes the Spot VM away. ``vanish``: the same without any notice.
         job: Which job.
         line: A piece of its log.
+        then: What befalls it next, if anything.
     """
 
-    what: Literal["cancel", "kill", "lose runner"]
+    what: Literal["cancel", "kill", "lose runner", "preempt", "vanish"]
     job: str
     line: str
+    then: Strike | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,46 @@ LOUD_TRAINING = (
     "python3 -c \"import os; [print('line', n, 'x' * 90) for n in range(60000)]; "
     "os.makedirs('weights'); open('weights/w', 'w').write('w'); print('the last line')\""
 )
+LASTING_TRAINING = """\
+python3 -uc "
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+stopped, kept = [], 'checkpoints/step'
+done = int(open(kept).read()) if os.path.exists(kept) else 0
+print('going on after step', done)
+for n in range(done + 1, 41):
+    time.sleep(0.3)
+    print('step', n)
+    if stopped:
+        os.makedirs('checkpoints', exist_ok=True)
+        open(kept, 'w').write(str(n))
+        sys.exit(143)
+os.makedirs('weights')
+open('weights/w', 'w').write('w')
+"
+"""
+"""Saves where it is when it is told to end, and goes on from there."""
+CARELESS_TRAINING = """\
+python3 -uc "
+import os, sys, time
+kept = 'checkpoints/state'
+if os.path.exists(kept):
+    print('found', os.path.getsize(kept), 'bytes')
+    os.makedirs('weights')
+    open('weights/w', 'w').write('w')
+    sys.exit(os.path.getsize(kept) != 2000)
+os.makedirs('checkpoints')
+open(kept, 'w').write('x' * 2000)
+print('a whole checkpoint')
+time.sleep(20)
+file = open(kept, 'w')
+file.write('x' * 1000)
+file.flush()
+print('half a checkpoint')
+time.sleep(60)
+"
+"""
+"""Writes its checkpoint in place, has no handler for SIGTERM, and ends with 1 where it finds half a checkpoint."""
 KILLED = 137
 """What a shell makes of SIGKILL: 128 + 9."""
 VM_RUNS, TRAINING_TALKS, TEARDOWN_BEGINS = "runs in ", "step 5", "found: "
@@ -346,6 +388,30 @@ FAULTS: tuple[Fault, ...] = (
             Rule("compute.instances.insert", "preempted", 2),
         ],
         variables={"GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
+    ),
+    Fault(
+        "preempt-during-train",
+        "Google takes the Spot VM away while the training runs",
+        0,
+        shows="going on from 1 files",
+        variables={"GLGPU_TRAIN_COMMAND": LASTING_TRAINING, "GLGPU_MACHINE_SPOT": "prefer", **OUTPUTS},
+        strike=Strike("preempt", "train", "step 5"),
+    ),
+    Fault(
+        "preempt-during-train-twice",
+        "Google takes the Spot VM away while the training runs, and the next one too",
+        0,
+        shows="going on after step 1",
+        variables={"GLGPU_TRAIN_COMMAND": LASTING_TRAINING, "GLGPU_MACHINE_SPOT": "prefer", **OUTPUTS},
+        strike=Strike("preempt", "train", "step 5", then=Strike("preempt", "train", "step 15")),
+    ),
+    Fault(
+        "checkpoint-half-written",
+        "Google takes the Spot VM away while the training overwrites its checkpoint, which ends without saving",
+        0,
+        shows="found 2000 bytes",
+        variables={"GLGPU_TRAIN_COMMAND": CARELESS_TRAINING, "GLGPU_MACHINE_SPOT": "prefer", **OUTPUTS},
+        strike=Strike("preempt", "train", "half a checkpoint"),
     ),
     Fault(
         "insert-slow",

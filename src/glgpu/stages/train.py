@@ -20,7 +20,8 @@ from glgpu.steps.door import Guest, Way, log_in, open_door
 from glgpu.steps.follow import LOG_FILE, follow
 from glgpu.steps.move_out import move_out
 from glgpu.steps.persist import Attempts
-from glgpu.steps.ready import claim, new_vm
+from glgpu.steps.preemption import BROKEN, Tries
+from glgpu.steps.ready import claim
 from glgpu.steps.release import release
 from glgpu.steps.report import reported
 from glgpu.steps.rescue import rescue
@@ -79,38 +80,57 @@ def _is_nobodys(run: Run) -> bool:
 
 
 def _train_on(run: Run, found: Instance | None) -> None:
+    tries = Tries(run)
     if found is None:
-        with run.console.section("bring-up", "A VM of this job's own"):
-            found = new_vm(run)
-    # Once the weights are home nothing may fail that would have the job tried again, and so all of it trained again.
-    with open_door(run, found, insist=False) as way:
+        found = tries.first_vm()
+    while True:
         try:
-            _train_behind(run, found, way)
+            # Once the weights are home nothing may fail that has the job tried again, and all of it trained again.
+            with open_door(run, found, insist=False) as way:
+                _train_at(run, found, way, tries)
+            return
         except Failure as failure:
-            # A VM that somebody has ended is no connection that broke: a retry would buy another one.
-            gone = vanished(run, found) if failure.klass is ErrorClass.SSH else None
-            if gone is None:
-                raise
-            raise gone from failure
+            found = tries.next_vm(found, failure)
 
 
-def _train_behind(run: Run, instance: Instance, way: Way) -> None:
+def _train_at(run: Run, instance: Instance, way: Way, tries: Tries) -> None:
+    try:
+        _train_behind(run, instance, way, tries)
+    except Failure as failure:
+        # A VM that somebody has ended is no connection that broke: a retry would buy another one.
+        gone = vanished(run, instance) if failure.klass in BROKEN else None
+        if gone is None:
+            raise
+        raise gone from failure
+
+
+def _train_behind(run: Run, instance: Instance, way: Way, tries: Tries) -> None:
     work = _workload(run)
     with run.console.section("code", "Code and container"):
         guest = log_in(run, instance, way)
         claim(run, instance, guest)
         container = Container(run, guest.machine, instance, way)
+        checkpoints = tries.checkpoints(guest)
         taken_up = container.state() is not None
         if not taken_up:
             check_out(run, guest.machine, hard_end_of(instance))
+            tries.begin(instance, checkpoints)
             container.start(work, guest.home)
         else:
             run.console.say("the training was started by an earlier job: attaching to it")
     deadline = Deadline(run, container, end_of(run, instance))
     training = run.console.section("training", f"{work.image}: training")
-    with training, watching(run, guest.machine, instance) as watch:
+    with training, watching(run, guest.machine, instance) as watch, checkpoints:
         deadline.announce()
-        ended = follow(run, container, [Audience(run), deadline, watch], [watch], taken_up=taken_up)
+        ended = follow(
+            run,
+            container,
+            [Audience(run), deadline, watch, checkpoints],
+            [watch, tries.steps],
+            taken_up=taken_up,
+            told=tries.told,
+        )
+        tries.ended(instance, guest, checkpoints, ended, min(COLLECT_SECONDS, deadline.seconds_left))
     with run.console.section("weights", "Weights come home"):
         home = _bring_home(run, guest, work, deadline)
         insist_on_audience(run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -43,10 +43,15 @@ def plan_lifetime(run: Run) -> Lifetime:
 
 
 @contextmanager
-def bring_up(run: Run, lifetime: Lifetime) -> Iterator[Instance]:
+def bring_up(run: Run, lifetime: Lifetime, scarce: Collection[str] = ()) -> Iterator[Instance]:
     """Have a new VM running for the block; Terraform may still be finishing while the block is at work.
 
     Leaving the block waits for Terraform and holds its outputs against what Compute Engine says.
+
+    Args:
+        run: The run.
+        lifetime: Of the VM.
+        scarce: Zones whose Spot VMs are asked for after all other candidates: Google has just taken one away there.
 
     Raises:
         Failure: LIVE_VMS, STOCKOUT, quota, permission, TERRAFORM, ...
@@ -54,7 +59,7 @@ def bring_up(run: Run, lifetime: Lifetime) -> Iterator[Instance]:
     _check_live_vms(run)
     machine = run.settings.machine
     zones = machine.zones or [zone for region in machine.regions for zone in run.cloud.zones(region)]
-    ways = candidates(machine, zones)
+    ways = sorted(candidates(machine, zones), key=lambda way: way.spot and way.zone in scarce)
     for line in cuts(machine):
         run.console.say(line)
         run.record.add("candidates-note", note=line)

@@ -85,6 +85,32 @@ def collect(run: Run, machine: Machine, home: str, paths: Iterable[str], *, seco
     raise last
 
 
+def bring(run: Run, machine: Machine, folder: str, paths: Iterable[str], seconds: float) -> dict[str, tuple[str, int]]:
+    """Bring what lies below ``paths`` of a folder on the VM, once, without a word and without SHA256SUMS.
+
+    Returns:
+        SHA-256 and size, by name, of what came as it was on the VM.
+
+    Raises:
+        Failure: DISK_FULL here, SSH when it does not come through, OUT_OF_TIME.
+    """
+    wanted, end = [str(PurePosixPath(path)) for path in paths], run.clock.now() + seconds
+    sums = _sums(run, machine, folder, wanted, _left(run, end))
+    got = _at_home(run, sums)
+    _choose(run, machine, [name for name in sums if name not in got], _left(run, end))
+    _receive(run, machine, folder, wanted, got, _left(run, end))
+    return {name: entry for name, entry in got.items() if entry[0] == sums.get(name)}
+
+
+def sums_of(run: Run, machine: Machine, folder: str, paths: Iterable[str], seconds: float) -> dict[str, str]:
+    """SHA-256, by name, of every file below ``paths`` of a folder on the VM.
+
+    Raises:
+        Failure: SSH.
+    """
+    return _sums(run, machine, folder, [str(PurePosixPath(path)) for path in paths], seconds)
+
+
 def _noted(run: Run, got: dict[str, tuple[str, int]]) -> Home:
     write_sums(run.outputs, {name: digest for name, (digest, _) in got.items()})
     home = Home(len(got), sum(size for _, size in got.values()))

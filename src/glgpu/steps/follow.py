@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from glgpu.console import TrainingLog
+from glgpu.console import LOG_BUDGET, TAIL, TrainingLog
 from glgpu.steps.container import Container, Ended
 from glgpu.steps.context import Run
 from glgpu.steps.sums import OWN_FOLDER
 
 LOG_FILE = f"{OWN_FOLDER}/train.log"
+LEAST_BUDGET = 50_000
+"""Bytes of output that each VM may have shown in the job log, however much those before it have."""
 
 
 class Companion(Protocol):
@@ -32,6 +35,19 @@ class Listener(Protocol):
         """
 
 
+@dataclass
+class Told:
+    """What a training has printed on the VMs that it ran on before.
+
+    Attributes:
+        shown: Bytes of it that are in the job log, whose budget is one for all of them.
+        heading: The line that goes before what comes next in train.log; empty: nothing was there before.
+    """
+
+    shown: int = 0
+    heading: str = ""
+
+
 def follow(
     run: Run,
     container: Container,
@@ -39,6 +55,7 @@ def follow(
     listeners: Sequence[Listener] = (),
     *,
     taken_up: bool = False,
+    told: Told | None = None,
 ) -> Ended:
     """Follow the run's container to its end.
 
@@ -49,12 +66,15 @@ def follow(
         listeners: Who hears the output too.
         taken_up: Whether another job has followed it before: what it printed meanwhile goes to the file alone, but for
             the last lines.
+        told: What the training has printed on other VMs before; None: nothing.
 
     Raises:
         Failure: PREEMPTED or OUT_OF_TIME when the VM is gone, SSH when it cannot be reached any more.
     """
-    log = TrainingLog(run.console, f"outputs/{LOG_FILE}", earlier=taken_up)
-    tee = _Tee(run, log, listeners)
+    told = told or Told()
+    budget = max(LEAST_BUDGET, LOG_BUDGET - told.shown)
+    log = TrainingLog(run.console, f"outputs/{LOG_FILE}", budget=budget, tail=min(TAIL, budget // 2), earlier=taken_up)
+    tee = _Tee(run, log, listeners, told.heading)
 
     def beat() -> None:
         for companion in companions:
@@ -65,6 +85,7 @@ def follow(
     finally:
         tee.close()
         log.close()
+        told.shown += log.shown
     run.record.add("training-ended", exit_code=ended.code, out_of_memory=ended.out_of_memory)
     return ended
 
@@ -75,7 +96,7 @@ class _Tee:
     The training is worth more than its log: a file that cannot be written is said once, and is no failure.
     """
 
-    def __init__(self, run: Run, log: TrainingLog, listeners: Sequence[Listener]) -> None:
+    def __init__(self, run: Run, log: TrainingLog, listeners: Sequence[Listener], heading: str) -> None:
         self._run = run
         self._log = log
         self._listeners = listeners
@@ -85,7 +106,9 @@ class _Tee:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: what is shown is also kept, and closing it has nothing left to write.
-            self._file = path.open("wb", buffering=0)
+            self._file = path.open("ab" if heading else "wb", buffering=0)
+            if heading:
+                self._file.write(f"{heading}\n".encode())
         except OSError as error:
             self._give_up(error)
 

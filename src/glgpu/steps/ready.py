@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from dataclasses import replace
 
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance
@@ -19,15 +21,21 @@ BACKSTOP_SECONDS = 300
 should not do so any earlier; and a powered-off VM is no longer deleted at its hard end and keeps its disk."""
 
 
-def new_vm(run: Run) -> Instance:
+def new_vm(run: Run, *, hard_end: float = math.inf, scarce: Collection[str] = ()) -> Instance:
     """Bring up the run's VM and leave it ready; one that is of no use is ended at once.
+
+    Args:
+        run: The run.
+        hard_end: Unix time beyond which it must not live.
+        scarce: Zones in which Google has just taken a Spot VM away.
 
     Raises:
         Failure: whatever stands in the way.
     """
     lifetime = plan_lifetime(run)
+    lifetime = replace(lifetime, hard_end=min(lifetime.hard_end, hard_end))
     try:
-        with bring_up(run, lifetime) as instance:
+        with bring_up(run, lifetime, scarce) as instance:
             make_ready(run, instance)
     except Failure as failure:
         # After a conflict, what is there under this name is another job's of this run.

@@ -13,6 +13,10 @@ code=$home/code
 memory=/dev/shm/$run
 boot=${GLGPU_ROOT:-}/run/glgpu
 samples=$home/gpu.csv
+metadata=http://metadata.google.internal/computeMetadata/v1/instance
+notice=$home/preempted
+heed=$home/heed
+kept=$home/kept
 export DOCKER_CONFIG="$memory/docker"
 export GIT_TERMINAL_PROMPT=0 GIT_CONFIG_NOSYSTEM=1
 
@@ -98,6 +102,84 @@ sample() {
         fi
         sleep "$pause"
     done
+}
+
+# Before the container is told to end: whether its program has a handler for SIGTERM. What that one leaves is what it
+# meant to leave; any other is cut off wherever it is.
+note_heed() {
+    # Docker's init, if that is the first one, has the program as its child.
+    said=plain
+    for one in "$1" $(cat "/proc/$1/task/$1/children" 2>/dev/null); do
+        case $(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/$one/status" 2>/dev/null) in
+        *[4567cdef]???) said=heeds ;;
+        esac
+    done
+    printf '%s\n' "$said" >"$heed.$$"
+    mv "$heed.$$" "$heed"
+}
+
+first_process() { engine inspect --format '{{.State.Pid}}' "$run" 2>/dev/null || echo 0; }
+
+# Waits until Google says that it takes the VM away, which is thirty seconds before it does at the most. The container
+# gets twenty of them to end by itself.
+lookout() {
+    first=$(first_process)
+    tag=0
+    while :; do
+        said=$(curl -sf -m 90 -D "$home/.tag" -H 'Metadata-Flavor: Google' \
+            "$metadata/preempted?wait_for_change=true&timeout_sec=60&last_etag=$tag") || said=
+        [ "$said" != TRUE ] || break
+        # Only what is newer than the last answer is worth one; without a tag whatever there is.
+        tag=$(sed -n 's/^[Ee][Tt][Aa][Gg]: *\([[:graph:]]*\).*/\1/p' "$home/.tag" 2>/dev/null) || tag=
+        [ -n "$said" ] && [ -n "$tag" ] || { tag=0 && sleep 1; }
+    done
+    note_heed "$first"
+    : >"$notice"
+    engine stop -t 20 "$run" >/dev/null 2>&1 || true
+}
+
+# Beside the container, until it ends, and on a VM that is taken away until all is home: loops for those who look on,
+# which must not cost the training anything.
+sitting() {
+    while [ -e "$home/starting" ]; do
+        sleep 0.1
+    done
+    sample >/dev/null &
+    sampler=$!
+    lookout >/dev/null &
+    looker=$!
+    engine wait "$run" >/dev/null 2>&1 || true
+    if [ -e "$notice" ]; then
+        until [ -e "$home/is-home" ] || [ -z "$(find "$notice" -newermt '25 seconds ago')" ]; do
+            sleep 0.2
+        done
+    fi
+    kill "$sampler" "$looker" 2>/dev/null || true
+}
+
+# Which of the files (DEVICE:INODE, one a line, by standard input) somebody has open for writing.
+written() {
+    # shellcheck disable=SC2024 # the file is ours
+    sudo -n find -L /proc/[0-9]*/fd -maxdepth 1 -type f -printf '%D:%i %p\n' 2>/dev/null >"$seen.open" || true
+    awk 'NR == FNR { asked[$1]; next } $1 in asked' - "$seen.open" | while read -r file descriptor; do
+        flags=$(sudo -n sed -n 's/^flags:[[:space:]]*//p' "${descriptor%/fd/*}/fdinfo/${descriptor##*/}" 2>/dev/null) || continue
+        case $flags in
+        *[123]) echo "$file" ;;
+        esac
+    done
+}
+
+look() {
+    seen=$home/.seen.$$
+    cd "$1" 2>/dev/null || return 0
+    shift
+    for path in "$@"; do
+        [ ! -e "./$path" ] || sudo -n find "./$path" -type f -printf '%D:%i %s %T@ %p\0'
+    done >"$seen"
+    tr '\0' '\n' <"$seen" | written | tr '\n' ' '
+    echo
+    cat "$seen"
+    rm -f "$seen" "$seen.open"
 }
 
 case $verb in
@@ -218,20 +300,32 @@ gpu-inside)
     ;;
 start)
     # start ARGUMENTS...: of docker run. One that was made but could not be started must not pass for one that ran.
-    rm -f "$home/is-home"
+    rm -f "$home/is-home" "$notice" "$heed" "$home/held"
+    : >"$home/starting"
+    setsid sh "$0" sit "$run" >/dev/null 2>&1 </dev/null &
+    echo $! >"$home/sitting"
+    # What the shutdown waits for stands before there is anything to lose.
+    tenths=50
+    until [ -e "$home/held" ] || [ "$tenths" -eq 0 ]; do
+        sleep 0.1
+        tenths=$((tenths - 1))
+    done
     engine run -d "$@" >/dev/null || {
+        rm -f "$home/starting"
         engine rm "$run" >/dev/null 2>&1 || true
         exit 1
     }
-    setsid sh "$0" sit "$run" >/dev/null 2>&1 </dev/null &
-    echo $! >"$home/sitting"
+    rm -f "$home/starting"
     ;;
 sit)
-    # Beside the container, until it ends: loops for those who look on, which must not cost the training anything.
-    sample &
-    sampler=$!
-    engine wait "$run" >/dev/null 2>&1 || true
-    kill "$sampler" 2>/dev/null || true
+    if command -v systemd-inhibit >/dev/null; then
+        # Google's notice comes together with its order to shut down: that waits until this is over.
+        sitting | sudo -n systemd-inhibit --what=shutdown --mode=delay --who=glgpu --why='a training ends' \
+            sh -c ': >"$1"; exec cat' sh "$home/held"
+    else
+        : >"$home/held"
+        sitting
+    fi
     ;;
 samples)
     # What was sampled of the GPUs.
@@ -240,6 +334,38 @@ samples)
 sampling)
     # The same, and what comes, until the container ends.
     exec tail -n +1 -F --pid="$(cat "$home/sitting")" "$samples" 2>/dev/null
+    ;;
+ending)
+    # What is known of the training's end: for how many seconds it has been known that Google takes the VM away (`no`: it
+    # does not), and what the program made of SIGTERM: it `heeds` it or is `plain`; nothing where it was not told to end.
+    age=no
+    [ ! -e "$notice" ] || age=$(($(date +%s) - $(stat -c %Y "$notice")))
+    printf '%s %s\n' "$age" "$(cat "$heed" 2>/dev/null || true)"
+    ;;
+look)
+    # look FOLDER PATH...: a line with what is open for writing, then DEVICE:INODE, SIZE, TIME and name of every file
+    # below the paths, NUL-terminated.
+    look "$@"
+    ;;
+keep)
+    # keep FOLDER PATH...: the files named by standard input, NUL-terminated, as they are now: what takes their names
+    # later does not take these away, nor does a program that removes them. Answers like `look`.
+    sudo -n rm -rf "$kept"
+    mkdir "$kept"
+    cd "$1"
+    shift
+    sudo -n xargs -0 -r cp -l --parents -t "$kept" -- 2>/dev/null || true
+    look "$kept" "$@"
+    ;;
+put)
+    # put FOLDER PATH...: files by standard input, as tar; whoever the container runs as may change them.
+    mkdir -p "$1"
+    cd "$1"
+    shift
+    tar -x -f - --no-same-owner
+    for path in "$@"; do
+        [ ! -e "./$path" ] || chmod -R u+rwX,go+rwX "./$path"
+    done
     ;;
 state)
     # The container's state as JSON; nothing where there is none.
@@ -255,10 +381,12 @@ logs | logged)
     ;;
 stop)
     # stop SECONDS
+    note_heed "$(first_process)"
     engine stop -t "$1" "$run" >/dev/null
     ;;
 end)
     # end SECONDS: the same, and nobody waits for it.
+    note_heed "$(first_process)"
     setsid sudo -n docker stop -t "$1" "$run" >/dev/null 2>&1 </dev/null &
     ;;
 sums)
@@ -295,6 +423,7 @@ wipe)
     # The run is over here: container and secrets go, whatever happens to the VM.
     engine rm -f "$run" >/dev/null 2>&1 || true
     sudo -n rm -rf "$memory"
+    sudo -n rm -rf "$kept"
     rm -f "$home/deploy-key" "$home/deploy-key.pub"
     ;;
 *)

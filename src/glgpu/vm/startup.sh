@@ -55,6 +55,15 @@ keep_packages() {
         >/dev/null 2>&1
 }
 
+let_trainings_end() {
+    # Google takes a Spot VM away half a minute after it has pressed the power button. What has to be done by then may
+    # delay the shutdown, five seconds by default (logind.conf(5)).
+    has systemd-inhibit || return 0
+    settings=$root/etc/systemd/logind.conf.d
+    mkdir -p "$settings" && printf '[Login]\nInhibitDelayMaxSec=27\n' >"$settings/glgpu.conf" &&
+        systemctl restart systemd-logind >/dev/null 2>&1
+}
+
 install() {
     # install PACKAGE...
     has apt-get || {
@@ -156,6 +165,7 @@ mkdir -p "$DOCKER_CONFIG"
 host_key
 report working start 'the start-up script begins'
 keep_packages
+let_trainings_end
 # Without it nobody hears of anything, and nothing is heard.
 has curl || install curl ca-certificates || say 'curl is missing and cannot be installed'
 # GPUS IMAGE, in one item; neither where the VM was not brought up by glgpu.
