@@ -198,6 +198,8 @@ def adopt(
             world.registry.images[full_name(known)] = Repository()
     branch = next((fault.branch for fault in faults if fault.branch != worlds.BRANCH), worlds.BRANCH)
     adopted = world.adopt(repository, config=CONFIG, branch=branch, variables=variables, federated=federated)
+    for fault in faults:
+        world.gitlab.artifact_limit_mb = fault.artifact_limit_mb or world.gitlab.artifact_limit_mb
     adopted.token.revoked = any(fault.token_revoked for fault in faults)
     return adopted
 
@@ -291,6 +293,8 @@ class Rehearsal:
         self._world.faults.end()
         left = self.read_back()
         self._unpack(outcomes)
+        for package in self.adopted.project.packages.values():
+            self._console.say(f"== Kept as package {package.name} {package.version}: {len(package.files)} files")
         self._console.say(f"== Left behind: {_told(left)}")
         code = 30 if any(left.values()) else code
         if self._stranger is not None:

@@ -87,6 +87,7 @@ class Fault:
         clock_ahead: Seconds by which the clocks of GitLab and Google run ahead of the jobs' own.
         stranger: Whether a run of another GitLab server with the same ids is in the cloud project.
         strike: What befalls a job.
+        artifact_limit_mb: What GitLab takes as a job's artifacts, or None.
         afterwards: The layers that act after the pipeline, in order.
         place: What the name is followed by, after a colon: a ``ZONE``, a ``REGION``, ...; empty: nothing.
         example: The place that is meant where none is said.
@@ -108,6 +109,7 @@ class Fault:
     clock_ahead: float = 0.0
     stranger: bool = False
     strike: Strike | None = None
+    artifact_limit_mb: int | None = None
     afterwards: Sequence[Afterwards] = ()
     place: Literal["", "ZONE", "REGION", "STAGE", "SECONDS"] = ""
     example: str = ""
@@ -140,6 +142,10 @@ TALKING_TRAINING = (
     "python3 -uc \"import os, time; print('step 0'); "
     "[(time.sleep(0.1), print('step', n)) for n in range(1, 60)]; "
     "os.makedirs('weights'); open('weights/w', 'w').write('w')\""
+)
+BIG_TRAINING = (
+    "python3 -c \"import os; os.makedirs('weights'); open('weights/small', 'w').write('w'); "
+    "open('weights/big', 'wb').write(os.urandom(16 << 20))\""
 )
 OUTPUTS = {"GLGPU_TRAIN_OUTPUTS": "weights"}
 LONG_TRAINING = {"GLGPU_TRAIN_COMMAND": TALKING_TRAINING.replace("60", "600"), **OUTPUTS}
@@ -602,6 +608,24 @@ FAULTS: tuple[Fault, ...] = (
         shows="WARNING: the GPU has been idle for",
         rules=[Rule("vm.gpu", "idle")],
         variables={"GLGPU_LIMITS_IDLE_MINUTES": "0.02", "GLGPU_TRAIN_COMMAND": TALKING_TRAINING, **OUTPUTS},
+    ),
+    Fault(
+        "artifact-too-big",
+        "the weights are more than GitLab takes as artifacts: the package registry keeps them",
+        0,
+        shows="they are there and verified: http",
+        variables={"GLGPU_TRAIN_COMMAND": BIG_TRAINING, **OUTPUTS},
+        artifact_limit_mb=12,
+    ),
+    Fault(
+        "package-upload-fails",
+        "the weights are too big for artifacts, and train may not put them into the package registry; destroy may",
+        12,
+        "GITLAB_AUTH",
+        shows="they are there and verified: http",
+        rules=[Rule("gitlab.packages.upload", "forbidden", 1)],
+        variables={"GLGPU_TRAIN_COMMAND": BIG_TRAINING, **OUTPUTS},
+        artifact_limit_mb=12,
     ),
 )
 

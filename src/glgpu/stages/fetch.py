@@ -16,7 +16,7 @@ from glgpu.interfaces import BucketFor, Depot, Forge
 from glgpu.run_names import RunName, read_name
 from glgpu.steps.bring_together import damaged, run_in, split, sums_with, there, unpack
 from glgpu.steps.download import download, download_whole
-from glgpu.steps.sums import write_sums
+from glgpu.steps.sums import read_sums, write_sums
 
 STAGES = ("train", "destroy", "stop")
 """Whose artifacts may hold outputs, in the order in which they are unpacked: the later ones save what train did not."""
@@ -116,7 +116,8 @@ def _is_meant(origin: Origin, name: str) -> bool:
 
 def _artifacts(origin: Origin, to: Path, note: Elsewhere | None) -> int:
     """Unpack what the run's jobs left as artifacts, unless it is there; how many files."""
-    sums = sums_with(to, [])
+    moved = {file.path for file in note.files} if note else set()
+    sums = {name: digest for name, digest in read_sums(to).items() if name not in moved}
     if run_in(to) and sums and not damaged(to, sums):
         origin.console.say(f"{len(sums)} files are in {to} already")
         return len(sums)
