@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from fakes import SHA, ZONE, Entry, FakeStack, Stage, done, refusal
+from fakes import SHA, ZONE, Entry, FakeMachine, FakeStack, Stage, done, make_stage, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.run_names import RunName
 from glgpu.run_record import RunRecord
@@ -499,3 +502,46 @@ def test_a_setting_without_effect_is_refused_before_anything_is_bought(stage: St
         provision(stage.run)
     assert caught.value.exit_code == 2
     assert stage.stacks == []
+
+
+class Mortal(FakeMachine):
+    """A VM at one of whose questions the job that asks it dies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: int | None = None
+        self.of = ErrorClass.INTERRUPTED
+
+    def visit(self, verb: str, *words: Any) -> None:
+        super().visit(verb, *words)
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                self.left = None
+                raise refusal(self.of)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@given(
+    deaths=st.lists(
+        st.tuples(st.integers(0, 25), st.sampled_from([ErrorClass.INTERRUPTED, ErrorClass.SSH])), max_size=3
+    )
+)
+def test_wherever_jobs_die_the_last_try_brings_the_weights_of_one_training_home(
+    tmp_path_factory: pytest.TempPathFactory, deaths: list[tuple[int, ErrorClass]]
+) -> None:
+    stage = make_stage(tmp_path_factory.mktemp("tries"))
+    machine = Mortal()
+    stage.use(connect=lambda *_: machine)
+    provision(stage.run)
+    for left, of in [*deaths, (None, ErrorClass.SSH)]:
+        machine.left, machine.of = left, of
+        with suppress(Failure):
+            train(stage.run)
+            break
+    assert (stage.run.outputs / "weights/w.bin").read_bytes() == b"w" * 100
+    assert stage.events().count("container-started") == 1
+    assert len(stage.stacks) == 1
+    assert stage.cloud.vms == {}
+    destroy(stage.run)
+    assert things(stage) == []
