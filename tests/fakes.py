@@ -744,6 +744,8 @@ class FakeMachine(Refusing):
         self.started: list[str] = []
         self.allowed: list[float | None] = []
         """How long each stream was allowed to take."""
+        self.attached_code = 0
+        """How a command at our own terminal ends."""
         self.samples = b""
         """What was sampled of the GPUs, all of it."""
         self.sampling: list[bytes] = []
@@ -761,6 +763,10 @@ class FakeMachine(Refusing):
             return self.said[verb]
         return self._answer(verb, words)
 
+    def attached(self, script: str) -> int:
+        self.visit("attached", script)
+        return self.attached_code if self.reachable else 255
+
     def _answer(self, verb: str, words: list[str]) -> Done:
         if verb == "hello":
             return done("/home/glgpu/glgpu\n")
@@ -770,7 +776,9 @@ class FakeMachine(Refusing):
             return done(self.gpus)
         if verb == "gpu-inside":
             return done(INSIDE)
-        if verb == "state":
+        if verb == "docker inspect" and self.container is None:
+            return done("", 1, f"Error: No such object: {words[-1]}")
+        if verb in ("state", "docker inspect"):
             return done(json.dumps(self.container) + "\n" if self.container else "")
         if verb == "ending":
             return done(self.ending)
@@ -851,6 +859,10 @@ class FakeMachine(Refusing):
             yield FakeStream(255, [], "Connection timed out" if self.silent else "Permission denied (publickey).")
         elif verb in ("logs", "logged"):
             yield self._logs(words[0], follow=verb == "logs")
+        elif verb == "docker logs":
+            if "-f" in words and self.container:
+                self._end(self.exit_code)
+            yield FakeStream(0, [text for _, text in self.log], "")
         elif verb == "sampling":
             yield FakeStream(0, self.sampling, "")
         elif verb == "send":
@@ -926,9 +938,11 @@ def done(text: str, code: int = 0, complaint: str = "") -> Done:
 
 
 def words_of(script: str) -> tuple[str, list[str]]:
-    """The verb and the arguments of a command to the helper."""
-    words = shlex.split(script.rpartition("&& ")[2])
-    return words[2], words[4:]
+    """The verb and the arguments of a command to the helper, or of one past it: ``docker logs`` for example."""
+    words = shlex.split(script.rpartition("&& ")[2].removesuffix(" 2>&1"))
+    if words[:3] == ["sudo", "-n", "docker"]:
+        return f"docker {words[3]}", words[4:]
+    return (words[2], words[4:]) if words[0] == "sh" else (words[0], words[1:])
 
 
 def tar_of(entries: Mapping[str, Entry]) -> bytes:

@@ -373,6 +373,78 @@ def status(
     staged(talk, look, config=config, overrides=overrides, needs_settings=False)
 
 
+RUN_OPTION = click.option(
+    "--run", "run_id", metavar="RUN", help="The run: a pipeline's number, as `glgpu status` shows."
+)
+
+
+@cli.command()
+@RUN_OPTION
+@click.option("-f", "--follow", is_flag=True, help="Stay until the training ends.")
+@click.option("-n", "--last", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.  [default: all]")
+@settings_options
+@doorman
+def logs(
+    console: Console,
+    interrupts: Interrupts,
+    run_id: str | None,
+    follow: bool,
+    last: int | None,
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """What a run's training has printed, from wherever you are.
+
+    Without --run and GLGPU_RUN the only living run of this project or branch is meant. Secrets that this machine
+    knows are masked.
+
+    Example: glgpu logs -f -n 20
+    """
+    from glgpu.settings import process_environment
+    from glgpu.stages.logs import logs as stage
+    from glgpu.wiring import make_console, visiting
+
+    del interrupts
+    variables = process_environment()
+    talk = make_console(variables, errors=True)
+    talk.masker = console.masker
+    with visiting(talk, variables, Path.cwd(), run=run_id, config=config, overrides=overrides) as visitor:
+        stage(visitor, sys.stdout.buffer, follow=follow, last=last)
+
+
+@cli.command()
+@RUN_OPTION
+@settings_options
+@click.argument("words", nargs=-1, metavar="[-- COMMAND...]")
+@doorman
+def ssh(
+    console: Console,
+    interrupts: Interrupts,
+    run_id: str | None,
+    words: tuple[str, ...],
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """A shell on a run's VM, or one command there and its exit code.
+
+    Without --run and GLGPU_RUN the only living run of this project or branch is meant. The door is opened for this
+    machine's address and closed behind it, and the VM's host key is the one that was pinned when it booted.
+
+    Example: glgpu ssh -- nvidia-smi
+    """
+    from glgpu.settings import process_environment
+    from glgpu.stages.ssh import ssh as stage
+    from glgpu.wiring import make_console, visiting
+
+    del interrupts
+    variables = process_environment()
+    talk = make_console(variables, errors=True)
+    talk.masker = console.masker
+    with visiting(talk, variables, Path.cwd(), run=run_id, config=config, overrides=overrides) as visitor:
+        code = stage(visitor, words)
+    sys.exit(code)
+
+
 @cli.command()
 @click.argument("run", required=False)
 @click.option("--to", default="outputs", show_default=True, metavar="DIR", help="Where everything is put.")

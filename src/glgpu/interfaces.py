@@ -926,6 +926,12 @@ class Machine(Protocol):
     def stream(self, script: str, *, timeout: float | None = None) -> AbstractContextManager[Stream]:
         """Start a shell command and talk to it; after ``timeout`` seconds the connection ends."""
 
+    def attached(self, script: str) -> int:
+        """Run a shell command, or where it is empty a login shell, with what this process reads and writes; its code.
+
+        255 when there is no connection. A login shell gets a terminal where this process has one.
+        """
+
 
 @dataclass(frozen=True)
 class Endpoint:

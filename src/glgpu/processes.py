@@ -112,6 +112,30 @@ def run(
         return Done(argv, process.popen.returncode, stdout, stderr)
 
 
+def attached(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
+    """Run a program with our own standard input, output and error, to its end; its exit code, negative for a signal.
+
+    It stays in our process group, so that the keyboard's signals reach it.
+
+    Args:
+        argv: The program and its arguments.
+        env: Its environment; ours by default.
+
+    Raises:
+        Failure: TOOL_MISSING, when it cannot be started.
+    """
+    try:
+        process = subprocess.Popen(list(argv), env=dict(env) if env is not None else None)
+    except OSError as error:
+        raise _not_started(argv, error) from None
+    with process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            raise
+
+
 class Running:
     """A process that runs beside us; leaving the ``with`` block ends it and its whole group.
 
@@ -144,9 +168,7 @@ class Running:
                 start_new_session=True,
             )
         except OSError as error:
-            raise Failure(
-                ErrorClass.TOOL_MISSING, f"{argv[0]} cannot be started: {error}", f"install {argv[0]}, or mend its path"
-            ) from None
+            raise _not_started(argv, error) from None
 
     def __enter__(self) -> Running:
         return self
@@ -213,6 +235,12 @@ class Running:
         # The group outlives its leader: children that the leader left behind are signalled too.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.popen.pid, number)
+
+
+def _not_started(argv: Sequence[str], error: OSError) -> Failure:
+    return Failure(
+        ErrorClass.TOOL_MISSING, f"{argv[0]} cannot be started: {error}", f"install {argv[0]}, or mend its path"
+    )
 
 
 @contextmanager

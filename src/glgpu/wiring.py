@@ -6,9 +6,10 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 from glgpu.clients.address_echo import caller_address
@@ -40,6 +41,7 @@ from glgpu.stages.fetch import Origin
 from glgpu.stages.init import GitLab
 from glgpu.steps.checks.facts import Sources
 from glgpu.steps.context import Run
+from glgpu.steps.visit import Visitor
 
 DEFAULT_CONFIG = "glgpu.yml"
 
@@ -85,11 +87,7 @@ def make_run(
     for name in settings.train.secrets:
         console.masker.add(read_secret(name, environment)[0])
     if not settings.project:
-        raise Failure(
-            ErrorClass.CONFIG,
-            "the Google Cloud project is not set",
-            "set the CI variable GLGPU_PROJECT, or `project` in glgpu.yml",
-        )
+        raise _no_project()
     base = _base(job, path) if needs_settings else ""
     return _wire(console, job, settings, job.name(kind), base, clock, job.project_dir / "outputs")
 
@@ -208,6 +206,52 @@ def make_origin(
     return Origin(job.name(), forge, lambda name: CloudStorage(job, name), settings.storage.bucket, console, clock)
 
 
+@contextmanager
+def visiting(
+    console: Console,
+    environment: Mapping[str, str],
+    folder: Path,
+    *,
+    run: str | None,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Iterator[Visitor]:
+    """Who looks in on a run, from a laptop or a job; keys and work files of it are gone afterwards.
+
+    Args:
+        console: Where messages go; its masker learns the secrets that this machine knows.
+        environment: The process's variables.
+        folder: The working directory; its remote ``origin`` and its branch tell what nothing else does.
+        run: The run, if it is given; else that of the variables.
+        config: Path of glgpu.yml from the command line.
+        overrides: ``section.key=value`` from the command line.
+
+    Raises:
+        Failure: CONFIG or USAGE.
+    """
+    own = {**environment, **({"GLGPU_RUN": run} if run else {})}
+    job = read_job(own, folder, SystemClock().now())
+    hide_tokens(job, console.masker)
+    with suppress(Failure):  # a run of `glgpu run` needs no GitLab
+        job = _placed(job, folder)
+        if not job.project_id and job.gitlab_token:
+            job = replace(job, project_id=GitlabProject(job).number())
+    job = replace(job, ref=job.ref or LocalRepository(folder).branch())
+    settings = _settings(console, _config_path(job, config or own.get("GLGPU_CONFIG") or DEFAULT_CONFIG), own,
+                         overrides, needed=config is not None)  # fmt: skip
+    for name in set(settings.train.secrets) & own.keys():
+        console.masker.add(read_secret(name, own)[0])
+    if not settings.project:
+        raise _no_project()
+    asked = job.run if own.get("GLGPU_RUN") or own.get("CI_PIPELINE_ID") else ""
+    with TemporaryDirectory(prefix="glgpu-") as work:
+        # Another run may be under way in this folder: its key and its record are left alone.
+        elsewhere = replace(job, project_dir=Path(work))
+        clock = SystemClock()
+        any_run = _wire(console, elsewhere, settings, elsewhere.name(), "", clock, Path(work) / "outputs")
+        yield Visitor(any_run, asked, lambda name: under_name(any_run, name))
+
+
 def _given(server: str | None, project: str | None) -> dict[str, str]:
     """What options say in place of a job's variables, which speak of its own project alone."""
     given = {"CI_SERVER_URL": server, "CI_API_V4_URL": "", "CI_PROJECT_ID": "", "CI_PROJECT_PATH": ""} if server else {}
@@ -296,6 +340,14 @@ def under_name(run: Run, name: RunName) -> Run:
         return run
     job = replace(run.job, run=name.run)
     return _wire(run.console, job, run.settings, name, run.base, run.clock, run.outputs / "glgpu" / str(name))
+
+
+def _no_project() -> Failure:
+    return Failure(
+        ErrorClass.CONFIG,
+        "the Google Cloud project is not set",
+        "set the CI variable GLGPU_PROJECT, or `project` in glgpu.yml",
+    )
 
 
 def _settings(

@@ -66,7 +66,14 @@ def test_one_command_trains_and_leaves_weights_and_nothing_else(served: Served, 
     assert served.left() == {}
 
 
-def test_ctrl_c_tears_everything_down(served: Served, tmp_path: Path) -> None:
+def look_in(work: Path, environment: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [GLGPU, *words], cwd=work, env=dict(environment), capture_output=True, text=True, timeout=60,
+        stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+def test_a_training_is_looked_in_on_and_ctrl_c_tears_everything_down(served: Served, tmp_path: Path) -> None:
     work = checkout(tmp_path)
     process = glgpu_run(work, laptop(served, GLGPU_TRAIN_ENV="EPOCHS=1000"))
     assert process.stdout is not None
@@ -74,6 +81,12 @@ def test_ctrl_c_tears_everything_down(served: Served, tmp_path: Path) -> None:
     for line in process.stdout:
         said.append(line)
         if "nats/character, " in line:
+            # From the same folder, and behind the same address: neither key nor door of the run may suffer.
+            log = look_in(work, laptop(served), "logs", "-n", "1")
+            assert (log.returncode, "nats/character" in log.stdout) == (0, True), log.stderr
+            assert "the training runs" in log.stderr
+            there = look_in(work, laptop(served), "ssh", "--", "nvidia-smi -L; exit 7")
+            assert (there.returncode, there.stdout[:16]) == (7, "GPU 0: NVIDIA L4"), there.stderr
             process.send_signal(signal.SIGINT)
             break
     rest, _ = process.communicate(timeout=120)

@@ -30,6 +30,11 @@ class LocalRepository:
         done = run([*self._git("to see where this repository is from"), "remote", "get-url", "origin"])
         return done.text.strip() if done.code == 0 else ""
 
+    def branch(self) -> str:
+        """The checked-out branch; empty where there is none, or where this is no checkout."""
+        done = run([*self._git("to see which branch this is"), "branch", "--show-current"])
+        return done.text.strip() if done.code == 0 else ""
+
     def changed(self) -> list[str]:
         """Tracked files that differ from the commit."""
         return [path for path in self._list("diff", "--name-only", "-z", "HEAD") if path]

@@ -15,7 +15,7 @@ from typing import IO
 from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Endpoint, Proxy
-from glgpu.processes import Done, Running, TimedOut, environment, need_tool, run
+from glgpu.processes import Done, Running, TimedOut, attached, environment, need_tool, run
 from glgpu.run_record import write_atomically
 
 USER = "glgpu"
@@ -71,6 +71,14 @@ class RemoteMachine:
         except TimedOut:
             return Done(argv, LOST, b"", f"no answer within {timeout:.0f} s".encode())
         return replace(done, code=_code(done.code))
+
+    def attached(self, script: str) -> int:
+        """Run a shell command, or where it is empty a login shell, with what this process reads and writes; its code.
+
+        255 when there is no connection. A login shell gets a terminal where this process has one.
+        """
+        argv = [*self._argv, script] if script else ["-t" if word == "-T" else word for word in self._argv]
+        return _code(attached(argv, env=self._env))
 
     @contextmanager
     def stream(self, script: str, *, timeout: float | None = None) -> Iterator[RemoteStream]:

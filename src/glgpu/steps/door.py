@@ -45,12 +45,20 @@ _HOST_KEY = re.compile(r"[A-Za-z0-9+/]{40,200}={0,2}")
 
 
 class Way:
-    """The way to one VM for one caller; `again` finds it anew after the caller's own address has changed."""
+    """The way to one VM for one caller; `again` finds it anew after the caller's own address has changed.
 
-    def __init__(self, run: Run, instance: Instance) -> None:
+    Args:
+        run: The run.
+        instance: Its VM.
+        visits: Whether this caller only looks in: then what is listed already, or may be others' too, stays listed.
+    """
+
+    def __init__(self, run: Run, instance: Instance, *, visits: bool = False) -> None:
         self._run = run
         self._instance = instance
+        self._visits = visits
         self._sources: list[str] = []
+        self._others: set[str] = set()
 
     def open(self) -> None:
         """Make both rules if they are missing and add this caller to the one that lets in.
@@ -80,6 +88,11 @@ class Way:
             if found is None:
                 run.cloud.create_rule(rule)
         self._sources = _sources(run)
+        if self._visits:
+            # A job in the same building has the same address, and loses its way home with it.
+            listed = found.sources if found is not None else ()
+            shared = run.settings.network.access == "iap" or run.settings.network.allow != "auto"
+            self._others = {*listed, *(self._sources if shared else ())}
         self._change(add=self._sources)
         run.record.add("door-opened", sources=self._sources)
 
@@ -93,7 +106,7 @@ class Way:
 
     def close(self) -> None:
         """Take this caller off the list; the last one out leaves a rule that lets nobody in."""
-        self._change(remove=self._sources)
+        self._change(remove=[one for one in self._sources if one not in self._others])
 
     def _change(self, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
         """Change the list until it says what it should.
@@ -142,6 +155,17 @@ def open_door(run: Run, instance: Instance, *, insist: bool = True) -> Iterator[
             _close_quietly(run, way)
 
 
+@contextmanager
+def visit_door(run: Run, instance: Instance) -> Iterator[Way]:
+    """Let a caller in who only looks in; the door is closed after a signal too, for nobody comes after."""
+    way = Way(run, instance, visits=True)
+    way.open()
+    try:
+        yield way
+    finally:
+        _close_quietly(run, way)
+
+
 @dataclass(frozen=True)
 class Guest:
     """A VM that lets us in.
@@ -155,7 +179,7 @@ class Guest:
     home: str
 
 
-def log_in(run: Run, instance: Instance, way: Way, *, seconds: float | None = None) -> Guest:
+def log_in(run: Run, instance: Instance, way: Way, *, seconds: float | None = None, helper: bool = True) -> Guest:
     """Bring a login key in, pin the host key, wait until the VM lets us in, and hand it the helper.
 
     A key counts only from the guest agent's next poll, so a refused key is no failure at first.
@@ -165,6 +189,7 @@ def log_in(run: Run, instance: Instance, way: Way, *, seconds: float | None = No
         instance: Its VM.
         way: The open way to it.
         seconds: How long to try; by default what ``limits.boot_minutes`` says.
+        helper: Whether to hand it over; without it the guest has no home.
 
     Raises:
         Failure: SSH, with the end of the serial console; PREEMPTED when the VM has vanished.
@@ -179,11 +204,8 @@ def log_in(run: Run, instance: Instance, way: Way, *, seconds: float | None = No
 
     def greet() -> str | None:
         nonlocal said
-        done = machine.run(
-            HANDSHAKE.format(run=run.name),
-            stdin=resource_text("vm/helper.sh"),
-            timeout=30,
-        )
+        script, stdin = (HANDSHAKE.format(run=run.name), resource_text("vm/helper.sh")) if helper else ("true", b"")
+        done = machine.run(script, stdin=stdin, timeout=30)
         said = done.complaint or f"exit code {done.code}"
         if done.code == 255 and (gone := vanished(run, current)):
             raise gone

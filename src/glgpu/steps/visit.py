@@ -1,0 +1,139 @@
+"""Look in on a run from elsewhere, a laptop for example: which one it is, and a way in that disturbs nobody."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import Instance, Machine
+from glgpu.leftovers import Vm
+from glgpu.lifetime import spoken
+from glgpu.run_names import PREFIX, RunName, server_hash
+from glgpu.steps.context import Run
+from glgpu.steps.door import log_in, visit_door
+from glgpu.steps.listing import age_of, owner
+from glgpu.steps.survey import vm_of
+
+LOGIN_SECONDS = 90.0
+"""How long to try to get in: the guest agent may need a minute to see the key."""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who looks in.
+
+    Attributes:
+        run: Any run of the project, for its clients.
+        asked: The run that is meant; empty: nobody said.
+        named: Makes the same run under another name.
+    """
+
+    run: Run
+    asked: str
+    named: Callable[[RunName], Run]
+
+
+@dataclass(frozen=True)
+class Visited:
+    """A run that is looked in on.
+
+    Attributes:
+        run: The run.
+        instance: Its VM.
+        machine: The way to run commands there.
+    """
+
+    run: Run
+    instance: Instance
+    machine: Machine
+
+
+@contextmanager
+def look_in(visitor: Visitor) -> Iterator[Visited]:
+    """Find the run that is meant and go in for the length of a block.
+
+    Raises:
+        Failure: USAGE, when several could be meant, or none lives; NOT_FOUND, when the one that was named does not;
+            SSH.
+    """
+    vm, instance = _choose(visitor)
+    server = next(url for url in _servers(visitor.run) if server_hash(url) == vm.run.server)
+    run = visitor.named(RunName(server, vm.run.project_id, vm.run.run, vm.run.kind)).knowing(instance)
+    with visit_door(run, instance) as way:
+        # Without the helper: another version of it must not come under a job that uses it.
+        guest = log_in(run, instance, way, seconds=LOGIN_SECONDS, helper=False)
+        yield Visited(run, instance, guest.machine)
+
+
+def container_state(visited: Visited) -> dict[str, Any]:
+    """The engine's word on the run's container.
+
+    Raises:
+        Failure: NOT_FOUND, where there is none; SSH.
+    """
+    words = ["sudo", "-n", "docker", "inspect", "--format", "{{json .State}}", str(visited.run.name)]
+    done = visited.machine.run(shlex.join(words))
+    try:
+        found = json.loads(done.text)
+    except ValueError:
+        found = None
+    if done.code == 0 and isinstance(found, dict):
+        return found
+    if "no such" in done.complaint.lower():
+        raise Failure(
+            ErrorClass.NOT_FOUND,
+            f"no training has been started on {visited.instance.name} yet",
+            "wait until the job train has come to it; `glgpu ssh` gets in all the same",
+        )
+    raise Failure(
+        ErrorClass.SSH,
+        f"the engine on {visited.instance.name} does not tell of the container: {done.complaint}",
+        "call it again; `glgpu ssh` shows what is wrong there",
+        done.complaint,
+    )
+
+
+def _servers(run: Run) -> Sequence[str]:
+    """The GitLabs whose runs are ours: this one, and none, as of `glgpu run` on a laptop."""
+    return (run.name.server_url, "")
+
+
+def _choose(visitor: Visitor) -> tuple[Vm, Instance]:
+    run, asked = visitor.run, visitor.asked
+    servers, projects = {server_hash(url) for url in _servers(run)}, {run.job.project_id, 0}
+    seen = [(vm, one) for one in run.cloud.instances_named(PREFIX) if (vm := vm_of(one)) and vm.status == "RUNNING"]
+    ours = [
+        pair for pair in seen
+        if pair[0].run.server in servers and (not run.job.project_id or pair[0].run.project_id in projects)
+    ]  # fmt: skip
+    found = [pair for pair in ours if pair[0].run.run == asked] if asked else ours
+    if not asked and len(found) > 1 and run.job.ref:
+        found = [pair for pair in found if pair[0].ref == run.job.ref] or found
+    if len(found) == 1:
+        return found[0]
+    for vm, _ in found or ours:
+        age = age_of(vm, run.clock.now())
+        since = "" if age is None else f", since {spoken(age)}"
+        run.console.say(f"{vm.run.run}  {owner(run, vm)}, {vm.run.kind} in {vm.zone}{since}")
+    if asked and not found:
+        raise Failure(
+            ErrorClass.NOT_FOUND,
+            f"no VM of run {asked} runs in {run.cloud.project}",
+            "`glgpu status` lists what is alive; what a run has left, `glgpu fetch` gets",
+        )
+    if not found:
+        raise Failure(
+            ErrorClass.USAGE,
+            f"no run of this project is alive in {run.cloud.project}",
+            "start one; `glgpu status` lists everything of glgpu's that is alive",
+        )
+    raise Failure(
+        ErrorClass.USAGE,
+        f"{len(found)} runs are alive, and nothing says which of them is meant",
+        "name one with --run, or set GLGPU_RUN",
+    )
