@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from glgpu.errors import ErrorClass
 from glgpu.links import (
@@ -38,15 +39,23 @@ class Rule:
 
     Attributes:
         klass: The class.
-        pattern: What the text looks like; the groups ``a`` and ``b`` may be used in cause and remedy.
+        looks: What the text looks like, as a regular expression.
         cause: One line; empty: the line that matched.
         remedy: One line.
     """
 
     klass: ErrorClass
-    pattern: re.Pattern[str]
+    looks: str
     cause: str
     remedy: str
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """The same, to search with; the groups ``a`` and ``b`` may be used in cause and remedy.
+
+        Made when it is needed: all of them together would take a part of every command's start.
+        """
+        return re.compile(self.looks, re.IGNORECASE | re.MULTILINE)
 
 
 def _rule(klass: ErrorClass, *patterns: str, cause: str = "", remedy: str) -> Rule:
@@ -57,7 +66,7 @@ def _rule(klass: ErrorClass, *patterns: str, cause: str = "", remedy: str) -> Ru
     """
     spaced = "|".join(patterns).replace(" ?", r"\s*").replace(" ", r"\s+")
     spaced = spaced.replace("\N{HORIZONTAL ELLIPSIS}", r"[\s\S]{0,400}?")
-    return Rule(klass, re.compile(spaced, re.IGNORECASE | re.MULTILINE), cause, remedy)
+    return Rule(klass, spaced, cause, remedy)
 
 
 def _status(codes: str) -> str:
