@@ -176,7 +176,9 @@ class Train(_Section):
         ["python", "train.py"], min_length=1, description="Split by shell rules without expansion; a list is argv."
     )
     outputs: list[OutputPath] = Field(["weights/"], min_length=1, description="Files and folders to bring home.")
-    checkpoints: InnerPath | None = Field("checkpoints/", description="Folder of checkpoints; null: none.")
+    checkpoints: InnerPath | None = Field(
+        "checkpoints/", description="Folder of checkpoints, which come home while the training runs; null: none."
+    )
     env: dict[VariableName, Argument] = Field(
         default_factory=dict, description="Environment of the container; nothing secret."
     )

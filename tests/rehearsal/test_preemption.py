@@ -16,7 +16,7 @@ from glgpu.rehearsal.job_turn import Outcome
 from glgpu.resources import resource
 from rehearsing import Played, repository, world
 
-MINUTES = 10 * 60
+SECONDS = 600.0
 SAVING_TRAINING = LASTING_TRAINING.replace("41):", "81):").replace(
     "    print('step', n)\n",
     "    print('step', n)\n    if n % 20 == 0:\n        os.makedirs('checkpoints', exist_ok=True)\n"
@@ -50,11 +50,11 @@ def trained(
             return await playing
 
         try:
-            train = made.call(asyncio.wait_for(story(), MINUTES))["train"].last
+            train = made.call(asyncio.wait_for(story(), SECONDS))["train"]
             assert train.status == "success", here.logs["train"]
             assert here.left() == {}
-            assert train.artifacts is not None
-            with zipfile.ZipFile(train.artifacts) as archive:
+            assert train.last.artifacts is not None
+            with zipfile.ZipFile(train.last.artifacts) as archive:
                 files = {one.filename: archive.read(one) for one in archive.infolist() if not one.is_dir()}
             return files, here.logs["train"]
         finally:
