@@ -119,7 +119,9 @@ def test_a_failed_training_is_red_keeps_its_log_and_outputs_and_is_torn_down(ins
         assert served.left() == {}
     assert "TRAINING_FAILED (exit code 20)" in text
     assert "it breaks now" in (artifacts(repository, "train") / "outputs/glgpu/train.log").read_text()
-    assert (artifacts(repository, "train") / "outputs/glgpu/SHA256SUMS").is_file()
+    own = artifacts(repository, "train") / "outputs/glgpu"
+    assert (own / "SHA256SUMS").is_file()
+    assert "TRAINING_FAILED: exit code 20" in (own / "report.html").read_text()
     assert events(repository, "train")["training-ended"]["exit_code"] == 3
     assert events(repository, "destroy")["proof"]["left"] == []
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from glgpu.gpu_samples import read_samples
+from glgpu.losses import read_losses
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.gitlab_model import Variable
 from rehearsing import GLGPU, Played, Rehearsed, docker, rehearse, remains, repository, started, world
@@ -41,12 +43,20 @@ def calls(played: Rehearsed) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (kept / "calls.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+OWN = (
+    "run.json", "train.log", "SHA256SUMS", "gpu.csv", "loss.csv", "report.html", "annotations.json"
+)  # fmt: skip
+"""What is glgpu's own among the outputs."""
+CHECKPOINT = "outputs/checkpoints/latest.npz"
+"""Comes home while it trains, if there is time for it; it is none of the training's outputs."""
+
+
 def test_the_example_trains_and_leaves_its_results(green: Rehearsed) -> None:
     assert green.code == 0, green.text
     assert [name for name, _ in green.jobs] == ["provision", "train", "destroy"]
     left = {str(path.relative_to(green.folder)) for path in green.folder.rglob("*") if path.is_file()}
-    assert left == {
-        "outputs/glgpu/run.json", "outputs/glgpu/train.log", "outputs/glgpu/SHA256SUMS", "outputs/metrics.json",
+    assert left - {CHECKPOINT} == {
+        *(f"outputs/glgpu/{name}" for name in OWN), "outputs/metrics.json",
         "outputs/weights/lstm.npz", "outputs/weights/vocabulary.json",
         *(f"outputs/samples/epoch-{n}.txt" for n in (1, 2, 3)),
     }  # fmt: skip
@@ -61,7 +71,22 @@ def test_the_checksums_that_came_along_hold(green: Rehearsed) -> None:
         ["sha256sum", "--strict", "-c", "glgpu/SHA256SUMS"], cwd=outputs, capture_output=True, text=True, check=False
     )
     assert checked.returncode == 0, checked.stderr
-    assert checked.stdout.count(": OK") == len([p for p in outputs.rglob("*") if p.is_file()]) - 3
+    outside = {green.folder / CHECKPOINT, *(outputs / "glgpu" / name for name in OWN)}
+    assert checked.stdout.count(": OK") == len([p for p in outputs.rglob("*") if p.is_file() and p not in outside])
+
+
+def test_the_report_is_complete_with_loss_gpu_use_and_proof(green: Rehearsed) -> None:
+    own = green.folder / "outputs/glgpu"
+    report = (own / "report.html").read_text(encoding="utf-8")
+    for said in ("The training ended well", "nothing of it is left", "Loss over time", "GPU use over time"):
+        assert said in report
+    losses = read_losses((own / "loss.csv").read_text())
+    assert sorted(one.series for one in losses) == ["training"] * 3 + ["validation"] * 3
+    samples = read_samples((own / "gpu.csv").read_text())
+    assert samples
+    assert {one.memory_mib for one in samples} == {23034}
+    # The program computes: most of the time on its GPU.
+    assert max(one.use or 0 for one in samples) > 3
 
 
 def test_the_record_tells_the_whole_life_and_ends_with_the_proof(green: Rehearsed) -> None:
