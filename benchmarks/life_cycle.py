@@ -66,12 +66,14 @@ class Run:
         whole: Seconds in all.
         billed: Seconds for which its VM ran.
         inserts: When a VM was asked for.
+        trains: When the training's first line was heard, once for each VM.
     """
 
     first_line: float
     whole: float
     billed: float
     inserts: list[float]
+    trains: list[float]
 
 
 def play(
@@ -82,20 +84,33 @@ def play(
     job_start: float = 0.0,
     training: float = 0.0,
     latency: float = 0.0,
+    preempted: bool = False,
 ) -> Run:
-    """Play one run in a world of its own, and check that its weights are home and that nothing is left."""
+    """Play one run in a world of its own, and check that its weights are home and that nothing is left.
+
+    Args:
+        who: Whose.
+        rules: What takes its time, or goes wrong.
+        zones: Where a VM may be, in this order.
+        job_start: Seconds that each job's executor takes to get ready.
+        training: Seconds that the training takes.
+        latency: Seconds that each operation of Compute Engine takes; 0: nothing takes longer than it must.
+        preempted: Whether the VM is taken away when the training has begun.
+    """
     world = World(Faults(rules), lambda _: None, latency=latency)
     with tempfile.TemporaryDirectory() as folder:
         try:
             world.start(None)
             if not latency:
                 world.machines.boot_seconds = world.machines.agent_seconds = 0.02
-            return _played(world, Path(folder), who, zones, job_start, training)
+            return _played(world, Path(folder), who, zones, job_start, training, preempted=preempted)
         finally:
             world.stop()
 
 
-def _played(world: World, folder: Path, who: str, zones: Sequence[str], job_start: float, training: float) -> Run:
+def _played(
+    world: World, folder: Path, who: str, zones: Sequence[str], job_start: float, training: float, *, preempted: bool
+) -> Run:
     files = {"train.py": TRAIN.format(seconds=training)}
     if who != GLGPU:
         pull = "boot" if who == SCRIPT_AT_BOOT else ""
@@ -106,22 +121,27 @@ def _played(world: World, folder: Path, who: str, zones: Sequence[str], job_star
     if who != GLGPU:
         (made / "rival.sh").chmod(0o755)
     variables = [Variable("GLGPU_MACHINE_ZONES", ",".join(zones))]
+    instances = world.compute.instances
     adopted = world.adopt(made, keep_pipeline=True, variables=variables)
     runner = PlayedRunner(world.folder / "runner", world.job_path(), prepare_seconds=job_start)
     rehearsal = Rehearsal(Console(Masker(), stream=io.BytesIO()), world, adopted, runner=runner)
-    seen: dict[bytes, float] = {}
+    begins: list[float] = []
+    trains: list[float] = []
     log = bytearray()
 
     def hear(_job: Job, data: bytes) -> None:
         log.extend(data)
-        for words in (SCRIPT_BEGINS, FIRST_LINE):
-            if words not in seen and words in log:
-                seen[words] = time.monotonic()
+        if not begins and SCRIPT_BEGINS in log:
+            begins.append(time.time())
+        if log.count(FIRST_LINE) > len(trains):
+            trains.append(time.time())
+            for instance in instances.spot_running() if preempted and len(trains) == 1 else []:
+                instances.preempt(instance)
 
     rehearsal.player.on_output = hear
     try:
         outcomes = world.call(rehearsal.player.play())
-        end = time.monotonic()
+        end = time.time()
     finally:
         world.call(rehearsal.player.close())
     failed = [name for name, outcome in outcomes.items() if outcome.status not in ("success", "manual")]
@@ -133,8 +153,8 @@ def _played(world: World, folder: Path, who: str, zones: Sequence[str], job_star
     calls = world.calls.lines()
     at = {one["verb"]: one["at"] for one in calls if one["to"] == "vm"}
     inserts = [one["at"] for one in calls if one["verb"] == "POST" and one["target"].endswith("/instances")]
-    begun = seen[SCRIPT_BEGINS]
-    return Run(seen[FIRST_LINE] - begun, end - begun, at["power-off"] - at["boot"], inserts)
+    begun = begins[0]
+    return Run(trains[0] - begun, end - begun, at["power-off"] - at["boot"], inserts, trains)
 
 
 def _let_in(world: World) -> None:
