@@ -67,6 +67,7 @@ def happened(files: Mapping[str, bytes], what: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.every_fault
+@pytest.mark.timeout(1200)
 def test_an_example_that_is_preempted_twice_ends_with_the_weights_of_an_undisturbed_one_to_the_last_bit(
     tmp_path: Path,
 ) -> None:
@@ -86,6 +87,7 @@ def test_an_example_that_is_preempted_twice_ends_with_the_weights_of_an_undistur
 
 
 @pytest.mark.every_fault
+@pytest.mark.timeout(700)
 @pytest.mark.parametrize(
     ("strikes", "home"),
     [

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fakes import ZONE, Entry, FakeMachine, FakeStack, FakeStream, Stage, make_stage, refusal
 from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import Operation
 from glgpu.processes import Done
 from glgpu.stages.train import train
 from glgpu.steps import preemption
@@ -29,6 +30,7 @@ class Trainer(FakeMachine):
         notices: For each VM: after which step Google says that it takes it away; None: it does not.
         vanishes: At which call of ours a VM is gone without a word, each counted from the last one's.
         heeds: Whether the program saves when it is told to end.
+        deaf: Whether the VM does not hear the notice: the guest's shutdown ends the program.
         seen: The checkpoints with which the program began.
     """
 
@@ -38,6 +40,7 @@ class Trainer(FakeMachine):
         self.notices: list[int | None] = []
         self.vanishes: list[int] = []
         self.heeds = True
+        self.deaf = False
         self.seen: list[bytes | None] = []
         self.files = {}
 
@@ -58,6 +61,14 @@ class Trainer(FakeMachine):
         (vm,) = self.stage.cloud.vms.values()
         self.stage.cloud.preempt(vm.name, vm.zone)
         self.reachable = False
+
+    def shut_down(self) -> None:
+        """The VM is on its way out, and may be talked to for a second yet."""
+        cloud = self.stage.cloud
+        (vm,) = cloud.vms.values()
+        cloud.taken.append(Operation("p", preemption.TAKEN_AWAY, vm.zone, vm.id, False))
+        cloud.change(vm.name, vm.zone, status="STOPPING")
+        self.stage.clock.at(1, lambda: cloud.vms.pop((vm.name, vm.zone)) and None)
 
     def run(self, script: str, *, stdin: bytes = b"", timeout: float = 60) -> Done:
         said = super().run(script, stdin=stdin, timeout=timeout)
@@ -84,7 +95,10 @@ class Trainer(FakeMachine):
                 if not self.heeds:
                     # It was in the middle of writing.
                     self.files["checkpoints/step"] = Entry(b"half", changed=self.stage.clock.now())
-                self.ending = f"1 {'heeds' if self.heeds else 'plain'}\n"
+                if self.deaf:
+                    self.shut_down()
+                else:
+                    self.ending = f"1 {'heeds' if self.heeds else 'plain'}\n"
                 return self._ended(143, lines)
         self.files["weights/w"] = Entry(" ".join(map(str, range(1, STEPS + 1))).encode())
         return self._ended(0, lines)
@@ -191,6 +205,13 @@ def test_a_training_that_ends_well_at_the_notice_has_ended_well(trainer: Trainer
     trainer.ending = "0 heeds\n"
     train(trainer.stage.run)
     assert len(trainer.seen) == 1
+    assert weights(trainer.stage) == WHOLE
+
+
+def test_a_vm_that_has_not_heard_of_it_is_known_by_what_google_does(trainer: Trainer) -> None:
+    trainer.notices, trainer.heeds, trainer.deaf = [5], False, True
+    train(trainer.stage.run)
+    assert trainer.seen == [None, b"whole 3"]
     assert weights(trainer.stage) == WHOLE
 
 

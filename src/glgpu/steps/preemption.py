@@ -14,7 +14,7 @@ from glgpu.lifetime import spoken
 from glgpu.processes import time_limit
 from glgpu.steps.checkpoints import Checkpoints, Home
 from glgpu.steps.container import Ended
-from glgpu.steps.context import Run, hard_end_of, price_of
+from glgpu.steps.context import Run, hard_end_of, price_of, vanished
 from glgpu.steps.deadline import end_of
 from glgpu.steps.door import Guest
 from glgpu.steps.end_vms import Ending, instances_of, still_alive
@@ -33,6 +33,8 @@ NOTICE_SECONDS = 30.0
 (https://cloud.google.com/compute/docs/instances/spot#preemption-process)."""
 CLOSING_SECONDS = 4.0
 """Before that end: what is under way is given up then."""
+DYING_SECONDS = 10.0
+"""How long a VM is asked for checkpoints that shuts down without a word."""
 TRANSFER_SHARE = 0.4
 """Of the time that is left: for how long a transfer that was under way at the notice is waited for."""
 CHECKPOINTS_SHARE = 0.5
@@ -173,8 +175,11 @@ class Tries:
         ending = self._ending(guest)
         heeds = ending.heeds and how.code != KILLED
         if ending.noticed is None:
+            gone = self._gone(instance)
             checkpoints.end()
-            self._bring(checkpoints, seconds * CHECKPOINTS_SHARE, heeds=heeds, outputs=False)
+            self._bring(checkpoints, seconds * CHECKPOINTS_SHARE if gone is None else DYING_SECONDS, heeds=heeds)
+            if gone is not None:
+                raise gone
             return
         left = NOTICE_SECONDS - CLOSING_SECONDS - ending.noticed
         run.console.say(
@@ -261,7 +266,16 @@ class Tries:
                 raise
             self._run.console.say(f"{failure.cause}; the VM goes all the same")
 
-    def _bring(self, checkpoints: Checkpoints, seconds: float, *, heeds: bool, outputs: bool) -> bool:
+    def _gone(self, instance: Instance) -> Failure | None:
+        """Why a VM that has heard nothing is not running any more; None where it runs, or nobody can tell."""
+        try:
+            return vanished(self._run, instance)
+        except Failure as failure:
+            if failure.klass is ErrorClass.INTERRUPTED:
+                raise
+            return None
+
+    def _bring(self, checkpoints: Checkpoints, seconds: float, *, heeds: bool, outputs: bool = False) -> bool:
         """Bring home what the program has left; whether that went well."""
         run = self._run
         try:
