@@ -17,12 +17,16 @@ BEGINS: Mapping[str, str] = {
     "training-ended": "Outputs come home",
     "outputs-home": "The VM is released",
     "gpu-released": "Until the proof that all is gone",
+    "preempted": "Google took the VM away",
     "failed": "After a failure",
 }
 """Which phase begins with an event; it lasts until another begins."""
 ENDS = frozenset({"proof"})
 TRAINING = BEGINS["container-started"]
-VM_RUNS, VM_GOES = "instance-running", frozenset({"gpu-released", "delete-requested", "candidate-tried", "proof"})
+VM_RUNS, VM_GOES = (
+    "instance-running",
+    frozenset({"gpu-released", "delete-requested", "preempted", "candidate-tried", "proof"}),
+)
 """Between these a VM is paid for."""
 
 

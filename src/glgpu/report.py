@@ -226,7 +226,11 @@ class _Page:
         begin = self._phases[0].begin
         whole = max(self._phases[-1].end - begin, 1e-9)
         rows = "".join(self._phase_row(one, begin, whole) for one in self._phases)
-        return f'<table class="phases"><tbody>{rows}</tbody></table>'
+        taken = [event.facts for event in self._facts.events if event.what == "preempted"]
+        lost = spoken(sum(number_of(facts.get("lost_seconds")) or 0 for facts in taken))
+        times = "once" if len(taken) == 1 else f"{len(taken)} times"
+        note = self._note(f"Google took the VM away {times}; {lost} of training were lost.") if taken else ""
+        return f'<table class="phases"><tbody>{rows}</tbody></table>{note}'
 
     def _phase_row(self, phase: Phase, begin: float, whole: float) -> str:
         left, width = 100 * (phase.begin - begin) / whole, max(0.4, 100 * phase.seconds / whole)

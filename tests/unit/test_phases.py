@@ -43,7 +43,9 @@ def test_what_is_under_way_lasts_until_now() -> None:
 
 def test_a_training_that_begins_again_on_another_vm_is_one_span_of_two_phases() -> None:
     again = [event(one.at + 1000, one.what, **one.facts) for one in GREEN]
-    phases = phases_of([*GREEN[:9], event(200, "failed"), *again], 2000)
+    both = [*GREEN[:9], event(200, "preempted"), *again]
+    assert cost_of(both, 2000).seconds == 150 + 361
+    phases = phases_of(both, 2000)
     assert training_span(phases) == (100, 1400)
     assert [one.seconds for one in phases if one.name == TRAINING] == [100, 300]
 

@@ -144,6 +144,12 @@ def test_without_losses_in_the_output_the_history_of_metrics_is_drawn_by_epoch()
     assert ">epoch</text>" in text
 
 
+def test_what_a_preemption_cost_is_told() -> None:
+    taken = [event(150, "preempted", lost_seconds=90.0), event(300, "preempted", lost_seconds=60.0)]
+    assert "Google took the VM away 2 times; 2 min of training were lost." in page(events=[*events()[:8], *taken])
+    assert "Google took the VM away once; 90 s" in page(events=[*events()[:8], taken[0]])
+
+
 def test_the_money_and_the_time_are_told() -> None:
     text = page()
     assert "About 0.07 USD: 0.72 USD an hour, for 6 min" in text
