@@ -46,7 +46,7 @@ from glgpu.job import read_job
 from glgpu.machines import DEFAULT_IMAGE
 from glgpu.masking import Masker
 from glgpu.processes import Done
-from glgpu.run_names import AnyName
+from glgpu.run_names import AnyName, RunName, read_name
 from glgpu.run_record import RunRecord
 from glgpu.settings import Settings, load_settings
 from glgpu.steps.context import Run
@@ -558,6 +558,9 @@ class FakeForge(FakeBucket):
         self.refs: dict[tuple[int, int], str] = {}
         self.time: Callable[[], float] = lambda: 0.0
         self.own_job_over = False
+        self.tokens: list[tuple[str, float]] = []
+        self.schedule_list: list[ForgeSchedule] = []
+        self.job_ends: dict[str, Literal["unfinished", "none", "kept"]] = {}
 
     def job_is_over(self) -> bool:
         self.visit("job_is_over")
@@ -566,6 +569,43 @@ class FakeForge(FakeBucket):
     def server_time(self) -> float:
         self.visit("server_time")
         return self.time()
+
+    def drop_off(self, run: AnyName) -> str:
+        return f"https://gitlab.example.com/packages/{run}/"
+
+    def runs_with_parts(self) -> list[RunName]:
+        self.visit("runs_with_parts")
+        names = map(read_name, {owner for owner, _ in self.kept})
+        return [RunName("https://gitlab.example.com", one.project_id, one.run, one.kind) for one in names if one]
+
+    def drop_parts(self, run: AnyName, names: Collection[str]) -> None:
+        self.visit("drop_parts", *names)
+        for name in names:
+            self.kept.pop((str(run), name), None)
+
+    def add_deploy_token(self, name: str, expires: float) -> tuple[str, str]:
+        self.visit("add_deploy_token", name)
+        self.tokens.append((name, expires))
+        return "gitlab+deploy-token-1", "gldt-made-up-secret"
+
+    def remove_deploy_tokens(self, name: str) -> int:
+        self.visit("remove_deploy_tokens", name)
+        mine = [token for token in self.tokens if token[0] == name]
+        for token in mine:
+            self.tokens.remove(token)
+        return len(mine)
+
+    def deploy_tokens(self) -> list[Made]:
+        self.visit("deploy_tokens")
+        return [Made(name, "", "") for name, _ in self.tokens]
+
+    def schedules(self) -> list[ForgeSchedule]:
+        self.visit("schedules")
+        return self.schedule_list
+
+    def job_artifacts(self, job: str) -> Literal["unfinished", "none", "kept"]:
+        self.visit("job_artifacts", job)
+        return self.job_ends.get(job, "none")
 
     def add_deploy_key(self, title: str, key: str, expires: float) -> None:
         self.visit("add_deploy_key", title)
@@ -740,6 +780,8 @@ class FakeMachine(Refusing):
         self.start_up = ["ready boot done\n"]
         """What the start-up script says, one line a question; the last one stays."""
         self.stdin: dict[str, bytes] = {}
+        self.keeps: Callable[[str], None] = lambda _verb: None
+        """What the keeper does, by its verb."""
         self.answering = ""
         self.started: list[str] = []
         self.allowed: list[float | None] = []
@@ -804,6 +846,8 @@ class FakeMachine(Refusing):
             self.home = True
         elif verb == "wipe":
             self.container = None
+        elif verb == "see-home":
+            self.keeps(words[0])
         elif verb == "reach":
             return done(self.answering) if self.answering else done("", 1)
         elif verb == "samples":

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ import psutil
 from glgpu.console import Console
 from glgpu.masking import Masker
 from glgpu.rehearsal.ci_yaml import Job
-from glgpu.rehearsal.command import Rehearsal
+from glgpu.rehearsal.command import Rehearsal, occasion
 from glgpu.rehearsal.faults import Faults, Rule
 from glgpu.rehearsal.job_turn import Outcome
+from glgpu.rehearsal.occasion import Event
+from glgpu.rehearsal.player import Player
 from glgpu.rehearsal.world import Adopted, World
 
 GLGPU = Path(sys.executable).with_name("glgpu")
@@ -201,3 +203,24 @@ class Played:
     def left(self) -> dict[str, list[str]]:
         """What the read-back still finds."""
         return {kind: names for kind, names in self.rehearsal.read_back().items() if names}
+
+
+def clean(played: Played, **variables: str) -> tuple[Outcome, str]:
+    """What the schedule's pipeline comes to, and its log."""
+    where = occasion(played.world, played.rehearsal.adopted)
+    event = Event(where.event.ref, where.event.sha, "schedule", variables={"GLGPU_TASK": "cleanup", **variables})
+    where = replace(where, event=event)
+    log = bytearray()
+    player = Player(
+        where.compile(), where, folder=played.world.folder / "cleaner", path=played.world.job_path(),
+        on_output=lambda _job, data: log.extend(data),
+    )  # fmt: skip
+    assert [job.name for job in player.pipeline.jobs] == ["cleanup"]
+
+    async def story() -> Outcome:
+        try:
+            return (await asyncio.wait_for(player.play(), 200))["cleanup"]
+        finally:
+            await player.close()
+
+    return played.world.call(story()), log.decode("utf-8", "replace")

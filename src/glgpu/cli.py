@@ -352,6 +352,28 @@ def cleanup(
 
 
 @cli.command()
+@settings_options
+@doorman
+def collect(console: Console, interrupts: Interrupts, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Bring home what detached trainings of this project have left.
+
+    Takes those that are over, checks what their VMs have saved, and removes VM, disk, rules, key, token and state. The
+    scheduled cleanup does it too. Outputs of RUN land in outputs/glgpu/RUN/.
+
+    Example: glgpu collect
+    """
+    from glgpu.stages.collect import collect as stage
+    from glgpu.wiring import under_name
+
+    del interrupts
+
+    def bring(run: Run) -> None:
+        stage(run, run.google_time, lambda name: under_name(run, name))
+
+    staged(console, bring, config=config, overrides=overrides, needs_settings=False)
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @settings_options
 @doorman

@@ -12,7 +12,7 @@ from glgpu.elsewhere import Part
 from glgpu.errors import Failure
 from glgpu.gpu_offers import Rates
 from glgpu.processes import Done
-from glgpu.run_names import AnyName
+from glgpu.run_names import AnyName, RunName
 
 
 @dataclass(frozen=True)
@@ -513,6 +513,19 @@ class Depot(Protocol):
         """Address at which people find what is kept of a run."""
 
 
+class DropOff(Depot, Protocol):
+    """A depot where a VM may leave things itself."""
+
+    def drop_off(self, run: AnyName) -> str:
+        """The beginning of the address at which a VM leaves a part: its name follows."""
+
+    def runs_with_parts(self) -> list[RunName]:
+        """Every run of our project of which something is kept there."""
+
+    def drop_parts(self, run: AnyName, names: Collection[str]) -> None:
+        """Remove parts of a run, and what held them where nothing is left in it; not found is success."""
+
+
 class Bucket(StateStore, Depot, Protocol):
     """A Cloud Storage bucket."""
 
@@ -538,7 +551,7 @@ class ForgeEnvironment:
     stops: str
 
 
-class Forge(StateStore, Depot, Protocol):
+class Forge(StateStore, DropOff, Protocol):
     """GitLab. Every method raises Failure when GitLab refuses or cannot be reached."""
 
     @property
@@ -556,6 +569,21 @@ class Forge(StateStore, Depot, Protocol):
 
     def job_is_over(self) -> bool:
         """Whether this job itself is over for GitLab, which takes nothing of it any more then."""
+
+    def add_deploy_token(self, name: str, expires: float) -> tuple[str, str]:
+        """Make a deploy token that may write to the package registry until Unix time ``expires``: user and secret."""
+
+    def remove_deploy_tokens(self, name: str) -> int:
+        """Remove every deploy token of that name; how many there were."""
+
+    def deploy_tokens(self) -> list[Made]:
+        """The project's deploy tokens, by name."""
+
+    def schedules(self) -> list[ForgeSchedule]:
+        """The project's pipeline schedules."""
+
+    def job_artifacts(self, job: str) -> Literal["unfinished", "none", "kept"]:
+        """Whether a job of the project has ended and GitLab has its artifacts."""
 
     def destroy_is_over(self, pipeline: str) -> bool:
         """Whether the pipeline's destroy job has ended and runs no more by itself; False where it cannot be known."""

@@ -42,6 +42,20 @@ def script_seconds(job: Job, settings: Settings, *, own: bool) -> float:
     return max(0.0, min([*ends, job.script_timeout or math.inf], default=math.inf))
 
 
+def wants_to_detach(settings: Settings, job: Job, *, own: bool = False) -> bool:
+    """Whether the settings have the VM see the training home: always, or because no job could wait for it.
+
+    Args:
+        settings: What the team set.
+        job: The job whose times count.
+        own: As of `script_seconds`.
+    """
+    if settings.train.follow == "auto":
+        hours = settings.machine.max_hours
+        return job.in_ci and hours is not None and hours * 3600 > script_seconds(job, settings, own=own)
+    return not settings.train.follow
+
+
 def misfits(settings: Settings, job: Job | None, *, own: bool = False) -> Iterator[Failure]:
     """Times that cannot work together, each as CONFIG.
 
@@ -62,11 +76,11 @@ def misfits(settings: Settings, job: Job | None, *, own: bool = False) -> Iterat
     if job is None:
         return
     times = [time for time in (job.job_timeout, job.script_timeout) if time is not None]
-    if hours is not None and times and hours * 3600 > min(times):
+    if hours is not None and times and hours * 3600 > min(times) and settings.train.follow is True:
         yield Failure(
             ErrorClass.CONFIG,
             f"machine.max_hours is {hours:g}, but the train job ends its script after {spoken(min(times))}",
-            "lower machine.max_hours, or raise the include's inputs script_timeout and job_timeout",
+            "lower machine.max_hours, or set `train.follow: auto`, which leaves the training to its VM then",
         )
     if job.job_timeout is not None and job.script_timeout is not None:
         whole = job.script_timeout + (job.after_script_timeout or AFTER_SCRIPT_SECONDS)

@@ -22,7 +22,7 @@ CLAIMED_SECONDS = 60.0
 LONGEST_LIFE = LONGEST_MAX_HOURS * 3600
 """Seconds; no VM of a run lives longer."""
 
-What = Literal["VM", "disk", "firewall rule", "deploy key", "Terraform state", "environment"]
+What = Literal["VM", "disk", "firewall rule", "deploy key", "deploy token", "Terraform state", "environment"]
 
 
 @dataclass(frozen=True)

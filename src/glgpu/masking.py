@@ -28,6 +28,11 @@ class Masker:
                 self._forms |= _forms(text)
         self._pattern = _any_of(self._forms)
 
+    @property
+    def forms(self) -> list[bytes]:
+        """Every form in which a secret is recognised, the longest first."""
+        return sorted(self._forms, key=lambda form: (-len(form), form))
+
     def mask(self, text: str) -> str:
         """Return ``text`` with every secret replaced."""
         return self.mask_bytes(to_bytes(text)).decode("utf-8", "surrogateescape")

@@ -185,7 +185,10 @@ class Train(_Section):
     secrets: list[VariableName] = Field(
         default_factory=list, description="Names of CI variables to hand to the container; file variables too."
     )
-    follow: Literal["auto"] | bool = Field("auto", description="Whether the job stays until the training ends.")
+    follow: Literal["auto"] | bool = Field(
+        "auto",
+        description="Whether the job stays until the training ends; auto: unless machine.max_hours is longer than it.",
+    )
     on_cancel: Literal["save", "drop"] = Field(
         "save", description="Whether outputs come home when the job is cancelled."
     )

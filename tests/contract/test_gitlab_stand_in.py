@@ -850,3 +850,29 @@ def test_a_fault_at_git_connect_stops_git(world: World, action: str) -> None:
     world.server.faults.rules.append(Rule("git.connect", action, nth=1))
     assert git("ls-remote", ssh_url(world), cwd=world.folder, env=env).returncode == 128
     assert git("ls-remote", ssh_url(world), cwd=world.folder, env=env).returncode == 0
+
+
+def test_a_deploy_token_opens_the_package_registry_of_its_project_and_nothing_else(world: World) -> None:
+    def put(secret: str, project: int, *, header: bool = False) -> int:
+        url = f"{world.server.url}/api/v4/projects/{project}/packages/generic/weights/1.0/part"
+        login: dict[str, Any] = {"headers": {"Deploy-Token": secret}} if header else {"auth": ("whoever", secret)}
+        return requests.put(url, data=iter([b"ab", b"c"]), timeout=30, **login).status_code
+
+    until = "2999-01-01T00:00:00Z"
+    body = {"name": "d", "scopes": ["write_package_registry"], "expires_at": until, "username": ""}
+    token = world.api.deploytokens.create(body)
+    number = world.project.id
+    assert [put(token.token, number), put(token.token, number, header=True)] == [201, 201]
+    assert world.api.generic_packages.download("weights", "1.0", "part") == b"abc"
+    listed = f"{world.server.url}/api/v4/projects/{number}/packages"
+    assert requests.get(listed, auth=("whoever", token.token), timeout=30).status_code == 401
+    other = world.server.create_project("team/other")
+    assert put(token.token, other.id) == 404
+    reader = world.api.deploytokens.create({**body, "scopes": ["read_package_registry"]})
+    assert put(reader.token, number) == 403
+    package = world.api.packages.list(get_all=True)[0]
+    for file in package.package_files.list(get_all=True):
+        package.package_files.delete(file.id)
+    assert [one.id for one in world.api.packages.list(get_all=True)] == [package.id]
+    token.delete()
+    assert put(token.token, number) == 401

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from glgpu.rehearsal.command import occasion
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.gitlab_model import DeployKey, State, User
-from glgpu.rehearsal.job_turn import Outcome
-from glgpu.rehearsal.occasion import Event
-from glgpu.rehearsal.player import Player
 from glgpu.rehearsal.world import GOOGLE_PROJECT
-from rehearsing import WITH_CLEANUP, Played, repository, world
+from rehearsing import WITH_CLEANUP, Played, clean, repository, world
 
 ZONE = "us-central1-a"
 IMAGE = "projects/debian-cloud/global/images/family/debian-12"
@@ -97,27 +91,6 @@ def forsaken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Played,
         (name,) = [one.partition(" ")[0] for one in played.left()["instances"]]
         yield played, name
         played.close()
-
-
-def clean(played: Played, **variables: str) -> tuple[Outcome, str]:
-    """What the schedule's pipeline comes to, and its log."""
-    where = occasion(played.world, played.rehearsal.adopted)
-    event = Event(where.event.ref, where.event.sha, "schedule", variables={"GLGPU_TASK": "cleanup", **variables})
-    where = replace(where, event=event)
-    log = bytearray()
-    player = Player(
-        where.compile(), where, folder=played.world.folder / "cleaner", path=played.world.job_path(),
-        on_output=lambda _job, data: log.extend(data),
-    )  # fmt: skip
-    assert [job.name for job in player.pipeline.jobs] == ["cleanup"]
-
-    async def story() -> Outcome:
-        try:
-            return (await asyncio.wait_for(player.play(), 200))["cleanup"]
-        finally:
-            await player.close()
-
-    return played.world.call(story()), log.decode("utf-8", "replace")
 
 
 def add_key(played: Played, title: str, user: User) -> None:

@@ -18,8 +18,8 @@ from glgpu.cli import cli
 from glgpu.errors import EXIT_CODES, ErrorClass
 
 COMMANDS = [
-    "init", "doctor", "gpus", "provision", "authorize", "train", "destroy", "cleanup", "status", "logs", "ssh", "fetch",
-    "run", "explain", "rehearse",
+    "init", "doctor", "gpus", "provision", "authorize", "train", "destroy", "cleanup", "collect", "status", "logs",
+    "ssh", "fetch", "run", "explain", "rehearse",
 ]  # fmt: skip
 
 

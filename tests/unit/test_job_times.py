@@ -29,8 +29,9 @@ def job(**variables: str) -> Job:
     return read_job({**TIMES, **variables}, Path("/"), 0.0)
 
 
-def having(rescue_minutes: int = 10, max_hours: float | None = None) -> Settings:
-    return Settings.model_validate({"limits": {"rescue_minutes": rescue_minutes}, "machine": {"max_hours": max_hours}})
+def having(rescue_minutes: int = 10, max_hours: float | None = None, follow: bool | str = True) -> Settings:
+    raw = {"limits": {"rescue_minutes": rescue_minutes}, "machine": {"max_hours": max_hours}}
+    return Settings.model_validate({**raw, "train": {"follow": follow}})
 
 
 def causes(settings: Settings, job: Job | None, **options: Any) -> list[str]:
@@ -80,6 +81,7 @@ def test_a_script_has_to_be_over_before_anything_ends_its_job(
         (having(max_hours=0.2), {}, None),
         (having(max_hours=0.18), {}, "machine.max_hours is 0.18, but 11 min of it"),
         (having(0, max_hours=0.02), {}, None),
+        (having(max_hours=2.7, follow="auto"), {}, None),
         (having(max_hours=2.7), {}, "the train job ends its script after 2 h 35 min"),
         (having(max_hours=3), {"RUNNER_SCRIPT_TIMEOUT": ""}, "the train job ends its script after 2 h 55 min"),
         (having(), {"RUNNER_SCRIPT_TIMEOUT": "11m"}, "has to be over after 11 min, but 11 min of it"),

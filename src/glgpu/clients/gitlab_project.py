@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar, get_args
 from urllib.parse import quote, urljoin
 
 import gitlab
@@ -29,7 +30,7 @@ from glgpu.interfaces import (
     Made,
 )
 from glgpu.job import Job
-from glgpu.run_names import AnyName
+from glgpu.run_names import AnyName, Kind, RunName
 
 T = TypeVar("T")
 CALL_SECONDS = 30.0
@@ -65,7 +66,7 @@ ENDED = ("success", "failed", "canceled")
 BRINGING_UP = {"provision": (*WAITING, "running"), "train": WAITING}
 """Stage -> statuses in which its job would yet bring up a VM. A train job that runs has one, and what it holds is saved
 by whoever ends that."""
-STAGES = ("provision", "authorize", "train", "notebook", "destroy", "stop")
+STAGES = ("provision", "authorize", "train", "notebook", "destroy", "stop", "cleanup")
 
 
 class GitlabProject:
@@ -102,6 +103,39 @@ class GitlabProject:
         for key in mine:
             self._call("removing the deploy key", key.delete, missing_is_none=True)
         return len(mine)
+
+    def add_deploy_token(self, name: str, expires: float) -> tuple[str, str]:
+        """Make a deploy token that may write to the package registry: user and secret, which GitLab tells once.
+
+        It takes Maintainer rights (https://docs.gitlab.com/api/deploy_tokens/).
+        """
+        until = datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        body = {"name": name, "scopes": ["write_package_registry"], "expires_at": until}
+        made = self._call("making the deploy token", lambda: self._administered.deploytokens.create(body))
+        return str(made.username), str(made.token)
+
+    def remove_deploy_tokens(self, name: str) -> int:
+        """Remove every deploy token of that name; how many there were."""
+        found = self._call("listing the deploy tokens", lambda: self._administered.deploytokens.list(get_all=True))
+        mine = [token for token in found if token.name == name]
+        for token in mine:
+            self._call("removing the deploy token", token.delete, missing_is_none=True)
+        return len(mine)
+
+    def deploy_tokens(self) -> list[Made]:
+        """The project's deploy tokens, by name; GitLab does not tell when one was made."""
+        found = self._read_all("listing the deploy tokens", f"{self._project_path}/deploy_tokens")
+        return [Made(str(one["name"]), "", "") for one in found]
+
+    def job_artifacts(self, job: str) -> Literal["unfinished", "none", "kept"]:
+        """Whether a job of the project has ended and GitLab has its artifacts."""
+        doing, path = "looking at a job", f"{self._project_path}/jobs/{job}"
+        found = self._call(doing, lambda: self._client.http_get(path), missing_is_none=True)
+        if found is None:
+            return "none"
+        if found.get("finished_at") is None:
+            return "unfinished"
+        return "kept" if found.get("artifacts_file") else "none"
 
     def state_writable(self, name: str) -> bool:
         """Whether our token may lock and write a Terraform state: asked by locking it and letting go.
@@ -325,6 +359,37 @@ class GitlabProject:
         """Address of the run's package."""
         package = self._package(run)
         return urljoin(self._job.server_url, str(package["_links"]["web_path"])) if package else self._job.server_url
+
+    def drop_off(self, run: AnyName) -> str:
+        """The beginning of the address at which a VM leaves a part in the package registry."""
+        return f"{self._job.api_url}{self._project_path}/packages/generic/{KEPT_AS.format(run.kind)}/{run.run}/"
+
+    def runs_with_parts(self) -> list[RunName]:
+        """Every run of which the package registry keeps something."""
+        query = {"package_type": "generic", "package_name": KEPT_AS.format("")}
+        found = self._read_all("looking at the package registry", f"{self._project_path}/packages", query)
+        names = []
+        for one in found:
+            for kind in get_args(Kind):
+                if one["name"] == KEPT_AS.format(kind):
+                    with suppress(Failure):  # somebody's own package, whose version is no run
+                        names.append(RunName(self._job.server_url, self._job.project_id, str(one["version"]), kind))
+        return names
+
+    def drop_parts(self, run: AnyName, names: Collection[str]) -> None:
+        """Remove parts of a run; a package that is empty then goes too."""
+        package = self._package(run)
+        if package is None:
+            return
+        path = f"{self._project_path}/packages/{package['id']}"
+        doing = "removing files from the package registry"
+        found = self._read_all(doing, f"{path}/package_files")
+        doomed = [one for one in found if one["file_name"] in names]
+        for one in doomed:
+            gone = partial(self._client.http_delete, f"{path}/package_files/{one['id']}")
+            self._call(doing, gone, missing_is_none=True)
+        if len(doomed) == len(found):
+            self._call("removing a package", lambda: self._client.http_delete(path), missing_is_none=True)
 
     def _package(self, run: AnyName) -> dict[str, Any] | None:
         query = {

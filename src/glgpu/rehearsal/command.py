@@ -25,7 +25,17 @@ from glgpu.rehearsal.cloud_catalogue import ZONES
 from glgpu.rehearsal.container_images import BASE
 from glgpu.rehearsal.container_registry import Repository, full_name
 from glgpu.rehearsal.defects import DEFECTS, Defect, Scene, make_healthy
-from glgpu.rehearsal.fault_catalogue import FAULTS, KILLED, Afterwards, During, Fault, Strike, exemplary, named
+from glgpu.rehearsal.fault_catalogue import (
+    FAULTS,
+    KILLED,
+    LIMIT_REACHED,
+    Afterwards,
+    During,
+    Fault,
+    Strike,
+    exemplary,
+    named,
+)
 from glgpu.rehearsal.faults import Faults
 from glgpu.rehearsal.gitlab_model import Variable
 from glgpu.rehearsal.job_run import RUNNER_VERSION, Executor
@@ -301,7 +311,10 @@ class Rehearsal:
             touched = ", ".join(self._touched)
             self._console.say(f"== another GitLab server's run with the same ids: {touched or 'untouched'}")
             code = 1 if touched else code
-        meaning = "glgpu was killed" if code == KILLED else EXIT_MEANINGS[code]
+        meanings = {**EXIT_MEANINGS, KILLED: "glgpu was killed"}
+        if any(outcome.failure_reason == "job_execution_timeout" for outcome in outcomes.values()):
+            meanings[LIMIT_REACHED] = "a runner ended a job at its limit"
+        meaning = meanings[code]
         self._console.say(f"== {time.monotonic() - begun:.0f} s in all; exit code {code}: {meaning}")
         return code
 
@@ -421,6 +434,8 @@ class Rehearsal:
                     process.kill()
             case "lose runner":
                 self.player.kill_runner()
+            case "reach limit":
+                self.player.reach("job timeout", strike.job)
 
     def _summary(self, outcomes: Mapping[str, Outcome]) -> None:
         self._end_line(self._shown)

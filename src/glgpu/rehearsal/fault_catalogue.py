@@ -55,12 +55,13 @@ class Strike:
     Attributes:
         what: ``cancel``: somebody cancels the job. ``kill``: its glgpu gets SIGKILL. ``lose runner``:
             the runner does. ``preempt``: Google takes the Spot VM away. ``vanish``: the same without any notice.
+            ``reach limit``: the job's time is over, as its runner counts it.
         job: Which job.
         line: A piece of its log.
         then: What befalls it next, if anything.
     """
 
-    what: Literal["cancel", "kill", "lose runner", "preempt", "vanish"]
+    what: Literal["cancel", "kill", "lose runner", "preempt", "vanish", "reach limit"]
     job: str
     line: str
     then: Strike | None = None
@@ -151,6 +152,10 @@ OUTPUTS = {"GLGPU_TRAIN_OUTPUTS": "weights"}
 LONG_TRAINING = {"GLGPU_TRAIN_COMMAND": TALKING_TRAINING.replace("60", "600"), **OUTPUTS}
 """A minute of it."""
 TAKEN_UP = "lines of what the training printed before; all of it is in outputs/glgpu/train.log"
+KEEPING_TRAINING = (
+    "python3 -uc \"import os, time; os.makedirs('checkpoints'); open('checkpoints/c', 'w').write('c'); "
+    "[(print('step', n), time.sleep(0.1)) for n in range(6000)]\""
+)
 LOUD_TRAINING = (
     "python3 -c \"import os; [print('line', n, 'x' * 90) for n in range(60000)]; "
     "os.makedirs('weights'); open('weights/w', 'w').write('w'); print('the last line')\""
@@ -195,6 +200,8 @@ time.sleep(60)
 "
 """
 """Writes its checkpoint in place, has no handler for SIGTERM, and ends with 1 where it finds half a checkpoint."""
+LIMIT_REACHED = 1
+"""What stands for the exit code of a job that its runner has ended: GitLab tells none."""
 KILLED = 137
 """What a shell makes of SIGKILL: 128 + 9."""
 VM_RUNS, TRAINING_TALKS, TEARDOWN_BEGINS = "runs in ", "step 5", "found: "
@@ -567,6 +574,22 @@ FAULTS: tuple[Fault, ...] = (
         shows=TAKEN_UP,
         variables={"GLGPU_TRAIN_COMMAND": TALKING_TRAINING, **OUTPUTS},
         strike=Strike("lose runner", "train", TRAINING_TALKS),
+    ),
+    Fault(
+        "runner-killed-at-3h",
+        "a hosted runner ends the train job at its own limit, without after_script and artifacts",
+        LIMIT_REACHED,
+        shows="saved 1 files",
+        variables={"GLGPU_TRAIN_COMMAND": KEEPING_TRAINING, **OUTPUTS},
+        strike=Strike("reach limit", "train", TRAINING_TALKS),
+    ),
+    Fault(
+        "no-way-home",
+        "a training that outlasts its job cannot be left to its VM, which does not reach GitLab: it is followed",
+        0,
+        shows="there is no way home for a detached training",
+        rules=[Rule("vm.egress", "refuse")],
+        variables={"GLGPU_MACHINE_MAX_HOURS": "40", "GLGPU_TRAIN_COMMAND": SHORT_TRAINING, **OUTPUTS},
     ),
     Fault(
         "gpu-driver-broken",

@@ -21,7 +21,7 @@ from aiohttp import web
 from glgpu.rehearsal.call_log import CallLog
 from glgpu.rehearsal.faults import Faults, Rule
 from glgpu.rehearsal.gitlab_description import BadParameter, Operation, load
-from glgpu.rehearsal.gitlab_model import Job, Pipeline, Project, Role, Token, User, Variable, secret
+from glgpu.rehearsal.gitlab_model import DeployToken, Job, Pipeline, Project, Role, Token, User, Variable, secret
 from glgpu.rehearsal.gitlab_state import GitLabState, Refused
 from glgpu.rehearsal.seams import Network
 
@@ -108,6 +108,7 @@ class Call:
     body: bytes = b""
     token: Token | None = None
     job: Job | None = None
+    deploy_token: DeployToken | None = None
     caller: User | None = None
     found_project: Project | None = None
 
@@ -188,6 +189,7 @@ class Route:
         job_token: Where GitLab takes a job token for it: nowhere, in a header, or by Basic authentication only.
         open_get: Whether a stranger is told 404 (the project is private) rather than 401.
         stream: Whether the handler reads the request's body itself.
+        deploy_scopes: Scopes of which a deploy token needs one; none: GitLab takes no deploy token here.
     """
 
     operation: str
@@ -196,6 +198,7 @@ class Route:
     job_token: Literal["", "header", "basic"]
     open_get: bool
     stream: bool
+    deploy_scopes: tuple[str, ...]
     handler: Handler
 
 
@@ -210,11 +213,12 @@ def serves(
     job_token: Literal["", "header", "basic"] = "",
     open_get: bool = False,
     stream: bool = False,
+    deploy_scopes: tuple[str, ...] = (),
 ) -> Callable[[Handler], Handler]:
     """Make a function the handler of a described operation."""
 
     def register(handler: Handler) -> Handler:
-        ROUTES[operation] = Route(operation, point, role, job_token, open_get, stream, handler)
+        ROUTES[operation] = Route(operation, point, role, job_token, open_get, stream, deploy_scopes, handler)
         return handler
 
     return register
@@ -269,6 +273,13 @@ def authenticate(call: Call, route: Route) -> None:
             raise unauthorized()
         call.caller = call.job.user
         return
+    value = headers.get("Deploy-Token") or (basic[1] if basic else None)
+    if route.deploy_scopes and value:
+        # A dead one counts as none (lib/gitlab/auth/auth_finders.rb).
+        call.deploy_token = state.find_deploy_token(value)
+        if call.deploy_token is None:
+            raise unauthorized()
+        return
     bearer = headers.get("Authorization", "")
     value = headers.get("Private-Token") or call.given.get("private_token")
     if not value and bearer.lower().startswith("bearer "):
@@ -294,6 +305,14 @@ def find_project(call: Call, route: Route) -> None:
     Raises:
         ApiError: 401, 404 (also for whoever is no member of a private project) or 403.
     """
+    if call.deploy_token is not None:
+        project = call.state.find_project(call.path["id"])
+        if project is None or call.deploy_token not in project.deploy_tokens.values():
+            raise not_found("Project")
+        if not set(route.deploy_scopes) & set(call.deploy_token.scopes):
+            raise forbidden()
+        call.found_project = project
+        return
     if call.caller is None:
         if route.open_get and call.request.method == "GET":
             raise not_found("Project")

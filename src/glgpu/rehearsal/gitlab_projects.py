@@ -409,10 +409,28 @@ async def package_files(call: Call) -> Answer:
     return call.page(found.files, lambda file: show.package_file(file, found.id))
 
 
+@serves(
+    "DELETE /projects/{id}/packages/{package_id}/package_files/{package_file_id}", "packages.delete_file",
+    Role.MAINTAINER, job_token="header",
+)  # fmt: skip
+async def delete_package_file(call: Call) -> Answer:
+    """Remove one file; a package without files stays."""
+    found = _package(call)
+    for file in found.files:
+        if file.id == call.number("package_file_id"):
+            found.files.remove(file)
+            file.path.unlink(missing_ok=True)
+            return Answer(204)
+    raise not_found()
+
+
 GENERIC = "/projects/{id}/packages/generic/{package_name}/{package_version}/{file_name}"
 
 
-@serves(f"PUT {GENERIC}", "packages.upload", Role.DEVELOPER, job_token="header", stream=True)
+@serves(
+    f"PUT {GENERIC}", "packages.upload", Role.DEVELOPER, job_token="header", stream=True,
+    deploy_scopes=("write_package_registry",),
+)  # fmt: skip
 async def upload_package_file(call: Call) -> Answer:
     """Save a file; a file of the same name is kept beside it, and the newer one is what is downloaded."""
     name, version, file_name = (call.path[part] for part in ("package_name", "package_version", "file_name"))
@@ -438,7 +456,7 @@ async def upload_package_file(call: Call) -> Answer:
     now = call.state.clock.now()
     holder = next((p for p in call.project.packages.values() if (p.name, p.version) == (name, version)), None)
     if holder is None:
-        holder = Package(call.state.number(), name, version, now, call.user)
+        holder = Package(call.state.number(), name, version, now, call.caller)
         call.project.packages[holder.id] = holder
     file = PackageFile(number, file_name, path, size, digest.hexdigest(), now)
     holder.files.append(file)
@@ -447,7 +465,10 @@ async def upload_package_file(call: Call) -> Answer:
     return Answer(201, {"message": "201 Created"})
 
 
-@serves(f"GET {GENERIC}", "packages.download", Role.REPORTER, job_token="header")
+@serves(
+    f"GET {GENERIC}", "packages.download", Role.REPORTER, job_token="header",
+    deploy_scopes=("read_package_registry", "write_package_registry"),
+)  # fmt: skip
 async def download_package_file(call: Call) -> Answer:
     """The newest file of that name."""
     wanted = (call.path["package_name"], call.path["package_version"])

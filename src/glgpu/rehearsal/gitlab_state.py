@@ -18,6 +18,7 @@ from glgpu.rehearsal.gitlab_model import (
     UNFINISHED,
     DeployKey,
     Deployment,
+    DeployToken,
     Environment,
     Job,
     Pipeline,
@@ -137,6 +138,12 @@ class GitLabState:
     def find_token(self, value: str) -> Token | None:
         """The token with this secret, dead or alive."""
         return next((token for token in self.tokens if token.value == value), None)
+
+    def find_deploy_token(self, value: str) -> DeployToken | None:
+        """The living deploy token with this secret, whatever project's."""
+        now = self.clock.now()
+        found = (token for project in self.projects.values() for token in project.deploy_tokens.values())
+        return next((one for one in found if one.value == value and not (one.revoked or one.expired(now))), None)
 
     # Projects and their repositories
 

@@ -121,7 +121,8 @@ class MachineRoom:
     answers so many seconds after the first login) or ``idle`` (whatever runs touches no GPU), asked once per boot;
     ``vm.ssh.connect`` ``reset`` or ``silence``, once per connection; ``vm.login`` ``refuse``, once per connection that
     gets as far as a user name; ``vm.docker.pull`` ``denied``, ``not-found``, ``silence`` or ``slow`` (so many seconds
-    from the first pull of an image on, for whoever pulls it meanwhile too).
+    from the first pull of an image on, for whoever pulls it meanwhile too); ``vm.egress`` ``refuse`` or ``silence``,
+    once per connection that the VM opens to anything but its metadata server.
 
     Attributes:
         registries: User and password of private registries by host; an image there needs the login.
@@ -502,7 +503,7 @@ class Machine:
             if question["do"] == "metadata":
                 answer = await self._agent.answer(question)
             else:
-                answers = {"shutdown": self._shutdown, "pull": self._pull, "login": self._login}
+                answers = {"shutdown": self._shutdown, "pull": self._pull, "login": self._login, "egress": self._egress}
                 answer = answers[question["do"]](question)
             await asyncio.sleep(answer.pop("after", 0.0))
             writer.write(json.dumps(answer).encode() + b"\n")
@@ -542,6 +543,12 @@ class Machine:
             now = asyncio.get_running_loop().time()
             answer["after"] = max(0.0, self._images_here.setdefault(image, now + float(rule.argument)) - now)
         return answer
+
+    def _egress(self, question: dict[str, Any]) -> dict[str, Any]:
+        """What becomes of a connection that the VM opens to somewhere else."""
+        rule = self.room.faults.at("vm.egress")
+        self.log("egress", question["host"], fault=rule.action if rule else "")
+        return {"fate": rule.action if rule else ""}
 
     def _registry_answer(self, image: str, host: str, auth: str, fault: str) -> dict[str, Any]:
         repository, _, tag = image.partition("@")[0].removeprefix(f"{host}/").partition(":")

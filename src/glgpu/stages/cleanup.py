@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from glgpu.console import Console
-from glgpu.errors import ErrorClass, Failure
+from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.leftovers import Vm
 from glgpu.run_names import RunName
+from glgpu.steps.annotate import begin_annotations
+from glgpu.steps.bring_back import bring_back
 from glgpu.steps.context import Run
 from glgpu.steps.listing import COLUMNS, as_json, cells
 from glgpu.steps.survey import Survey, survey
@@ -25,7 +27,7 @@ def cleanup(
     dry_run: bool = False,
     json_to: Console | None = None,
 ) -> None:
-    """Look, judge, remove, prove, tell.
+    """Collect what detached trainings have left; then look, judge, remove, prove, tell.
 
     Args:
         run: The run that cleans up.
@@ -37,8 +39,10 @@ def cleanup(
 
     Raises:
         Failure: LEFT_BEHIND, when something that should be gone is still there; why the cloud, or a part of it,
-            cannot be asked.
+            cannot be asked; what became of a detached training.
     """
+    begin_annotations(run)
+    unwell = [] if dry_run else bring_back(run, now, named)
     with run.console.section("survey", "What there is of runs"):
         found = survey(run, now, older_than=older_than)
         for note in found.notes:
@@ -59,6 +63,9 @@ def cleanup(
         raise _left_behind(run, left)
     if found.refusals:
         raise found.refusals[0]
+    worst = gravest(unwell)
+    if worst is not None:
+        raise worst
 
 
 def _show(run: Run, found: Survey, outcomes: Sequence[Outcome], dry_run: bool) -> None:

@@ -10,17 +10,22 @@ from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.run_names import RunName, label_value
 from glgpu.steps.annotate import begin_annotations
 from glgpu.steps.context import Run, ref_of
+from glgpu.steps.detach import left_to_itself, note_end
 from glgpu.steps.persist import Attempts
 from glgpu.steps.report import take_over_charts, write_report
 from glgpu.steps.rescue import rescue
 from glgpu.steps.tear_down import cut_short, tear_down
 
 
-def destroy(run: Run) -> None:
+def destroy(run: Run, *, detached_too: bool = False) -> None:
     """Bring home what is not home, then remove everything of this run.
 
     Needs nothing from earlier jobs: names come from CI variables, settings from the VM. A signal ends the step that it
     meets, not the teardown.
+
+    Args:
+        run: The run.
+        detached_too: Whether to end a training that was left to its VM; else that one is left alone.
 
     Raises:
         Failure: STILL_ALIVE, or the first thing that failed.
@@ -29,11 +34,21 @@ def destroy(run: Run) -> None:
     _clear_foreign_outputs(run)
     begin_annotations(run)
     attempts.get(partial(_take_over_record, run))
+    detached = left_to_itself(run)
+    if detached and not detached_too:
+        run.console.say(
+            f"the training goes on without a job, on {', '.join(detached)}: left alone. Its VM saves its outputs and "
+            "powers off, and the scheduled `glgpu cleanup` collects them; the branch's stop job ends it before that"
+        )
+        run.record.add("left-to-itself", instances=detached)
+        return
     with run.console.section("rescue", "What is not home yet"):
         attempts.get(partial(rescue, run))
     with run.console.section("destroy", f"Everything of {run.name} goes"):
         hurry = run.job.in_ci and any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures)
         attempts.get(partial(tear_down, run, hurry=hurry))
+        if detached:
+            attempts.get(partial(note_end, run))
     # The report is worth no delay of the teardown.
     if not hurry:
         attempts.get(partial(take_over_charts, run))
@@ -88,7 +103,8 @@ def _hold_back(run: Run) -> None:
 
 
 def _destroy_numbered(run: Run, named: Callable[[RunName], Run], number: str) -> None:
-    destroy(named(RunName(run.name.server_url, run.name.project_id, number, run.name.kind)))
+    name = RunName(run.name.server_url, run.name.project_id, number, run.name.kind)
+    destroy(named(name), detached_too=True)
 
 
 def _clear_foreign_outputs(run: Run) -> None:

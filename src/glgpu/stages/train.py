@@ -16,6 +16,7 @@ from glgpu.steps.collect import COLLECT_SECONDS, Home, collect
 from glgpu.steps.container import Container, Ended, Workload
 from glgpu.steps.context import Run, hard_end_of, vanished
 from glgpu.steps.deadline import Deadline, end_of
+from glgpu.steps.detach import hand_over, leaves_it
 from glgpu.steps.door import Guest, Way, log_in, open_door
 from glgpu.steps.follow import LOG_FILE, follow
 from glgpu.steps.move_out import move_out
@@ -54,11 +55,13 @@ def _train(run: Run, *, ends_own_vm: bool) -> None:
         _train_on(run, found)
         return
     attempts = Attempts(run)
+    handed_over = None
     try:
-        attempts.get(partial(_train_on, run, found))
+        handed_over = attempts.get(partial(_train_on, run, found))
     finally:
         # A job has no time for it after a signal: its after_script ends the VM.
-        if not (run.job.in_ci and any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures)):
+        hurry = run.job.in_ci and any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures)
+        if not (handed_over or hurry):
             _see_to_the_end(run, attempts, brought=found is None)
     worst = gravest(attempts.failures)
     if worst is not None:
@@ -79,7 +82,8 @@ def _is_nobodys(run: Run) -> bool:
         return False
 
 
-def _train_on(run: Run, found: Instance | None) -> None:
+def _train_on(run: Run, found: Instance | None) -> bool:
+    """Train on a VM; whether the training was left to it."""
     tries = Tries(run)
     if found is None:
         found = tries.first_vm()
@@ -87,15 +91,14 @@ def _train_on(run: Run, found: Instance | None) -> None:
         try:
             # Once the weights are home nothing may fail that has the job tried again, and all of it trained again.
             with open_door(run, found, insist=False) as way:
-                _train_at(run, found, way, tries)
-            return
+                return _train_at(run, found, way, tries)
         except Failure as failure:
             found = tries.next_vm(found, failure)
 
 
-def _train_at(run: Run, instance: Instance, way: Way, tries: Tries) -> None:
+def _train_at(run: Run, instance: Instance, way: Way, tries: Tries) -> bool:
     try:
-        _train_behind(run, instance, way, tries)
+        return _train_behind(run, instance, way, tries)
     except Failure as failure:
         # A VM that somebody has ended is no connection that broke: a retry would buy another one.
         gone = vanished(run, instance) if failure.klass in BROKEN else None
@@ -104,7 +107,7 @@ def _train_at(run: Run, instance: Instance, way: Way, tries: Tries) -> None:
         raise gone from failure
 
 
-def _train_behind(run: Run, instance: Instance, way: Way, tries: Tries) -> None:
+def _train_behind(run: Run, instance: Instance, way: Way, tries: Tries) -> bool:
     work = _workload(run)
     with run.console.section("code", "Code and container"):
         guest = log_in(run, instance, way)
@@ -114,10 +117,15 @@ def _train_behind(run: Run, instance: Instance, way: Way, tries: Tries) -> None:
         taken_up = container.state() is not None
         if not taken_up:
             check_out(run, guest.machine, hard_end_of(instance))
+        leaves = leaves_it(run, instance, guest)
+        if not taken_up:
             tries.begin(instance, checkpoints)
             container.start(work, guest.home)
         else:
             run.console.say("the training was started by an earlier job: attaching to it")
+        if leaves:
+            hand_over(run, instance, guest)
+            return True
     deadline = Deadline(run, container, end_of(run, instance))
     training = run.console.section("training", f"{work.image}: training")
     with training, watching(run, guest.machine, instance) as watch, checkpoints:
@@ -139,6 +147,7 @@ def _train_behind(run: Run, instance: Instance, way: Way, tries: Tries) -> None:
         insist_on_audience(run)  # moving may have taken long
         release(run, instance, guest)
     _judge(ended, home, work, told=deadline.told)
+    return False
 
 
 def _bring_home(run: Run, guest: Guest, work: Workload, deadline: Deadline) -> Home:

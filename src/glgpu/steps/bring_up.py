@@ -8,11 +8,13 @@ from dataclasses import replace
 
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Apply, Instance, Stack
+from glgpu.job_times import wants_to_detach
 from glgpu.lifetime import Lifetime
 from glgpu.machines import Candidate, candidates, cuts
 from glgpu.resources import resource_text
 from glgpu.steps.attempt import Attempt
 from glgpu.steps.context import SETTINGS_ITEM, Run, left_settings
+from glgpu.steps.detach import can_detach, is_detached
 from glgpu.steps.end_vms import clear_away
 from glgpu.steps.failover import HICCUP_SECONDS, TROUBLE, Queue, Try, none_left, table_of
 from glgpu.steps.state import state_for
@@ -20,7 +22,7 @@ from glgpu.steps.state import state_for
 START_UP_ITEM = "glgpu-startup"
 """Metadata item that tells the start-up script how many GPUs there are, and which image to pull (vm/startup.sh)."""
 DEFAULT_HOURS = 24.0
-"""The hard end where no job time limits it: a laptop's run."""
+"""The hard end where no job time limits it: a laptop's run, and a detached one."""
 LAST_WORD_SECONDS = 120.0
 """What a Terraform gets to write its state, once its VM runs and is ready."""
 AFTERWARDS_SECONDS = 15 * 60
@@ -33,6 +35,10 @@ def plan_lifetime(run: Run) -> Lifetime:
     limits, hours, job = run.settings.limits, run.settings.machine.max_hours, run.job
     claim = limits.claim_minutes * 60.0
     times = [time for time in (job.job_timeout, job.script_timeout) if time is not None] if job.in_ci else []
+    if wants_to_detach(run.settings, job):
+        if can_detach(run):
+            return Lifetime("pipeline", soft_end=now + claim, hard_end=now + (hours or DEFAULT_HOURS) * 3600)
+        hours = None  # It is followed after all, and no job can hold that many.
     if hours is not None:
         seconds = hours * 3600
     elif times:
@@ -240,13 +246,20 @@ def standing(run: Run) -> Instance | None:
     """The VM that an earlier job or try of this run left running; one in any other state is removed first.
 
     Raises:
-        Failure: STILL_ALIVE, when one of those does not go; else what Compute Engine says.
+        Failure: USAGE, when its detached training waits to be collected; STILL_ALIVE, when one of those does not go;
+            else what Compute Engine says.
     """
     found = None
     for instance in run.cloud.find(str(run.name)):
         if instance.status == "RUNNING" and found is None:
             found = instance
             continue
+        if is_detached(instance):
+            raise Failure(
+                ErrorClass.USAGE,
+                f"the detached training of this run is over, and its VM {instance.name} is {instance.status}",
+                "run `glgpu collect`, which brings its outputs home; then start a new pipeline",
+            )
         run.console.say(f"a VM of this run is {instance.status} in {instance.zone}: removing it first")
         clear_away(run, instance)
     return found

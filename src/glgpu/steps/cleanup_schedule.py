@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,12 @@ from glgpu.scheduled_jobs import jobs_of_schedule
 DESCRIPTION = "glgpu cleanup"
 TASK = "GLGPU_TASK"
 CLEANUP = {TASK: "cleanup"}
+STALE_SECONDS = 2 * 24 * 3600.0
+"""A schedule that has made no pipeline for so long does not clean up: it is meant to run every hour or so."""
+MAKE_ONE = (
+    "have `glgpu init` make one, or add it under Build > Pipeline schedules, hourly or so, with the variable "
+    f"{TASK} set to cleanup"
+)
 HIDDEN_VALUES = (
     "CI_COMMIT_AUTHOR", "CI_COMMIT_DESCRIPTION", "CI_COMMIT_MESSAGE", "CI_COMMIT_REF_PROTECTED", "CI_COMMIT_REF_SLUG",
     "CI_COMMIT_SHA", "CI_COMMIT_SHORT_SHA", "CI_COMMIT_TIMESTAMP", "CI_COMMIT_TITLE", "CI_PROJECT_ID",
@@ -36,6 +43,64 @@ def cleans_up(schedule: ForgeSchedule) -> bool | None:
     if schedule.variables is not None:
         return schedule.variables.get(TASK) == CLEANUP[TASK]
     return True if schedule.description == DESCRIPTION else None
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something about the schedule that cleans up.
+
+    Attributes:
+        klass: What it comes to.
+        cause: What it is.
+        remedy: What to do about it.
+        nobody_cleans_up: Whether nothing at all is cleaned up by a schedule.
+    """
+
+    klass: ErrorClass
+    cause: str
+    remedy: str
+    nobody_cleans_up: bool = False
+
+
+def hidden(schedules: Sequence[ForgeSchedule]) -> bool:
+    """Whether none is seen to clean up, and GitLab hides what some of them do."""
+    told = [cleans_up(one) for one in schedules]
+    return not any(told) and None in told
+
+
+def troubles_with(schedules: Sequence[ForgeSchedule], now: float) -> Iterator[Trouble]:
+    """Why nothing is cleaned up on a schedule, or soon will not be."""
+    found = [one for one in schedules if cleans_up(one)]
+    active = [one for one in found if one.active]
+    if not active:
+        what = "the schedule for cleanup is not active" if found else "no schedule cleans up"
+        yield Trouble(
+            ErrorClass.CONFIG,
+            f"{what}: what a run leaves behind stays until its hard end",
+            "activate it under Build > Pipeline schedules" if found else MAKE_ONE,
+            nobody_cleans_up=True,
+        )
+    for one in active:
+        name = f"the schedule {one.description!r}"
+        if one.owner_state not in ("active", ""):
+            yield Trouble(
+                ErrorClass.GITLAB,
+                f"{name} belongs to {one.owner}, who is {one.owner_state}: it runs with nobody's rights",
+                "take it over under Build > Pipeline schedules",
+            )
+        elif one.last_time is None or now - one.last_time > STALE_SECONDS:
+            when = "never" if one.last_time is None else f"on {datetime.fromtimestamp(one.last_time, UTC).date()}"
+            yield Trouble(
+                ErrorClass.GITLAB,
+                f"{name} ran last {when}" if one.last_time else f"{name} has not run yet",
+                "look at it under Build > Pipeline schedules, and play it once",
+            )
+        elif one.last_status in ("failed", "canceled"):
+            yield Trouble(
+                ErrorClass.GITLAB,
+                f"the last pipeline of {name} is {one.last_status}",
+                "look at its log under Build > Pipeline schedules",
+            )
 
 
 def _unfinished(schedule: ForgeSchedule) -> bool:

@@ -117,6 +117,12 @@ def _chosen(run: Run, sizes: Mapping[str, int], limit: int) -> dict[str, int]:
     return {name.removeprefix(prefix): sizes[name] for name in too_much(sizes, limit, movable)}
 
 
+def artifact_bytes(run: Run, more: int) -> int:
+    """Bytes that there is room for beside what the job's artifacts have already, where so many are to be added."""
+    here = zipped_size(_sizes(run.artifacts))
+    return _limit(run, here + more) - here
+
+
 def _sizes(folder: Path) -> dict[str, int]:
     found = {}
     for root, _, names in os.walk(folder):

@@ -181,9 +181,11 @@ class _ForgeLook:
             return []
         forge = self._run.forge
         keys = self._several.submit(forge.deploy_keys)
+        tokens = self._several.submit(forge.deploy_tokens)
         states = self._several.submit(forge.all_states)
         environments = self._several.submit(forge.environments, ENVIRONMENTS)
         found = _things("deploy key", self._or_note(keys))
+        found += _things("deploy token", self._or_note(tokens))
         found += _things("Terraform state", self._or_note(states))
         found = [one for one in found if (one.run.server, one.run.project_id) == self._where]
         listed = self._or_note(environments)

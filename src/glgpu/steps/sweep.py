@@ -268,6 +268,8 @@ class _Sweep:
             cloud.delete_rule(thing.name)
         elif thing.what == "deploy key":
             forge.remove_deploy_keys(thing.name)
+        elif thing.what == "deploy token":
+            forge.remove_deploy_tokens(thing.name)
         elif thing.what == "Terraform state":
             bucket = thing.zone.removeprefix(BUCKETS)
             store = self._run.bucket_for(bucket) if bucket else forge
@@ -298,6 +300,7 @@ class _Sweep:
             "disk": lambda: {f"{one.name} {one.zone}" for one in self._run.cloud.disks_named(PREFIX)},
             "firewall rule": lambda: {f"{one.name} " for one in self._run.cloud.rules_named(PREFIX)},
             "deploy key": lambda: {f"{one.name} " for one in self._run.forge.deploy_keys()},
+            "deploy token": lambda: {f"{one.name} " for one in self._run.forge.deploy_tokens()},
             "Terraform state": lambda: {f"{one.name} " for one in self._run.forge.all_states()},
             # One that was stopped is still there; GitLab's answer to the stop is all there is to know.
             "environment": set,

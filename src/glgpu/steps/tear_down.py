@@ -11,6 +11,7 @@ from glgpu.lifetime import Lifetime
 from glgpu.machines import Candidate
 from glgpu.steps.bring_up import terraform_variables
 from glgpu.steps.context import Run
+from glgpu.steps.detach import revoke
 from glgpu.steps.end_vms import Ending, instances_of, still_alive, still_coming, under_way
 from glgpu.steps.persist import Attempts
 from glgpu.steps.rescue import rescue
@@ -60,6 +61,7 @@ def tear_down(run: Run, *, hurry: bool = False) -> None:
         attempts.insist(partial(run.cloud.delete_rule, rule), removes=f"the firewall rule {rule}")
     if run.forge.may_administer:
         attempts.insist(partial(_revoke, run), removes="the deploy key in GitLab")
+        attempts.insist(partial(revoke, run), removes="the deploy token in GitLab")
     left = _proof(run, found, ending)
     for store in states if left is None else []:
         # The state goes last, and only after the proof: until then it is one more way to find the VM.

@@ -413,6 +413,20 @@ send)
         done
     } | sudo -n tar -c -f - --format=pax --hard-dereference --no-recursion --null --verbatim-files-from -T -
     ;;
+keeper)
+    # What sees a detached training home, by standard input: vm/keeper.sh.
+    cat >"$home/keeper"
+    ;;
+see-home)
+    # see-home VERB WORDS...: it is asked for something, as root.
+    verb=$1
+    shift
+    exec sudo -n env GLGPU_ROOT="${GLGPU_ROOT:-}" sh "$home/keeper" "$verb" "$run" "$home" "$@"
+    ;;
+leave)
+    # leave WORDS...: its long watch begins, which outlives us.
+    setsid sh "$0" see-home "$run" watch "$@" </dev/null >/dev/null 2>>"$home/keeper.log" &
+    ;;
 is-home)
     [ -e "$home/is-home" ] && echo yes || echo no
     ;;

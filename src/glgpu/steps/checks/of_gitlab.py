@@ -8,17 +8,16 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
 from glgpu.errors import ErrorClass, Failure
+from glgpu.job_times import wants_to_detach
 from glgpu.steps.checks.facts import Facts
 from glgpu.steps.checks.judging import Verdict, check, error, failed, unknown, warning
-from glgpu.steps.cleanup_schedule import NO_ACCESS, TASK, cleans_up
+from glgpu.steps.cleanup_schedule import MAKE_ONE, NO_ACCESS, hidden, troubles_with
 
 OLDEST = (17, 5)
 MAINTAINER = 40
 """Access level (https://docs.gitlab.com/api/access_requests/#valid-access-levels)."""
 DAY = 24 * 3600.0
 SOON_DAYS = 14.0
-STALE_SECONDS = 2 * DAY
-"""A schedule that has made no pipeline for so long does not clean up: it is meant to run every hour or so."""
 TOKEN = "GLGPU_GITLAB_TOKEN"
 SECRET_VARIABLES = (TOKEN, "GLGPU_REGISTRY_PASSWORD", "GOOGLE_OAUTH_ACCESS_TOKEN")
 OURS = "train.yml"
@@ -199,46 +198,15 @@ def host_keys(facts: Facts) -> Iterator[Verdict]:
 @check("cleanup-schedule", "GitLab", "whether a schedule cleans up, and its last run went well", TOKEN)
 def cleanup_schedule(facts: Facts) -> Iterator[Verdict]:
     """The layer that finds what every other one has missed."""
-    schedules = facts.schedules.get()
-    found = [one for one in schedules if cleans_up(one)]
-    remedy = (
-        "have `glgpu init` make one, or add it under Build > Pipeline schedules, hourly or so, with the variable "
-        f"{TASK} set to cleanup"
-    )
-    if not found and any(cleans_up(one) is None for one in schedules):
-        yield unknown("the schedules' variables are shown to their owners and to Maintainers only", remedy)
+    if hidden(facts.schedules.get()):
+        yield unknown("the schedules' variables are shown to their owners and to Maintainers only", MAKE_ONE)
         return
-    active = [one for one in found if one.active]
-    if not active:
-        what = "the schedule for cleanup is not active" if found else "no schedule cleans up"
-        detached = facts.settings.get().train.follow is False
-        yield (error if detached else warning)(
-            ErrorClass.CONFIG,
-            f"{what}: what a run leaves behind stays until its hard end"
-            + (", and a detached training is collected by nobody" if detached else ""),
-            "activate it under Build > Pipeline schedules" if found else remedy,
-        )
-    for one in active:
-        name = f"the schedule {one.description!r}"
-        if one.owner_state not in ("active", ""):
-            yield warning(
-                ErrorClass.GITLAB,
-                f"{name} belongs to {one.owner}, who is {one.owner_state}: it runs with nobody's rights",
-                "take it over under Build > Pipeline schedules",
-            )
-        elif one.last_time is None or facts.now - one.last_time > STALE_SECONDS:
-            when = "never" if one.last_time is None else f"on {datetime.fromtimestamp(one.last_time, UTC).date()}"
-            yield warning(
-                ErrorClass.GITLAB,
-                f"{name} ran last {when}" if one.last_time else f"{name} has not run yet",
-                "look at it under Build > Pipeline schedules, and play it once",
-            )
-        elif one.last_status in ("failed", "canceled"):
-            yield warning(
-                ErrorClass.GITLAB,
-                f"the last pipeline of {name} is {one.last_status}",
-                "look at its log under Build > Pipeline schedules",
-            )
+    detached = wants_to_detach(facts.settings.get(), facts.job)
+    for trouble in troubles_with(facts.schedules.get(), facts.now):
+        # What nobody cleans up waits for its hard end; what nobody collects is of no use to anybody.
+        judged = error if trouble.nobody_cleans_up and detached else warning
+        more = ", and a detached training is collected by nobody" if trouble.nobody_cleans_up and detached else ""
+        yield judged(trouble.klass, f"{trouble.cause}{more}", trouble.remedy)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

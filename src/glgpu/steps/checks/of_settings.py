@@ -9,7 +9,6 @@ from glgpu.job import HOSTED_SECONDS
 from glgpu.job_times import misfits
 from glgpu.lifetime import spoken
 from glgpu.settings import check_secrets
-from glgpu.steps.before_buying import settings_without_effect
 from glgpu.steps.checks.facts import Facts
 from glgpu.steps.checks.judging import Verdict, check, error, failed, warning
 
@@ -33,10 +32,6 @@ def settings(facts: Facts) -> Iterator[Verdict]:
             ErrorClass.CONFIG,
             "the Google Cloud project is not set",
             "set the CI variable GLGPU_PROJECT, or `project` in glgpu.yml",
-        )
-    for setting in settings_without_effect(found):
-        yield error(
-            ErrorClass.CONFIG, f"{setting} is part of glgpu's settings, but this version cannot do it", "leave it out"
         )
 
 

@@ -1,0 +1,367 @@
+"""What detached trainings have left comes home: into outputs/ of the job that collects, verified, with a record.
+
+Everything can be done again: nothing that a VM has left is removed before GitLab has the artifacts of the job that
+collected it. That is seen by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import PurePosixPath
+
+from glgpu.disk import cannot_write
+from glgpu.elsewhere import (
+    MANIFEST,
+    MANIFEST_PART,
+    Bundle,
+    Elsewhere,
+    MovedFile,
+    Part,
+    read_elsewhere,
+    zipped_size,
+)
+from glgpu.errors import ErrorClass, Failure, gravest
+from glgpu.gpu_samples import Samples, read_samples
+from glgpu.interfaces import Instance
+from glgpu.run_names import RunName
+from glgpu.run_record import write_atomically
+from glgpu.saved import (
+    ENDED,
+    HANDED_OVER,
+    Save,
+    collected_by,
+    collected_mark,
+    manifests,
+    of_detached,
+    read_save,
+)
+from glgpu.steps.annotate import annotate
+from glgpu.steps.bring_together import damaged, split
+from glgpu.steps.context import Run
+from glgpu.steps.detach import is_detached, leave_note
+from glgpu.steps.download import download
+from glgpu.steps.end_vms import instances_of
+from glgpu.steps.follow import LOG_FILE
+from glgpu.steps.move_out import artifact_bytes
+from glgpu.steps.persist import Attempts
+from glgpu.steps.report import write_report
+from glgpu.steps.sums import OWN_FOLDER, write_sums
+from glgpu.steps.tear_down import tear_down
+from glgpu.steps.watch import SAMPLES_FILE
+
+RAW_SAMPLES = "samples.csv"
+"""What the VM calls its samples of the GPUs (vm/keeper.sh)."""
+HARD_END_SECONDS = 120.0
+"""Before its hard end: from then on a VM that is gone has reached it."""
+LAST_LINES = 20
+
+
+def bring_back(run: Run, now: Callable[[], float], named: Callable[[RunName], Run]) -> list[Failure]:
+    """Collect every detached run of the project that is over; what is left of it then goes.
+
+    Args:
+        run: The run that collects.
+        now: Google's clock.
+        named: Makes a run of our own project under another name, whose outputs have a folder of their own.
+
+    Returns:
+        What went wrong, with the runs themselves and with collecting them.
+
+    Raises:
+        Failure: INTERRUPTED.
+    """
+    if not run.forge.may_administer:
+        run.console.say("detached trainings, if there are any, are not collected: that takes GLGPU_GITLAB_TOKEN")
+        return []
+    attempts = Attempts(run)
+    for name in attempts.get(partial(_candidates, run)) or []:
+        attempts.get(partial(_see_to, named(name), now))
+        if any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures):
+            break
+    return attempts.failures
+
+
+def _candidates(run: Run) -> list[RunName]:
+    """Runs of our project that have a detached VM, or have left something in the registry."""
+    own = run.name.own_labels
+    labels = {key: own[key] for key in ("glgpu", "glgpu-server", "glgpu-project")}
+    vms = run.cloud.labelled({**labels, "glgpu-until": "deadline"})
+    found = [*(one.labels.get("glgpu-run", "") for one in vms), *(one.run for one in run.forge.runs_with_parts())]
+    return [RunName(run.name.server_url, run.name.project_id, one, run.name.kind) for one in sorted(set(found)) if one]
+
+
+def _see_to(run: Run, now: Callable[[], float]) -> None:
+    parts = run.forge.parts(run.name)
+    ours = of_detached(parts)
+    instances = instances_of(run)
+    detached = [one for one in instances if is_detached(one)]
+    if len(detached) < len(instances) or not (detached or ours):
+        return  # its pipeline sees to it, or it has left nothing
+    if not detached and _is_settled(run, parts):
+        return
+    save = _newest(run, parts)
+    running = [one for one in detached if one.status not in ("TERMINATED", "SUSPENDED")]
+    if running and not (save and save.whole):
+        run.console.say(f"{running[0].name} is {running[0].status}: its training goes on")
+        return
+    if save is None and detached:
+        if HANDED_OVER in parts:
+            raise _saved_nothing(run, detached[0])
+        run.console.say(
+            f"{detached[0].name} is {detached[0].status} and of no training that is known: its deadline ends it"
+        )
+        return
+    if save is None and (ENDED in parts or HANDED_OVER not in parts):
+        run.forge.drop_parts(run.name, ours)
+        return
+    with run.console.section(f"collect-{run.name.run}", f"The detached training of {run.name}"):
+        _collect(run, now, parts, save)
+
+
+def _collect(run: Run, now: Callable[[], float], parts: Mapping[str, Part], save: Save | None) -> None:
+    attempts = Attempts(run)
+    _take_over_records(run)
+    if save is not None:
+        # Nothing goes before it is home.
+        _bring_home(run, save)
+    lost = _judged(save) if save is not None else _vanished(run, now)
+    attempts.get(partial(tear_down, run))
+    if not attempts.failures:
+        _note(run, parts)
+    if lost is not None:
+        run.record.add("failed", failure=lost.klass, cause=lost.cause, exit_code=lost.exit_code)
+        attempts.failures.append(lost)
+    worst = gravest(attempts.failures)
+    write_report(run, worst)
+    if worst is not None:
+        raise worst
+
+
+def _note(run: Run, parts: Mapping[str, Part]) -> None:
+    """Note who has collected it: once GitLab has that job's artifacts, the next one removes what the VM has left."""
+    if not run.job.in_ci:
+        run.console.say(f"what the VM has left stays in {run.forge.page(run.name)} until a job has collected it")
+        return
+    mark = collected_mark(run.job.job_id)
+    if mark not in parts:
+        leave_note(run, mark, b"collected\n")
+
+
+def _is_settled(run: Run, parts: Mapping[str, Part]) -> bool:
+    """Whether a run without a VM needs no more looking after: another job has collected it."""
+    marks = collected_by(parts)
+    if not marks:
+        return False
+    kept = run.forge.job_artifacts(marks[-1])
+    if kept == "none":
+        run.console.say(f"job {marks[-1]} has collected {run.name}, but GitLab has no artifacts of it: once more")
+        return False
+    if kept == "kept":
+        needed = {part.name for bundle in _elsewhere(run, parts) for part in bundle.parts}
+        run.forge.drop_parts(run.name, [name for name in of_detached(parts) if name not in needed])
+        run.console.say(f"the outputs of {run.name} are artifacts of job {marks[-1]}: its VM's copy is removed")
+    return True
+
+
+def _elsewhere(run: Run, parts: Mapping[str, Part]) -> list[Bundle]:
+    """What was too big for artifacts, and is to stay where it is."""
+    return [
+        bundle for name in parts if MANIFEST_PART.fullmatch(name) for bundle in read_elsewhere(_read(run, name)).bundles
+    ]
+
+
+def _newest(run: Run, parts: Mapping[str, Part]) -> Save | None:
+    """The newest save of everything, else the newest of the checkpoints; one that is not understood counts as none."""
+    best: Save | None = None
+    for name in manifests(parts):
+        try:
+            save = read_save(_read(run, name))
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            run.console.say(f"{name} of {run.name} cannot be understood: {error}")
+            continue
+        if save.whole:
+            return save
+        best = best or save
+    return best
+
+
+def _read(run: Run, name: str) -> bytes:
+    data = bytearray()
+    run.forge.get_part(run.name, name, 0, data.extend)
+    return bytes(data)
+
+
+def _take_over_records(run: Run) -> None:
+    """The complete record is ours: take over what the jobs of its pipeline wrote, if GitLab lets us see it."""
+    for job in ("train", "destroy"):
+        try:
+            text = run.forge.artifact(run.name.run.partition("-")[0], job, "outputs/glgpu/run.json")
+        except Failure as failure:
+            if failure.klass is ErrorClass.INTERRUPTED:
+                raise
+            run.console.say(f"the {job} job's record cannot be had: {failure.cause}")
+            continue
+        if text:
+            run.record.merge(text)
+
+
+def _bring_home(run: Run, save: Save) -> None:
+    """Fetch what fits into the job's artifacts; the rest stays where it is, and is noted."""
+    room = artifact_bytes(run, zipped_size({file.path: file.size for file in save.files}))
+    fetched, stays = list[Bundle](), list[Bundle]()
+    # The log and small files first: the last bundle is the log's.
+    for bundle in sorted(save.bundles, key=lambda one: sum(file.size for file in one.files)):
+        size = zipped_size({file.path: file.size for file in bundle.files})
+        (fetched if size <= room else stays).append(bundle)
+        room -= size if size <= room else 0
+    for bundle in fetched:
+        _fetch(run, bundle)
+    here = [file for bundle in fetched for file in bundle.files]
+    write_sums(run.outputs, {file.path: file.sha256 for file in here if not _is_own(file)})
+    _take_samples(run)
+    if stays:
+        _note_elsewhere(run, stays)
+    files = [file for file in save.files if not _is_own(file)]
+    size = sum(file.size for file in files)
+    run.record.add("training-ended", exit_code=save.exit_code, out_of_memory=save.out_of_memory, reason=save.reason)
+    run.record.add("outputs-home", files=len(files), bytes=size)
+    where = run.outputs.relative_to(run.job.project_dir)
+    run.console.say(f"{len(files)} files, {size} bytes, checked against the VM's checksums, are in {where}/")
+    _show_log(run)
+    pipeline = f"{run.job.server_url}/{run.job.project_path}/-/pipelines/{run.name.run.partition('-')[0]}"
+    annotate(run, f"run {run.name.run}: the pipeline whose training this was", pipeline)
+
+
+def _fetch(run: Run, bundle: Bundle) -> None:
+    """Bring the files of a bundle here, whole and as they were on the VM."""
+    name = hashlib.sha256(repr(bundle.files).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    source = run.outputs / f".glgpu-{name}.part"
+    try:
+        source.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(error, "outputs/") from None
+    download(partial(run.forge.get_part, run.name), bundle.parts, source, run.clock, run.console.say)
+    split(source, bundle, run.outputs)
+    wrong = damaged(run.outputs, {file.path: file.sha256 for file in bundle.files})
+    if wrong:
+        raise Failure(
+            ErrorClass.TRANSIENT,
+            f"{wrong[0]!r} is not as it was on the VM, though all its parts are as their checksums say",
+            "retry the job: what the VM has saved stays where it is",
+        )
+
+
+def _note_elsewhere(run: Run, stays: Sequence[Bundle]) -> None:
+    page = run.forge.page(run.name)
+    note = Elsewhere(str(run.name), run.job.job_id, "packages", "", page, tuple(stays))
+    try:
+        write_atomically(run.outputs / MANIFEST, note.text())
+    except OSError as error:
+        raise cannot_write(error, MANIFEST) from None
+    if run.job.in_ci:
+        leave_note(run, f"elsewhere-{run.job.job_id}.json", note.text())
+    count = len(note.files)
+    annotate(run, f"run {run.name.run}: {count} files, too big for artifacts", page)
+    run.record.add(
+        "outputs-moved", files=count, bytes=sum(file.size for file in note.files), where="packages", page=page
+    )
+    run.console.say(f"{count} files are too big for artifacts and stay where the VM has left them: {page}")
+    run.console.say(f"`glgpu fetch {run.name.run}` brings it all together")
+
+
+def _is_own(file: MovedFile) -> bool:
+    """Whether it is the log or the like, and no output of the training's."""
+    return PurePosixPath(file.path).parts[0] == OWN_FOLDER
+
+
+def _take_samples(run: Run) -> None:
+    """What the VM has sampled of its GPUs becomes what a followed training leaves of it."""
+    raw = run.outputs / OWN_FOLDER / RAW_SAMPLES
+    try:
+        text = raw.read_text("utf-8", "replace")
+        raw.unlink()
+    except OSError:
+        return
+    samples = Samples()
+    samples.add(read_samples(text))
+    with contextlib.suppress(OSError):
+        write_atomically(run.outputs / SAMPLES_FILE, samples.text.encode())
+
+
+def _show_log(run: Run) -> None:
+    try:
+        lines = (run.outputs / LOG_FILE).read_bytes().splitlines()[-LAST_LINES:]
+    except OSError:
+        return
+    run.console.say(f"the last lines of its log, which is whole in {LOG_FILE} there:")
+    for line in lines:
+        run.console.say(f"  {line.decode('utf-8', 'replace')}")
+
+
+def _judged(save: Save) -> Failure | None:
+    """What is to be said against the training; None where all is well."""
+    if save.reason == "preempted":
+        return Failure(
+            ErrorClass.PREEMPTED,
+            "the VM of the detached training was preempted; what it could save is here",
+            "start a new pipeline; `spot: never` buys a VM that is not preempted",
+        )
+    if save.reason == "deadline":
+        return Failure(
+            ErrorClass.OUT_OF_TIME,
+            "the detached training was ended before its VM's hard end; what it had is here",
+            "raise machine.max_hours, or train for a shorter time",
+        )
+    if save.out_of_memory:
+        return Failure(
+            ErrorClass.OOM,
+            f"the VM ran out of memory: the container was killed (its exit code: {save.exit_code})",
+            "use a machine.type with more memory, or train with less",
+        )
+    if save.exit_code != 0:
+        ended = "its container was removed" if save.exit_code is None else f"its exit code is {save.exit_code}"
+        return Failure(
+            ErrorClass.TRAINING_FAILED,
+            f"the detached training failed, {ended}",
+            f"read its last lines above; all of them are in {LOG_FILE} beside its outputs",
+        )
+    if all(_is_own(file) for file in save.files):
+        return Failure(
+            ErrorClass.NO_WEIGHTS,
+            "the detached training ended well but left nothing in its outputs",
+            "let it write there, or name what it writes in train.outputs",
+        )
+    return None
+
+
+def _vanished(run: Run, now: Callable[[], float]) -> Failure:
+    """Its VM is gone, and has saved nothing."""
+    try:
+        end = float(json.loads(_read(run, HANDED_OVER))["hard_end"])
+    except (ValueError, KeyError, TypeError):
+        end = 0.0
+    if now() >= end - HARD_END_SECONDS:
+        return Failure(
+            ErrorClass.OUT_OF_TIME,
+            "the VM of the detached training reached its hard end before it had saved anything",
+            "raise machine.max_hours, or train for a shorter time",
+        )
+    return Failure(
+        ErrorClass.PREEMPTED,
+        "the VM of the detached training is gone and has saved nothing: preempted, or ended by somebody else",
+        "start a new pipeline; `spot: never` buys a VM that is not preempted",
+    )
+
+
+def _saved_nothing(run: Run, instance: Instance) -> Failure:
+    """It is off, and its disk has what was never saved."""
+    return Failure(
+        ErrorClass.PREEMPTED,
+        f"the VM {instance.name} of a detached training is {instance.status} and has saved nothing; its disk is kept",
+        f"`gcloud compute instances start {instance.name} --zone {instance.zone} --project {run.cloud.project}`, then "
+        "run the branch's stop job, which saves what it finds",
+    )

@@ -1,0 +1,188 @@
+"""A training that outlasts its job: left to its VM, and collected by the schedule."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glgpu.rehearsal.faults import Rule
+from glgpu.rehearsal.job_turn import Outcome
+from rehearsing import WITH_CLEANUP, Played, clean, repository, world
+
+SETTINGS = """\
+machine:
+  gpu: [nvidia-l4]
+  zones: [europe-west4-a]
+train:
+  image: registry.example.com/team/train:1
+  command: python train.py
+  outputs: [weights]
+  follow: false
+"""
+TRAINING = """\
+import pathlib, time
+pathlib.Path("weights").mkdir()
+print("waiting for a word", flush=True)
+while not pathlib.Path("go").exists():
+    time.sleep(0.05)
+pathlib.Path("weights/w.bin").write_bytes(b"trained")
+raise SystemExit(int(pathlib.Path("go").read_text()))
+"""
+
+
+@contextmanager
+def detached(folder: Path, *rules: Rule, settings: str = SETTINGS) -> Iterator[Played]:
+    """A repository with a training that ends when it is told to."""
+    files = {"glgpu.yml": settings, "train.py": TRAINING, ".gitlab-ci.yml": WITH_CLEANUP}
+    own = repository(folder / "repository", files)
+    with world(*rules) as made:
+        played = Played(made, made.adopt(own, keep_pipeline=True))
+        try:
+            yield played
+        finally:
+            played.close()
+
+
+def end_training(played: Played, code: int = 0) -> None:
+    """Tell the training to end."""
+    (code_folder,) = played.world.folder.glob("**/home/glgpu/glgpu/code")
+    (code_folder / "go.new").write_text(str(code))
+    (code_folder / "go.new").rename(code_folder / "go")
+
+
+def kept(played: Played) -> list[str]:
+    """What there is in the package registry, which the read-back passes over as the team's."""
+    return [file.name for package in played.rehearsal.adopted.project.packages.values() for file in package.files]
+
+
+def status(played: Played) -> str:
+    instances = played.left().get("instances", ["gone (gone)"])
+    (one,) = instances
+    return one.partition("(")[2].rstrip(")")
+
+
+def until(played: Played, wanted: str) -> None:
+    end = time.monotonic() + 60
+    while status(played) != wanted:
+        assert time.monotonic() < end, status(played)
+        time.sleep(0.2)
+
+
+def archived(outcome: Outcome, run: str, name: str) -> bytes:
+    assert outcome.last.artifacts is not None
+    with zipfile.ZipFile(outcome.last.artifacts) as archive:
+        return archive.read(f"outputs/glgpu/{run}/{name}")
+
+
+def test_the_pipeline_ends_while_the_training_runs_and_the_schedule_brings_it_home(tmp_path: Path) -> None:
+    with detached(tmp_path) as played:
+        outcomes = played.play()
+        told = {name: outcome.status for name, outcome in outcomes.items()}
+        assert told == {"provision": "success", "train": "success", "destroy": "success", "stop": "manual"}, played.logs
+        assert "the way home is proved" in played.logs["train"]
+        assert "the training goes on without a job" in played.logs["destroy"]
+        left = played.left()
+        (run,) = left["deploy tokens"]
+        assert status(played) == "RUNNING"
+        outcome, log = clean(played)
+        assert outcome.status == "success", log
+        assert "its training goes on" in log
+        assert status(played) == "RUNNING"
+        end_training(played)
+        until(played, "TERMINATED")
+        outcome, log = clean(played)
+        assert outcome.status == "success", log
+        assert archived(outcome, run, "weights/w.bin") == b"trained"
+        assert archived(outcome, run, "glgpu/train.log") == b"waiting for a word\n"
+        record = json.loads(archived(outcome, run, "glgpu/run.json"))
+        events = [event["what"] for event in record["events"]]
+        for what in ("instance-running", "handed-over", "left-to-itself", "outputs-home", "proof"):
+            assert what in events
+        assert record["events"][-1]["facts"].get("left", []) == [] or "proof" in events
+        assert played.left() == {}
+        assert kept(played)
+        # Only now is it known that GitLab has the artifacts.
+        outcome, log = clean(played)
+        assert outcome.status == "success", log
+        assert "its VM's copy is removed" in log
+        assert (played.left(), kept(played)) == ({}, [])
+
+
+@pytest.mark.every_fault
+@pytest.mark.parametrize(
+    ("rule", "verb"),
+    [
+        # The VM has what opens the registry, and no training yet.
+        (Rule("vm.docker.pull", "silence"), "pull"),
+        # The label is there, the note in the registry is not.
+        (Rule("gitlab.packages.upload", "silence", 2), "PUT"),
+    ],
+)
+def test_a_job_that_is_killed_while_it_hands_over_leaves_nothing_behind(tmp_path: Path, rule: Rule, verb: str) -> None:
+    with detached(tmp_path, rule) as played:
+
+        async def kill(self: Played) -> None:
+            loop, reached = asyncio.get_running_loop(), asyncio.Event()
+
+            def hear(call: dict[str, Any]) -> None:
+                if call["verb"] == verb and (verb == "pull" or call.get("fault") == "silence"):
+                    loop.call_soon_threadsafe(reached.set)
+
+            self.world.calls.listeners.append(hear)
+            await self.printed("train", "the way home is proved")
+            await asyncio.wait_for(reached.wait(), 60)
+            for process in self.player.own_runner.processes("glgpu"):
+                process.kill()
+
+        outcomes = played.play(kill)
+        played.world.faults.lift(rule.point)
+        assert outcomes["train"].exit_code == 137
+        assert outcomes["destroy"].status == "success", played.logs["destroy"]
+        if verb == "PUT":
+            assert status(played) == "RUNNING"
+            end_training(played)
+            until(played, "TERMINATED")
+            outcome, log = clean(played)
+            assert outcome.status == "success", log
+            clean(played)
+        assert (played.left(), kept(played)) == ({}, [])
+
+
+@pytest.mark.every_fault
+def test_a_collection_that_is_cut_short_is_done_over_by_the_next_schedule(tmp_path: Path) -> None:
+    with detached(tmp_path) as played:
+        played.play()
+        (run,) = played.left()["deploy tokens"]
+        end_training(played, 3)
+        until(played, "TERMINATED")
+        for point in ("gitlab.packages.download", "compute.instances.delete", "gitlab.packages.upload"):
+            played.world.faults.rules.append(Rule(point, "refuse" if "compute" in point else "unavailable"))
+            outcome, log = clean(played)
+            played.world.faults.lift(point)
+            assert outcome.status == "failed", log
+            assert kept(played)
+        outcome, log = clean(played)
+        assert outcome.exit_code == 20, log
+        assert archived(outcome, run, "weights/w.bin") == b"trained"
+        assert "the detached training failed, its exit code is 3" in log
+        outcome, log = clean(played)
+        assert outcome.status == "success", log
+        assert (played.left(), kept(played)) == ({}, [])
+
+
+@pytest.mark.every_fault
+def test_a_detached_training_that_cannot_come_home_is_refused_and_its_vm_ended(tmp_path: Path) -> None:
+    with detached(tmp_path, Rule("vm.egress", "refuse")) as played:
+        outcomes = played.play()
+        assert outcomes["train"].status == "failed"
+        assert "proving the way home" in played.logs["train"]
+        assert outcomes["destroy"].status == "success", played.logs["destroy"]
+        assert (played.left(), kept(played)) == ({}, [])

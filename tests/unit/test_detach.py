@@ -1,0 +1,222 @@
+"""Leaving a training to its VM: when, with what, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fakes import Stage, done, make_stage, refusal
+from glgpu.elsewhere import Part
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import ForgeSchedule
+from glgpu.job_times import wants_to_detach
+from glgpu.saved import ENDED, HANDED_OVER, PROBE
+from glgpu.stages.destroy import destroy, destroy_branch
+from glgpu.stages.train import train
+from glgpu.steps.before_buying import check_before_buying
+from glgpu.steps.bring_up import plan_lifetime, standing
+
+JOB_SECONDS = 2 * 3600 + 35 * 60
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return make_stage(tmp_path)
+
+
+def leaves_probe(stage: Stage) -> None:
+    """Let the keeper's probe arrive."""
+
+    def keep(verb: str) -> None:
+        if verb == "probe":
+            data = b"here"
+            part = Part(PROBE, len(data), hashlib.sha256(data).hexdigest())
+            stage.forge.put_part(stage.run.name, part, io.BytesIO(data))
+
+    stage.machine.keeps = keep
+
+
+def detached(stage: Stage) -> None:
+    """A training that was left to its VM."""
+    stage.set(train={"follow": False})
+    leaves_probe(stage)
+    train(stage.run)
+
+
+@pytest.mark.parametrize(
+    ("follow", "hours", "wanted"),
+    [
+        ("auto", None, False), ("auto", 2, False), ("auto", 40, True), (True, None, False), (False, None, True),
+        (False, 1, True),
+    ],
+)  # fmt: skip
+def test_auto_leaves_it_where_no_job_could_wait(
+    stage: Stage, follow: object, hours: float | None, wanted: bool
+) -> None:
+    stage.set(train={"follow": follow}, machine={"max_hours": hours})
+    assert wants_to_detach(stage.run.settings, stage.run.job) is wanted
+
+
+def test_a_detached_vm_has_the_hours_that_are_asked_for_or_a_day(stage: Stage) -> None:
+    stage.set(machine={"max_hours": 40})
+    assert plan_lifetime(stage.run).hard_end == stage.clock.now() + 40 * 3600
+    stage.set(machine={"max_hours": None}, train={"follow": False})
+    assert plan_lifetime(stage.run).hard_end == stage.clock.now() + 24 * 3600
+
+
+def test_auto_without_a_token_follows_with_the_time_that_jobs_have_and_says_so(stage: Stage) -> None:
+    stage.forge.may_administer = False
+    stage.set(machine={"max_hours": 40})
+    check_before_buying(stage.run)
+    assert "the training is followed, and ends with its job after 2 h 35 min" in stage.log
+    assert plan_lifetime(stage.run).hard_end < stage.clock.now() + 4 * 3600
+
+
+def test_false_without_a_token_is_refused_before_anything_is_bought(stage: Stage) -> None:
+    stage.forge.may_administer = False
+    stage.set(train={"follow": False})
+    with pytest.raises(Failure) as caught:
+        check_before_buying(stage.run)
+    assert caught.value.exit_code == 2
+    assert "GLGPU_GITLAB_TOKEN" in caught.value.remedy
+
+
+def test_a_laptop_leaves_no_training_to_its_vm(stage: Stage) -> None:
+    stage.job(job_id="")
+    stage.set(train={"follow": False})
+    with pytest.raises(Failure, match="only a job can leave") as caught:
+        check_before_buying(stage.run)
+    assert caught.value.exit_code == 2
+
+
+def schedule(**facts: object) -> ForgeSchedule:
+    now = 1_763_900_000.0
+    whole = ForgeSchedule(
+        "glgpu cleanup", "main", True, "ada", "active", {"GLGPU_TASK": "cleanup"}, "success", now, 1
+    )  # fmt: skip
+    return replace(whole, **facts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("schedules", "says"),
+    [
+        ([], "no schedule cleans up"),
+        ([schedule(active=False)], "the schedule for cleanup is not active"),
+        ([schedule(last_time=None)], "the schedule 'glgpu cleanup' has not run yet"),
+        ([schedule()], ""),
+        ([schedule(description="nightly", variables=None)], ""),
+    ],
+)
+def test_a_schedule_that_would_not_collect_is_told_of_at_the_start(
+    stage: Stage, schedules: list[ForgeSchedule], says: str
+) -> None:
+    stage.set(train={"follow": False})
+    stage.forge.schedule_list = schedules
+    check_before_buying(stage.run)
+    assert (f"a schedule has to collect the training: {says}" in stage.log) is bool(says)
+
+
+def test_train_hands_the_training_over_and_leaves(stage: Stage) -> None:
+    detached(stage)
+    (vm,) = stage.cloud.find(stage.name)
+    assert vm.labels["glgpu-until"] == "deadline"
+    assert vm.labels["glgpu-expires"] == str(json.loads(vm.metadata["glgpu-settings"])["hard_end"])
+    assert [part for _, part in stage.forge.kept] == [HANDED_OVER]
+    assert [name for name, _ in stage.forge.tokens] == [stage.name]
+    assert stage.events()[-1] == "handed-over"
+    assert "logs" not in stage.machine.verbs()
+    assert stage.machine.container == {"Running": True, "ExitCode": 0, "OOMKilled": False}
+
+
+def test_the_watch_begins_before_the_label_says_so(stage: Stage) -> None:
+    stage.set(train={"follow": False})
+    leaves_probe(stage)
+    stage.machine.refuse["leave"] = refusal(ErrorClass.SSH)
+    with pytest.raises(Failure):
+        train(stage.run)
+    assert all(vm.labels["glgpu-until"] == "pipeline" for vm in stage.cloud.find(stage.name))
+
+
+def test_the_deploy_token_goes_to_the_vm_by_standard_input_alone(stage: Stage) -> None:
+    stage.set(train={"follow": False, "secrets": ["API_KEY"]})
+    stage.job(variables={**stage.run.job.variables, "API_KEY": "hush/hush.1"})
+    leaves_probe(stage)
+    keep, given = stage.machine.keeps, b""
+
+    def look(verb: str) -> None:
+        nonlocal given
+        given = stage.machine.stdin["see-home"] if verb == "take" else given
+        keep(verb)
+
+    stage.machine.keeps = look
+    train(stage.run)
+    files = tar_files(given)
+    assert files["login"].startswith(b"Authorization: Basic ")
+    assert files["address"] == b"https://gitlab.example.com/packages/" + stage.name.encode() + b"/"
+    assert rb"s/hush\/hush\.1/[MASKED]/g" in files["mask"].splitlines()
+    # Only what the training itself has: no other secret of the job goes to the VM for the mask's sake.
+    assert b"glpat" not in files["mask"]
+    assert "gldt-made-up-secret" not in f"{stage.machine.calls} {stage.log}"
+
+
+def test_without_a_probe_auto_follows_and_the_token_is_gone(stage: Stage) -> None:
+    stage.set(machine={"max_hours": 40})
+    stage.machine.said["see-home"] = done("", 7, "curl: (7) Failed to connect to gitlab.example.com port 443")
+    train(stage.run)
+    assert "there is no way home for a detached training" in stage.log
+    assert "training-ended" in stage.events()
+    assert stage.forge.tokens == []
+
+
+def test_without_a_probe_false_ends_before_the_training_begins(stage: Stage) -> None:
+    stage.set(train={"follow": False})
+    with pytest.raises(Failure, match="GitLab does not show it"):
+        train(stage.run)
+    assert stage.machine.container is None
+    assert stage.forge.tokens == []
+
+
+def test_destroy_leaves_a_detached_training_alone(stage: Stage) -> None:
+    detached(stage)
+    destroy(stage.run)
+    assert stage.events()[-1] == "left-to-itself"
+    assert [vm.status for vm in stage.cloud.find(stage.name)] == ["RUNNING"]
+    assert "the training goes on without a job" in stage.log
+
+
+def test_the_stop_job_ends_it_saving_first_and_notes_that(stage: Stage) -> None:
+    detached(stage)
+    destroy_branch(stage.run, lambda _name: stage.run)
+    assert stage.cloud.find(stage.name) == []
+    assert "outputs-home" in stage.events()
+    assert stage.forge.tokens == []
+    assert {part for _, part in stage.forge.kept} == {HANDED_OVER, ENDED}
+
+
+def test_a_detached_training_that_is_over_is_not_trained_once_more(stage: Stage) -> None:
+    detached(stage)
+    (vm,) = stage.cloud.find(stage.name)
+    stage.cloud.change(vm.name, vm.zone, status="TERMINATED")
+    with pytest.raises(Failure, match="is over, and its VM") as caught:
+        standing(stage.run)
+    assert caught.value.exit_code == 2
+
+
+def test_a_retried_job_finds_it_handed_over(stage: Stage) -> None:
+    detached(stage)
+    before = list(stage.forge.tokens)
+    stage.forge.over = True
+    train(stage.run)
+    assert "an earlier job has left the training to its VM" in stage.log
+    assert (stage.forge.tokens, [vm.status for vm in stage.cloud.find(stage.name)]) == (before, ["RUNNING"])
+
+
+def tar_files(data: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
