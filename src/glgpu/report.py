@@ -134,7 +134,7 @@ class _Page:
             ("trained", spoken(trained) if trained else "-"),
             ("mean GPU use", f"{sum(means) / len(means):.0f} %" if means else "not known"),
             ("cost, estimate", _usd(cost.usd)),
-            ("came home", f"{home.facts.get('files')} files, {_bytes(home.facts.get('bytes'))}" if home else "nothing"),
+            ("came home", _files(home.facts) if home else "nothing"),
             ("GPU", str(runs.facts.get("gpu")) if runs else "-"),
         ]
         drawn = "".join(f"<div><span>{name}</span><strong>{self._say(value)}</strong></div>" for name, value in tiles)
@@ -303,6 +303,11 @@ def _usd(value: float | None) -> str:
     if value is None:
         return "not known"
     return f"{dollars(value)} USD" if value >= 0.01 else "less than 0.01 USD"
+
+
+def _files(facts: Mapping[str, object]) -> str:
+    count = facts.get("files")
+    return f"{count} {'file' if count == 1 else 'files'}, {_bytes(facts.get('bytes'))}"
 
 
 def _bytes(size: object) -> str:
