@@ -771,6 +771,8 @@ class FakeMachine(Refusing):
         self.cut_at: list[int | None] = []
         """For each transfer: after how many bytes it breaks."""
         self.sums_wrong = 0
+        self.summing: list[str] = []
+        """What is summed up in the background."""
         self.images = {
             IMAGE: {"Id": "sha256:" + "0" * 64, "RepoDigests": [f"{IMAGE.partition(':')[0]}@sha256:" + "1" * 64]}
         }
@@ -854,6 +856,13 @@ class FakeMachine(Refusing):
             return Done([], 0, self.samples, b"")
         elif verb == "keygen":
             return done("ssh-ed25519 DEPLOYKEY\n")
+        elif verb == "begin":
+            everything = self.below(words[0], words[1:]).items()
+            files = [name for name, entry in everything if not (entry.link or entry.folder or entry.kind)]
+            self.stdin["choose"] = b"".join(name.encode("utf-8", "surrogateescape") + b"\0" for name in files)
+            self.summing = words
+        elif verb == "begun":
+            return self._answer("sums", self.summing)
         elif verb == "sums":
             wrong, self.sums_wrong = self.sums_wrong > 0, max(0, self.sums_wrong - 1)
             return Done([], 0, self._sums(words[0], words[1:], wrong), b"")

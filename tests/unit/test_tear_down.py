@@ -284,7 +284,7 @@ def test_no_minutes_means_no_rescue(whole: Stage) -> None:
 
 
 def test_a_signal_during_a_rescue_is_not_passed_over(whole: Stage) -> None:
-    whole.machine.refuse["sums"] = refusal(ErrorClass.INTERRUPTED)
+    whole.machine.refuse["begun"] = refusal(ErrorClass.INTERRUPTED)
     with pytest.raises(Failure) as caught:
         rescue(whole.run)
     assert caught.value.klass is ErrorClass.INTERRUPTED
@@ -325,7 +325,7 @@ def test_a_cancelled_job_asks_for_every_vm_and_says_which_was_refused(whole: Sta
 
 
 def test_a_signal_during_the_save_does_not_keep_the_vm(whole: Stage) -> None:
-    whole.machine.refuse["sums"] = refusal(ErrorClass.INTERRUPTED)
+    whole.machine.refuse["begun"] = refusal(ErrorClass.INTERRUPTED)
     with pytest.raises(Failure) as caught:
         cut_short(whole.run)
     assert caught.value.exit_code == 19

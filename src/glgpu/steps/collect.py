@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from glgpu.steps.guest import ask, command
 from glgpu.steps.sums import OWN_FOLDER, write_sums
 
 TRIES = 3
+READING = "reading the outputs on the VM"
 COLLECT_SECONDS = 6 * 3600.0
 CHUNK = 1 << 20
 """Bytes read at once; tarfile's own 10 KiB would cost more than everything else here."""
@@ -61,10 +62,16 @@ def collect(run: Run, machine: Machine, home: str, paths: Iterable[str], *, seco
     got: dict[str, tuple[str, int]] = {}
     for _ in range(TRIES):
         try:
-            sums = _sums(run, machine, base, wanted, _left(run, end))
-            got = _at_home(run, sums)
-            _choose(run, machine, [name for name in sums if name not in got], _left(run, end))
-            _receive(run, machine, base, wanted, got, _left(run, end))
+            if any(os.path.lexists(run.outputs / path) for path in wanted):
+                sums = _sums(run, machine, base, wanted, _left(run, end))
+                got = _at_home(run, sums)
+                _choose(run, machine, [name for name in sums if name not in got], _left(run, end))
+                _receive(run, machine, base, wanted, got, _left(run, end))
+            else:
+                # Nothing can be home: all of it is sent while it is summed up, and not after that.
+                ask(run, machine, "begin", base, *wanted, timeout=_left(run, end), doing=READING)
+                _receive(run, machine, base, wanted, got, _left(run, end))
+                sums = _begun(run, machine, _left(run, end))
         except Failure as failure:
             if failure.klass is not ErrorClass.SSH:
                 _note_part(run, sums, got)
@@ -119,12 +126,16 @@ def _noted(run: Run, got: dict[str, tuple[str, int]]) -> Home:
 
 
 def _note_part(run: Run, sums: dict[str, str], got: dict[str, tuple[str, int]]) -> None:
-    """Say which files are whole, of a collection that was cut short."""
-    whole = {name: entry for name, entry in got.items() if entry[0] == sums.get(name)}
+    """Say which files are whole, of a collection that was cut short.
+
+    Where that was before the VM told its checksums, it is those that came in whole, by their checksums here.
+    """
+    whole = {name: entry for name, entry in got.items() if not sums or entry[0] == sums.get(name)}
     if whole:
+        of = len(sums) or None
         write_sums(run.outputs, {name: digest for name, (digest, _) in whole.items()})
-        run.console.say(f"{len(whole)} of {len(sums)} files are home and whole")
-        run.record.add("outputs-partly-home", files=len(whole), of=len(sums))
+        run.console.say(f"{len(whole)} {f'of {of} ' if of else ''}files are home and whole")
+        run.record.add("outputs-partly-home", files=len(whole), of=of)
 
 
 def _at_home(run: Run, sums: dict[str, str]) -> dict[str, tuple[str, int]]:
@@ -160,16 +171,26 @@ def _left(run: Run, end: float) -> float:
 
 
 def _sums(run: Run, machine: Machine, base: str, paths: list[str], seconds: float) -> dict[str, str]:
-    done = ask(run, machine, "sums", base, *paths, timeout=seconds, doing="reading the outputs on the VM")
+    done = ask(run, machine, "sums", base, *paths, timeout=seconds, doing=READING)
     sums = {}
-    for entry in done.stdout.split(b"\0"):
-        digest, _, raw = entry.partition(b"  ")
-        name = _relative(raw.decode("utf-8", "surrogateescape"))
+    for name, digest in _read(done.stdout):
         if _may_come(name):
-            sums[name] = digest.decode("ascii")
+            sums[name] = digest
         elif name:
             _leave_out(run, name)
     return sums
+
+
+def _begun(run: Run, machine: Machine, seconds: float) -> dict[str, str]:
+    """The same of what was summed up meanwhile; what was left out has been said when it came."""
+    done = ask(run, machine, "begun", timeout=seconds, doing=READING)
+    return {name: digest for name, digest in _read(done.stdout) if _may_come(name)}
+
+
+def _read(stdout: bytes) -> Iterator[tuple[str, str]]:
+    for entry in stdout.split(b"\0"):
+        digest, _, raw = entry.partition(b"  ")
+        yield _relative(raw.decode("utf-8", "surrogateescape")), digest.decode("ascii", "replace")
 
 
 def _receive(

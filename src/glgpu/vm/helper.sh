@@ -397,6 +397,28 @@ sums)
         [ ! -e "./$path" ] || sudo -n find "./$path" -type f -print0
     done | sudo -n xargs -0 -r sha256sum -z --
     ;;
+begin)
+    # begin BASE PATH...: every file below the paths is chosen, and summed up in the background while `send` sends them:
+    # what both read comes from the disk once, as long as the memory holds what one of them is ahead.
+    cd "$1"
+    shift
+    for path in "$@"; do
+        [ ! -e "./$path" ] || sudo -n find "./$path" -type f -print0
+    done >"$home/.chosen"
+    rm -f "$home/.sums"
+    # shellcheck disable=SC2024 # both files are ours
+    { sudo -n xargs -0 -r sha256sum -z -- <"$home/.chosen" >"$home/.sums.part" && mv "$home/.sums.part" "$home/.sums"; } \
+        >/dev/null 2>&1 </dev/null &
+    echo $! >"$home/.summing"
+    ;;
+begun)
+    # What `begin` has summed up, as `sums` tells it.
+    while kill -0 "$(cat "$home/.summing")" 2>/dev/null; do
+        sleep 0.05
+    done
+    cat "$home/.sums"
+    rm -f "$home/.sums"
+    ;;
 choose)
     # The files that `send` sends, NUL-terminated, by standard input.
     cat >"$home/.chosen"
