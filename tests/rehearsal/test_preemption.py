@@ -94,7 +94,7 @@ def test_an_example_that_is_preempted_twice_ends_with_the_weights_of_an_undistur
         pytest.param([("code: ", False)], [0], id="before there is a training"),
         pytest.param([("step 9", False)], [0], id="without notice, before anything was home"),
         pytest.param([("step 75", False)], [1], id="without notice"),
-        pytest.param([("step 30", True), ("code: ", True)], [1, 1], id="and the next one before it trains"),
+        pytest.param([("step 30", True), ("going on from", True)], [1, 1], id="and the next one before it trains"),
         pytest.param([("Weights come home", False)], [1], id="while weights come home"),
     ],
 )

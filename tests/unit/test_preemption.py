@@ -256,12 +256,15 @@ def test_without_another_vm_it_is_preempted_and_the_checkpoints_are_home(trainer
 
 def test_it_does_not_go_on_for_ever(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preemption, "MOST_VMS", 3)
+    moved: list[bool] = []
+    monkeypatch.setattr(preemption, "move_out", lambda _, *, last_copy: moved.append(last_copy))
     trainer.notices = [2, 4, 6, 8]
     with pytest.raises(Failure) as caught:
         train(trainer.stage.run)
     assert caught.value.exit_code == 23
     assert trainer.seen == [None, b"whole 2", b"whole 4"]
     assert (trainer.stage.run.outputs / "checkpoints/step").read_bytes() == b"whole 6"
+    assert moved == [True]
 
 
 def test_no_vm_is_bought_for_the_last_minutes_of_the_job(trainer: Trainer) -> None:

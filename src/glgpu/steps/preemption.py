@@ -21,6 +21,7 @@ from glgpu.steps.end_vms import Ending, instances_of, still_alive
 from glgpu.steps.failover import WORST_LAST
 from glgpu.steps.follow import Told
 from glgpu.steps.guest import ask
+from glgpu.steps.move_out import move_out
 from glgpu.steps.persist import Attempts
 from glgpu.steps.ready import new_vm
 
@@ -211,6 +212,23 @@ class Tries:
         Raises:
             Failure: the same, where Google has not taken it away; else why there is no other VM.
         """
+        try:
+            return self._next_vm(instance, failure)
+        except Failure as last:
+            if last.klass is ErrorClass.PREEMPTED:
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        """What is home is all there is, and has to arrive as artifacts, however much it is."""
+        try:
+            move_out(self._run, last_copy=True)
+        except Failure as failure:
+            if failure.klass is ErrorClass.INTERRUPTED:
+                raise
+            self._run.console.say(f"{failure.klass}: {failure.cause}")
+
+    def _next_vm(self, instance: Instance, failure: Failure) -> Instance:
         run = self._run
         if failure.klass is not ErrorClass.PREEMPTED or not (instance.id in self._known or self._took({instance.id})):
             raise failure
