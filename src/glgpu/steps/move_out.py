@@ -75,7 +75,7 @@ def move_out(run: Run, *, last_copy: bool) -> None:
     size = sum(chosen.values())
     depot, where = _depot(run)
     run.console.say(
-        f"GitLab takes {_mb(limit)} as artifacts, outputs/ has {_mb(sum(sizes.values()))}: "
+        f"artifacts have room for {_mb(limit)}, outputs/ has {_mb(sum(sizes.values()))}: "
         f"{_files(len(chosen))} ({_mb(size)}) to be kept in {where}"
     )
     try:
