@@ -915,7 +915,9 @@ class FakeMachine(Refusing):
         elif verb == "docker logs":
             if "-f" in words and self.container:
                 self._end(self.exit_code)
-            yield FakeStream(0, [text for _, text in self.log], "")
+            broken = bool(self.breaks_after) and self.breaks_after.pop(0) is not None
+            said = "client_loop: send disconnect: Broken pipe" if broken else json.dumps(self.container)
+            yield FakeStream(255 if broken else 0, [text for _, text in self.log], said)
         elif verb == "sampling":
             yield FakeStream(0, self.sampling, "")
         elif verb == "send":
@@ -992,7 +994,7 @@ def done(text: str, code: int = 0, complaint: str = "") -> Done:
 
 def words_of(script: str) -> tuple[str, list[str]]:
     """The verb and the arguments of a command to the helper, or of one past it: ``docker logs`` for example."""
-    words = shlex.split(script.rpartition("&& ")[2].removesuffix(" 2>&1"))
+    words = shlex.split(script.rpartition("&& ")[2].partition(" 2>&1")[0])
     if words[:3] == ["sudo", "-n", "docker"]:
         return f"docker {words[3]}", words[4:]
     return (words[2], words[4:]) if words[0] == "sh" else (words[0], words[1:])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeMachine
+from glgpu.clients import remote_machine
 from glgpu.clients.remote_machine import RemoteMachine
 from glgpu.errors import Failure
 from glgpu.interfaces import Endpoint, Instance, Machine
@@ -205,3 +206,23 @@ def test_an_ssh_that_is_missing_is_40(real: Real, tmp_path: Path, monkeypatch: p
     with pytest.raises(Failure) as caught:
         RemoteMachine(Endpoint("vm", "z", real.vm.address, 22), tmp_path, "ssh-ed25519 A")
     assert caught.value.exit_code == 40
+
+
+def test_a_command_at_our_own_terminal_writes_there_and_tells_how_it_ended(
+    real: Real, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert real.guest.machine.attached("echo $USER; exit 7") == 7
+    assert capfd.readouterr().out == "glgpu\n"
+
+
+def test_only_a_login_shell_asks_for_a_terminal(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def note(argv: list[str], **_: object) -> int:
+        asked.extend(word for word in argv if word in ("-t", "-T"))
+        return 0
+
+    monkeypatch.setattr(remote_machine, "attached", note)
+    real.guest.machine.attached("true")
+    real.guest.machine.attached("")
+    assert asked == ["-T", "-t"]

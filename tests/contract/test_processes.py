@@ -17,7 +17,7 @@ import pytest
 
 from glgpu import processes
 from glgpu.errors import ErrorClass, Failure
-from glgpu.processes import Interrupts, Running, TimedOut, environment, find_tool, need_tool, run, time_limit
+from glgpu.processes import Interrupts, Running, TimedOut, attached, environment, find_tool, need_tool, run, time_limit
 
 SOON = 20.0
 """Seconds in which what is said to happen has happened, on the slowest machine."""
@@ -52,6 +52,15 @@ def test_a_process_gets_its_input_and_gives_what_it_says_and_how_it_ended() -> N
     assert (done.code, done.stdout, done.text) == (7, b"input \xff", "input \N{REPLACEMENT CHARACTER}")
     assert (done.stderr, done.complaint) == (b"complaint\n", "complaint")
     assert list(done.argv) == ["sh", "-c", "cat; echo complaint >&2; exit 7"]
+
+
+def test_a_program_at_our_terminal_writes_where_we_write(capfd: pytest.CaptureFixture[str]) -> None:
+    assert attached([sys.executable, "-c", "print('hi'); raise SystemExit(3)"]) == 3
+    assert capfd.readouterr().out == "hi\n"
+    assert attached([sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"]) == -15
+    with pytest.raises(Failure) as caught:
+        attached(["/no/such/program"])
+    assert caught.value.klass is ErrorClass.TOOL_MISSING
 
 
 def test_arguments_arrive_as_they_are() -> None:

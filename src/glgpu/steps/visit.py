@@ -76,13 +76,9 @@ def container_state(visited: Visited) -> dict[str, Any]:
     Raises:
         Failure: NOT_FOUND, where there is none; SSH.
     """
-    words = ["sudo", "-n", "docker", "inspect", "--format", "{{json .State}}", str(visited.run.name)]
-    done = visited.machine.run(shlex.join(words))
-    try:
-        found = json.loads(done.text)
-    except ValueError:
-        found = None
-    if done.code == 0 and isinstance(found, dict):
+    done = visited.machine.run(state_command(str(visited.run.name)))
+    found = read_state(done.text)
+    if done.code == 0 and found is not None:
         return found
     if "no such" in done.complaint.lower():
         raise Failure(
@@ -96,6 +92,20 @@ def container_state(visited: Visited) -> dict[str, Any]:
         "call it again; `glgpu ssh` shows what is wrong there",
         done.complaint,
     )
+
+
+def state_command(name: str) -> str:
+    """The shell command that prints the state of a container."""
+    return shlex.join(["sudo", "-n", "docker", "inspect", "--format", "{{json .State}}", name])
+
+
+def read_state(text: str) -> dict[str, Any] | None:
+    """What that has printed; None where it is something else."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _servers(run: Run) -> Sequence[str]:

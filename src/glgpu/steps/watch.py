@@ -29,6 +29,8 @@ AGAIN_SECONDS = 30.0
 """Before a broken connection to the samples is made again."""
 KEEP_SECONDS = 60.0
 """Between two writings of the samples: a job that is killed has most of them."""
+SAMPLES_SECONDS = 20.0
+"""How long their last coming home may take: weights may be waiting, and time short."""
 WARNING_SECONDS = 3600.0
 """Between two warnings of an idle GPU."""
 
@@ -43,7 +45,7 @@ def bring_samples(run: Run, machine: Machine, known: Samples | None = None) -> N
     """
     samples = known or samples_at_home(run)
     try:
-        done = ask(run, machine, "samples", doing="bringing the GPU's samples home")
+        done = ask(run, machine, "samples", timeout=SAMPLES_SECONDS, doing="bringing the GPU's samples home")
     except Failure as failure:
         if failure.klass is ErrorClass.INTERRUPTED:
             raise
