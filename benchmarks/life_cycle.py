@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import secrets
 import tempfile
 import threading
 import time
@@ -51,7 +52,7 @@ IMAGE = "registry.example.com/team/train:1"
 SCRIPT_PIPELINE = """\
 train:
   variables: {{PULL: "{pull}"}}
-  script: ["./rival.sh rival {image} 'python train.py' {zones}"]
+  script: ["./rival.sh {name} {image} 'python train.py' {zones}"]
   artifacts: {{paths: [weights/]}}
 """
 GLGPU, SCRIPT, SCRIPT_AT_BOOT = "glgpu", "rival.sh", "rival.sh, pulling at boot"
@@ -114,7 +115,9 @@ def _played(
     files = {"train.py": TRAIN.format(seconds=training)}
     if who != GLGPU:
         pull = "boot" if who == SCRIPT_AT_BOOT else ""
-        files[".gitlab-ci.yml"] = SCRIPT_PIPELINE.format(pull=pull, image=IMAGE, zones=" ".join(zones))
+        files[".gitlab-ci.yml"] = SCRIPT_PIPELINE.format(
+            name=f"rival-{secrets.token_hex(4)}", pull=pull, image=IMAGE, zones=" ".join(zones)
+        )
         files["rival.sh"] = RIVAL.read_text()
         _let_in(world)
     made = repository(folder / "repository", files)

@@ -62,8 +62,8 @@ until ssh -F none -fNM -S "$work/socket" -i "$work/key" -p "${port:-22}" -o Cont
   sleep 0.2
 done
 git archive HEAD | vm 'mkdir code && tar -x -C code'
-vm "until nvidia-smi -L; do sleep 1; done && sudo docker pull -q $image &&
-  sudo docker run -d --init --name train --gpus all --ipc=host -v \$HOME/code:\$HOME/code -w \$HOME/code $image $command"
-vm 'sudo docker logs -f train'
-[ "$(vm 'sudo docker wait train')" = 0 ]
+vm "until nvidia-smi -L >/dev/null; do sleep 1; done && sudo docker pull -q $image &&
+  sudo docker run -d --init --name $name --gpus all --ipc=host -v \$HOME/code:\$HOME/code -w \$HOME/code $image $command"
+vm "sudo docker logs -f $name"
+[ "$(vm "sudo docker wait $name")" = 0 ]
 vm 'sudo tar -c -C code weights' | tar -x
