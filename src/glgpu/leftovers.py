@@ -239,6 +239,9 @@ def ends_of(vm: Vm, outlook: Outlook, jobs: Mapping[str, str], auto_stop: float 
     ends = [End(f"the next cleanup: {verdict.why}")] if verdict.goes else []
     claimed = vm.soft_end is None or vm.google_end is None or vm.soft_end > vm.google_end - CLAIMED_SECONDS
     if vm.until == "deadline" and not verdict.goes:
+        if vm.run.kind == "train":
+            saved = "the next cleanup, which collects what it has saved"
+            ends.append(End(saved if off else "its own power-off, once its training is over and saved"))
         ends.append(End("cleanup, at its deadline", vm.soft_end))
     elif not verdict.goes:
         waiting = [name for name, status in jobs.items() if name.endswith("destroy") and status not in OVER]

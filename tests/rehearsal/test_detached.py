@@ -118,42 +118,54 @@ def test_the_pipeline_ends_while_the_training_runs_and_the_schedule_brings_it_ho
 
 @pytest.mark.every_fault
 @pytest.mark.parametrize(
-    ("rule", "verb"),
+    "rule",
     [
-        # The VM has what opens the registry, and no training yet.
-        (Rule("vm.docker.pull", "silence"), "pull"),
-        # The label is there, the note in the registry is not.
-        (Rule("gitlab.packages.upload", "silence", 2), "PUT"),
+        # GitLab may have made the token, and nobody knows its secret.
+        Rule("gitlab.deploy_tokens.create", "silence", 1),
+        # The watch has begun and the label is there, the note in the registry is not.
+        Rule("gitlab.packages.upload", "silence", 2),
     ],
 )
-def test_a_job_that_is_killed_while_it_hands_over_leaves_nothing_behind(tmp_path: Path, rule: Rule, verb: str) -> None:
+def test_a_job_that_is_killed_while_it_hands_over_is_made_whole_by_its_next_try(tmp_path: Path, rule: Rule) -> None:
     with detached(tmp_path, rule) as played:
 
         async def kill(self: Played) -> None:
             loop, reached = asyncio.get_running_loop(), asyncio.Event()
 
             def hear(call: dict[str, Any]) -> None:
-                if call["verb"] == verb and (verb == "pull" or call.get("fault") == "silence"):
+                if call.get("fault") == "silence":
                     loop.call_soon_threadsafe(reached.set)
 
             self.world.calls.listeners.append(hear)
-            await self.printed("train", "the way home is proved")
-            await asyncio.wait_for(reached.wait(), 60)
+            await asyncio.wait_for(reached.wait(), 120)
             for process in self.player.own_runner.processes("glgpu"):
                 process.kill()
 
         outcomes = played.play(kill)
-        played.world.faults.lift(rule.point)
-        assert outcomes["train"].exit_code == 137
+        assert (outcomes["train"].status, len(outcomes["train"].attempts)) == ("success", 2), played.logs["train"]
         assert outcomes["destroy"].status == "success", played.logs["destroy"]
-        if verb == "PUT":
-            assert status(played) == "RUNNING"
-            end_training(played)
-            until(played, "TERMINATED")
-            outcome, log = clean(played)
-            assert outcome.status == "success", log
-            clean(played)
+        assert status(played) == "RUNNING"
+        assert len(played.left()["deploy tokens"]) == 1
+        end_training(played)
+        until(played, "TERMINATED")
+        outcome, log = clean(played)
+        assert outcome.status == "success", log
+        clean(played)
         assert (played.left(), kept(played)) == ({}, [])
+
+
+@pytest.mark.every_fault
+def test_a_hand_over_that_fails_before_the_label_is_there_ends_as_any_other_training_does(tmp_path: Path) -> None:
+    # The first label is the claim's.
+    with detached(tmp_path, Rule("compute.instances.setLabels", "permission-denied", 2)) as played:
+        outcomes = played.play()
+        assert outcomes["train"].exit_code == 15, played.logs["train"]
+        assert outcomes["destroy"].status == "success", played.logs["destroy"]
+        assert "saved " in played.logs["destroy"]
+        assert played.left() == {}
+        clean(played)
+        clean(played)
+        assert kept(played) == []
 
 
 @pytest.mark.every_fault

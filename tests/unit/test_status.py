@@ -62,9 +62,13 @@ def test_what_is_over_ends_with_the_next_cleanup() -> None:
     ]  # fmt: skip
 
 
-def test_a_deadline_is_cleanup_s_business_and_auto_stop_comes_when_it_comes() -> None:
+def test_a_detached_training_ends_its_vm_itself_and_its_deadline_is_cleanup_s_business() -> None:
     assert ends(vm(until="deadline", soft=1800.0), "success", {}, auto_stop=NOW + 900) == [
-        "its environment's stop job 900", "cleanup, at its deadline 1800", "Google, at its hard end 3600",
+        "its own power-off, once its training is over and saved", "its environment's stop job 900",
+        "cleanup, at its deadline 1800", "Google, at its hard end 3600",
+    ]  # fmt: skip
+    assert ends(vm(until="deadline", status="TERMINATED"), "success", {}) == [
+        "the next cleanup, which collects what it has saved", "cleanup, at its deadline 3600",
     ]  # fmt: skip
 
 
