@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +13,12 @@ import pytest
 
 from fakes import FakeForge
 from glgpu.clients.gitlab_project import GitlabProject
+from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Forge, ForgeEnvironment
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.gitlab_model import Job, Role
+from glgpu.run_names import RunName
 from lab import SETTINGS, Lab, lab
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + base64.b64encode(bytes(range(31))).decode()[:43]
@@ -157,6 +161,34 @@ def test_deploy_keys_come_and_go_by_their_title(bench: Bench) -> None:
     assert bench.forge.remove_deploy_keys("run-a") == 1
     assert bench.forge.remove_deploy_keys("run-a") == 0
     assert bench.titles() == []
+
+
+def test_deploy_tokens_come_and_go_by_their_name(bench: Bench) -> None:
+    user, secret = bench.forge.add_deploy_token("glgpu-abc123-42-7-train", SOON)
+    assert user
+    assert secret.startswith("gldt-")
+    bench.forge.add_deploy_token("somebody-else-s", SOON)
+    assert [one.name for one in bench.forge.deploy_tokens()] == ["glgpu-abc123-42-7-train", "somebody-else-s"]
+    assert bench.forge.remove_deploy_tokens("glgpu-abc123-42-7-train") == 1
+    assert bench.forge.remove_deploy_tokens("glgpu-abc123-42-7-train") == 0
+    assert bench.forge.remove_deploy_tokens("somebody-else-s") == 1
+
+
+def test_with_the_last_part_of_a_run_nothing_is_left_of_it(bench: Bench) -> None:
+    run = RunName("https://gitlab.example.com", bench.project, "7001")
+    assert bench.forge.drop_off(run).startswith("http")
+    for name in ("one", "two"):
+        bench.forge.put_part(run, Part(name, 4, hashlib.sha256(b"data").hexdigest()), io.BytesIO(b"data"))
+    assert [one.run for one in bench.forge.runs_with_parts()] == ["7001"]
+    bench.forge.drop_parts(run, ["one", "three"])
+    assert list(bench.forge.parts(run)) == ["two"]
+    bench.forge.drop_parts(run, ["two"])
+    assert bench.forge.runs_with_parts() == []
+    bench.forge.drop_parts(run, ["two"])
+
+
+def test_a_job_that_is_not_there_has_no_artifacts(bench: Bench) -> None:
+    assert bench.forge.job_artifacts("99999999") == "none"
 
 
 def test_a_state_that_was_only_asked_for_is_empty_and_can_be_removed(bench: Bench) -> None:
