@@ -258,3 +258,13 @@ def test_without_a_token_nothing_is_collected_and_that_is_said(stage: Stage) -> 
     stage.forge.may_administer = False
     assert brought_back(stage) == []
     assert "detached trainings, if there are any, are not collected" in stage.log
+
+
+@pytest.mark.parametrize("status", ["", "TERMINATED"])
+def test_a_gitlab_that_does_not_tell_is_a_failure_only_where_a_detached_vm_waits(stage: Stage, status: str) -> None:
+    hand_over(stage, status)
+    saved(stage, WEIGHTS)
+    stage.forge.refuse["runs_with_parts"] = refusal(ErrorClass.GITLAB_AUTH, "GitLab answers 401")
+    assert len(brought_back(stage)) == bool(status)
+    assert "GitLab answers 401" in stage.log
+    assert [vm.status for vm in stage.cloud.find(stage.name)] == [status] * bool(status)

@@ -86,11 +86,22 @@ def bring_back(run: Run, now: Callable[[], float], named: Callable[[RunName], Ru
 
 
 def _candidates(run: Run) -> list[RunName]:
-    """Runs of our project that have a detached VM, or have left something in the registry."""
+    """Runs of our project that have a detached VM, or have left something in the registry.
+
+    Raises:
+        Failure: the cloud does not tell; GitLab does not, and there is a detached VM.
+    """
     own = run.name.own_labels
     labels = {key: own[key] for key in ("glgpu", "glgpu-server", "glgpu-project")}
     vms = run.cloud.labelled({**labels, "glgpu-until": "deadline"})
-    found = [*(one.labels.get("glgpu-run", "") for one in vms), *(one.run for one in run.forge.runs_with_parts())]
+    try:
+        kept = run.forge.runs_with_parts()
+    except Failure as failure:
+        if failure.klass is ErrorClass.INTERRUPTED or vms:
+            raise
+        run.console.say(f"what detached trainings have left cannot be seen: {failure.cause}")
+        kept = []
+    found = [*(one.labels.get("glgpu-run", "") for one in vms), *(one.run for one in kept)]
     return [RunName(run.name.server_url, run.name.project_id, one, run.name.kind) for one in sorted(set(found)) if one]
 
 
