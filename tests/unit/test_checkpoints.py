@@ -79,7 +79,8 @@ def test_what_changes_between_two_looks_is_left_for_the_next_time(stage: Stage) 
     assert at_home(stage) == {"checkpoints/a": b"whole"}
 
 
-def test_what_changes_while_it_is_sent_does_not_take_the_place_of_what_is_here(stage: Stage) -> None:
+@pytest.mark.parametrize("verb", ["sums", "send"])
+def test_what_changes_while_it_is_sent_does_not_take_the_place_of_what_is_here(stage: Stage, verb: str) -> None:
     checkpoints = following(stage)
     write(stage, "checkpoints/a", b"whole")
     checkpoints.bring_home()
@@ -88,7 +89,7 @@ def test_what_changes_while_it_is_sent_does_not_take_the_place_of_what_is_here(s
     def go_on() -> None:
         stage.machine.kept["checkpoints/a"].data = b"newer, and more"
 
-    stage.machine.before["send"] = go_on
+    stage.machine.before[verb] = go_on
     assert checkpoints.bring_home() == 0
     assert at_home(stage) == {"checkpoints/a": b"whole"}
 
