@@ -173,3 +173,30 @@ def test_the_stand_ins_curl_knows_what_the_keeper_uses_and_no_more(vm: Vm) -> No
         ("-sSf https://gitlab.example.com/", 6),
     ):
         assert vm.guest.machine.run(f"echo x | curl {words}").code == code
+
+
+def test_of_a_vm_that_is_taken_away_the_checkpoints_come_home_first_and_then_the_rest(vm: Vm) -> None:
+    vm.start(
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        "    pathlib.Path('checkpoints/last').write_text('step 8')\n"
+        "    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "for name in 'checkpoints', 'weights':\n"
+        "    pathlib.Path(name).mkdir()\n"
+        "pathlib.Path('weights/half').write_text('half')\n"
+        "pathlib.Path('ready').touch()\n"
+        "time.sleep(600)\n"
+    )
+    assert leaves_it(vm.run, vm.instance, vm.guest)
+    hand_over(vm.run, vm.instance, vm.guest)
+    eventually(lambda: (Path(vm.guest.home) / "code/ready").exists())
+    # The metadata server says that the VM is taken away; who takes it is another story.
+    instances = vm.lab.world.compute.instances
+    vm.lab.world.soon(instances.get(vm.instance.zone, vm.instance.name).preempted.set)
+    eventually(lambda: vm.status() == "TERMINATED")
+    assert len(manifests(vm.run.forge.parts(vm.run.name))) == 2
+    (failure,) = bring_back(vm.run, vm.run.clock.now, vm.named)
+    assert failure.klass is ErrorClass.PREEMPTED
+    assert (vm.run.outputs / "checkpoints/last").read_text() == "step 8"
+    assert (vm.run.outputs / "weights/half").read_text() == "half"
