@@ -39,13 +39,11 @@ class Seen:
     Attributes:
         state: What tells it from every other version: device and inode, size, time of its last change.
         changed: That time, by the VM's clock.
-        size: Bytes.
         written: Whether somebody has it open for writing.
     """
 
     state: str
     changed: float
-    size: int
     written: bool
 
 
@@ -280,7 +278,7 @@ def _read(answer: bytes) -> dict[str, Seen]:
         if len(parts) == 4:
             inode, size, changed, name = parts
             state = f"{inode} {size} {changed}"
-            seen[name.removeprefix("./")] = Seen(state, float(changed), int(size), inode in written)
+            seen[name.removeprefix("./")] = Seen(state, float(changed), inode in written)
     return seen
 
 
