@@ -413,7 +413,8 @@ DEFECTS: Sequence[Defect] = (
     _by_setting("no-train-image", "training", "no container image", IN_REGISTRY, GLGPU_TRAIN_IMAGE="null"),
     _by_setting("secret-missing", "secrets", "a secret whose variable is not set", GLGPU_TRAIN_SECRETS="NOT_THERE"),
     _by_setting(
-        "lifetime-too-long", "lifetimes", "a VM that is to outlive its job", GLGPU_MACHINE_MAX_HOURS="100",
+        "lifetime-too-long", "lifetimes", "a VM that is to outlive the job that follows it",
+        GLGPU_MACHINE_MAX_HOURS="100", GLGPU_TRAIN_FOLLOW="true",
         GLGPU_JOB_TIMEOUT="2h55m", RUNNER_SCRIPT_TIMEOUT="2h35m",
     ),
     _by_setting(
