@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from lab import Lab, lab
 
 BUCKET = "my-dl-glgpu"
 DATA = os.urandom(3_000_000)
+NUMBERS = itertools.count(7001)
 
 
 @dataclass
@@ -53,11 +55,7 @@ def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Google]:
 
 
 def run_of(world: Lab | None) -> RunName:
-    run_of.number += 1  # type: ignore[attr-defined]
-    return RunName("https://gitlab.example.com", world.adopted.project.id if world else 42, str(run_of.number))  # type: ignore[attr-defined]
-
-
-run_of.number = 7000  # type: ignore[attr-defined]
+    return RunName("https://gitlab.example.com", world.adopted.project.id if world else 42, str(next(NUMBERS)))
 
 
 def registry(world: Lab, folder: Path, **own: str) -> GitlabProject:

@@ -497,13 +497,7 @@ class GitlabProject:
                 "neither GLGPU_GITLAB_TOKEN nor CI_JOB_TOKEN is set",
                 "set GLGPU_GITLAB_TOKEN to a token that may read the project's packages and artifacts",
             )
-        return gitlab.Gitlab(
-            self._job.server_url,
-            job_token=self._job.job_token,
-            timeout=CALL_SECONDS,
-            ssl_verify=self._job.ca_file or True,
-            retry_transient_errors=False,
-        )
+        return self._gitlab(job_token=self._job.job_token)
 
     def host_key_fingerprints(self) -> set[str]:
         """GitLab's own SSH host keys as ``SHA256:...``; empty where it does not publish them.
@@ -720,9 +714,13 @@ class GitlabProject:
                 "GLGPU_GITLAB_TOKEN is not set: a job token may not manage deploy keys or read pipelines",
                 "set GLGPU_GITLAB_TOKEN to a project access token (Maintainer, scope api), or `code: job`",
             )
+        return self._gitlab(private_token=self._job.gitlab_token)
+
+    def _gitlab(self, *, private_token: str | None = None, job_token: str | None = None) -> gitlab.Gitlab:
         return gitlab.Gitlab(
             self._job.server_url,
-            private_token=self._job.gitlab_token,
+            private_token=private_token,
+            job_token=job_token,
             timeout=CALL_SECONDS,
             ssl_verify=self._job.ca_file or True,
             # Redirects would carry the token elsewhere; python-gitlab retries what GitLab calls transient.
