@@ -6,6 +6,9 @@ is never given a second meaning. This module is the only place that maps a class
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -169,6 +172,28 @@ class Failure(Exception):
     def retry(self) -> bool:
         """Whether doing the same again can help."""
         return self.klass in WORTH_A_RETRY
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Let a failure of ours out of a library that has wrapped it up in an error of its own.
+
+    A signal's failure is raised wherever the program is at that moment: also within a parser that takes whatever is
+    raised in it for bad input (protobuf's for JSON, python-gitlab's).
+
+    Raises:
+        Failure: The one that was wrapped up.
+    """
+    handled = sys.exception()  # what was being dealt with before is no part of what happens here
+    try:
+        yield
+    except Exception as error:
+        inner: BaseException | None = error
+        while inner is not None and inner is not handled:
+            if isinstance(inner, Failure):
+                raise inner from None
+            inner = inner.__cause__ or inner.__context__
+        raise
 
 
 def one_line(text: str) -> str:

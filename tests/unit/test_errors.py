@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glgpu.errors import EXIT_CODES, EXIT_MEANINGS, ErrorClass, Failure, gravest, one_line
+from glgpu.errors import EXIT_CODES, EXIT_MEANINGS, ErrorClass, Failure, gravest, one_line, unwrapped
 
 SOURCE = Path(__file__).resolve().parents[2] / "src/glgpu"
 
@@ -81,3 +81,35 @@ def test_a_living_vm_is_graver_than_whatever_came_first() -> None:
     assert gravest([first, second, alive]) is alive
     assert gravest([first, second]) is first
     assert gravest([]) is None
+
+
+def parsing(failure: Failure) -> None:
+    """A library's parser, in which a signal strikes."""
+    try:
+        raise failure
+    except Exception as error:
+        raise ValueError(f"Failed to parse JSON: {error}") from error
+
+
+def test_a_signal_within_a_library_is_not_taken_for_its_error() -> None:
+    signal = Failure(ErrorClass.INTERRUPTED, "interrupted by SIGTERM", "run it again")
+    with pytest.raises(Failure) as caught, unwrapped():
+        parsing(signal)
+    assert caught.value is signal
+
+
+def test_a_failure_that_is_being_dealt_with_is_not_taken_for_a_later_one() -> None:
+    def deal_with_it() -> None:
+        try:
+            raise Failure(ErrorClass.SSH, "lost", "retry")
+        except Failure:
+            with unwrapped():
+                int("another thing")
+
+    with pytest.raises(ValueError, match="another thing"):
+        deal_with_it()
+
+
+def test_a_librarys_own_error_stays_what_it_is() -> None:
+    with pytest.raises(ValueError, match="bad input"), unwrapped():
+        raise ValueError("bad input")

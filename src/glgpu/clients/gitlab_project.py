@@ -18,7 +18,7 @@ import gitlab.exceptions
 import requests
 
 from glgpu.elsewhere import Part
-from glgpu.errors import ErrorClass, Failure
+from glgpu.errors import ErrorClass, Failure, unwrapped
 from glgpu.interfaces import (
     Backend,
     ForgeEnvironment,
@@ -778,7 +778,8 @@ class GitlabProject:
         self, doing: str, call: Callable[[], Any], *, missing_is_none: bool = False, none_on: tuple[int, ...] = ()
     ) -> Any:
         try:
-            return call()
+            with unwrapped():
+                return call()
         except gitlab.exceptions.GitlabError as error:
             if error.response_code in ((404,) if missing_is_none else none_on):
                 return None

@@ -10,7 +10,7 @@ from typing import Any
 
 from glgpu.classify import explain
 from glgpu.clients.google_login import credentials
-from glgpu.errors import ErrorClass, Failure
+from glgpu.errors import ErrorClass, Failure, unwrapped
 from glgpu.job import Job
 
 CALL_SECONDS = 30.0
@@ -55,7 +55,8 @@ class GoogleCalls:
         import requests.exceptions
 
         try:
-            return call()
+            with unwrapped():
+                return call()
         except google.api_core.exceptions.NotFound as error:
             if missing_is_none and not _project_missing(str(error)):
                 return None
