@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -125,10 +126,10 @@ def test_a_run_that_its_pipeline_still_sees_to_is_none_of_ours(stage: Stage) -> 
     ],
 )
 def test_a_training_that_went_wrong_is_told_of_and_still_comes_home(
-    stage: Stage, facts: dict[str, object], files: dict[str, bytes], klass: ErrorClass
+    stage: Stage, facts: dict[str, Any], files: dict[str, bytes], klass: ErrorClass
 ) -> None:
     hand_over(stage)
-    saved(stage, files, **facts)  # type: ignore[arg-type]
+    saved(stage, files, **facts)
     (failure,) = brought_back(stage)
     assert failure.klass is klass
     assert all((stage.run.outputs / name).is_file() for name in files)
@@ -178,12 +179,14 @@ def test_a_run_that_somebody_has_ended_is_waited_for_no_longer(stage: Stage) -> 
 
 
 @pytest.mark.parametrize(("ended", "again"), [("kept", False), ("none", True), ("unfinished", False)])
-def test_the_vms_copy_goes_only_once_gitlab_has_the_artifacts(stage: Stage, ended: str, again: bool) -> None:
+def test_the_vms_copy_goes_only_once_gitlab_has_the_artifacts(
+    stage: Stage, ended: Literal["unfinished", "none", "kept"], again: bool
+) -> None:
     hand_over(stage)
     saved(stage, WEIGHTS)
     assert brought_back(stage) == []
     (stage.run.outputs / "weights/a").unlink()
-    stage.forge.job_ends["5"] = ended  # type: ignore[assignment]
+    stage.forge.job_ends["5"] = ended
     assert brought_back(stage) == []
     assert (stage.run.outputs / "weights/a").is_file() is again
     assert (stage.forge.kept == {}) is (ended == "kept")

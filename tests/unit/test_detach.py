@@ -8,6 +8,7 @@ import json
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,12 +96,12 @@ def test_a_laptop_leaves_no_training_to_its_vm(stage: Stage) -> None:
     assert caught.value.exit_code == 2
 
 
-def schedule(**facts: object) -> ForgeSchedule:
+def schedule(**facts: Any) -> ForgeSchedule:
     now = 1_763_900_000.0
     whole = ForgeSchedule(
         "glgpu cleanup", "main", True, "ada", "active", {"GLGPU_TASK": "cleanup"}, "success", now, 1
     )  # fmt: skip
-    return replace(whole, **facts)  # type: ignore[arg-type]
+    return replace(whole, **facts)
 
 
 @pytest.mark.parametrize(
@@ -219,4 +220,5 @@ def test_a_retried_job_finds_it_handed_over(stage: Stage) -> None:
 
 def tar_files(data: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        return {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+        read = {one.name: archive.extractfile(one) for one in archive}
+        return {name: file.read() for name, file in read.items() if file is not None}

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,9 +65,9 @@ def to(tmp_path: Path) -> Path:
     return tmp_path / "fetched"
 
 
-def origin(stage: Stage, **changes: object) -> Origin:
+def origin(stage: Stage, **changes: Any) -> Origin:
     run = stage.run
-    return replace(Origin(run.name, run.forge, run.bucket_for, None, run.console, run.clock), **changes)  # type: ignore[arg-type]
+    return replace(Origin(run.name, run.forge, run.bucket_for, None, run.console, run.clock), **changes)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -6,7 +6,6 @@ import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 CHUNK = 1 << 20
 
@@ -26,7 +25,7 @@ class Strand(io.RawIOBase):
         self._begin = begin
         self._size = size
         self._position = 0
-        self._open: tuple[Path, BinaryIO] | None = None
+        self._open: tuple[Path, io.FileIO] | None = None
 
     def __len__(self) -> int:
         return self._size
@@ -48,6 +47,7 @@ class Strand(io.RawIOBase):
         self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         return self._position
 
+    # typeshed has the buffer as `collections.abc.Buffer`, which Python 3.11 lacks.
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """Fill a buffer; less only at the end."""
         view = memoryview(buffer)[: max(0, self._size - self._position)]
@@ -56,7 +56,7 @@ class Strand(io.RawIOBase):
             path, within, left = self._at(self._begin + self._position)
             file = self._opened(path)
             file.seek(within)
-            count = file.readinto(view[filled : filled + left])  # type: ignore[attr-defined]
+            count = file.readinto(view[filled : filled + left])
             if not count:
                 raise OSError(None, "has become shorter", str(path))
             filled += count
@@ -78,7 +78,7 @@ class Strand(io.RawIOBase):
             place -= size
         raise EOFError
 
-    def _opened(self, path: Path) -> BinaryIO:
+    def _opened(self, path: Path) -> io.FileIO:
         if self._open is None or self._open[0] != path:
             if self._open is not None:
                 self._open[1].close()
