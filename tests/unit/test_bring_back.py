@@ -238,8 +238,19 @@ def test_what_is_too_big_for_artifacts_stays_with_a_link_and_is_never_removed(st
     assert brought_back(stage) == []
     kept = {name for _, name in stage.forge.kept}
     assert kept == {"elsewhere-5.json", *(part.name for bundle in note.bundles for part in bundle.parts)}
+    # Nor by any later schedule.
+    assert brought_back(stage) == []
+    assert {name for _, name in stage.forge.kept} == kept
     links = json.loads((stage.run.artifacts / "glgpu/annotations.json").read_bytes())["glgpu"]
     assert any("too big" in one["external_link"]["label"] for one in links)
+
+
+def test_beside_a_note_of_another_version_nothing_is_removed(stage: Stage) -> None:
+    leave(stage, "elsewhere-4.json", b'{"schema_version": 2}')
+    leave(stage, "save-1-0-1", b"weights")
+    assert brought_back(stage) == []
+    assert {name for _, name in stage.forge.kept} == {"elsewhere-4.json", "save-1-0-1"}
+    assert "elsewhere-4.json of" in stage.log
 
 
 def test_collect_and_cleanup_end_as_the_training_did_and_cleanup_cleans_up_first(stage: Stage) -> None:

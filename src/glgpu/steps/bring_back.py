@@ -107,12 +107,12 @@ def _candidates(run: Run) -> list[RunName]:
 
 def _see_to(run: Run, now: Callable[[], float]) -> None:
     parts = run.forge.parts(run.name)
-    ours = of_detached(parts)
+    ours = _ours(run, parts)
     instances = instances_of(run)
     detached = [one for one in instances if is_detached(one)]
     if len(detached) < len(instances) or not (detached or ours):
         return  # its pipeline sees to it, or it has left nothing
-    if not detached and _is_settled(run, parts):
+    if not detached and _is_settled(run, parts, ours):
         return
     save = _newest(run, parts)
     running = [one for one in detached if one.status not in ("TERMINATED", "SUSPENDED")]
@@ -162,7 +162,7 @@ def _note(run: Run, parts: Mapping[str, Part]) -> None:
         leave_note(run, mark, b"collected\n")
 
 
-def _is_settled(run: Run, parts: Mapping[str, Part]) -> bool:
+def _is_settled(run: Run, parts: Mapping[str, Part], ours: Sequence[str]) -> bool:
     """Whether a run without a VM needs no more looking after: another job has collected it."""
     marks = collected_by(parts)
     if not marks:
@@ -172,17 +172,23 @@ def _is_settled(run: Run, parts: Mapping[str, Part]) -> bool:
         run.console.say(f"job {marks[-1]} has collected {run.name}, but GitLab has no artifacts of it: once more")
         return False
     if kept == "kept":
-        needed = {part.name for bundle in _elsewhere(run, parts) for part in bundle.parts}
-        run.forge.drop_parts(run.name, [name for name in of_detached(parts) if name not in needed])
+        run.forge.drop_parts(run.name, ours)
         run.console.say(f"the outputs of {run.name} are artifacts of job {marks[-1]}: its VM's copy is removed")
     return True
 
 
-def _elsewhere(run: Run, parts: Mapping[str, Part]) -> list[Bundle]:
-    """What was too big for artifacts, and is to stay where it is."""
-    return [
-        bundle for name in parts if MANIFEST_PART.fullmatch(name) for bundle in read_elsewhere(_read(run, name)).bundles
-    ]
+def _ours(run: Run, parts: Mapping[str, Part]) -> list[str]:
+    """What a settled run needs no longer: all that it has left, but for what was too big for artifacts."""
+    ours = of_detached(parts)
+    for name in [one for one in parts if MANIFEST_PART.fullmatch(one)] if ours else []:
+        try:
+            note = read_elsewhere(_read(run, name))
+        except ValueError as error:
+            run.console.say(f"{name} of {run.name} cannot be understood, so that all of it stays: {error}")
+            return []
+        kept = {part.name for bundle in note.bundles for part in bundle.parts}
+        ours = [one for one in ours if one not in kept]
+    return ours
 
 
 def _newest(run: Run, parts: Mapping[str, Part]) -> Save | None:
