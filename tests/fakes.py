@@ -811,6 +811,9 @@ class FakeMachine(Refusing):
         self.visit("attached", script)
         return self.attached_code if self.reachable else 255
 
+    def hang_up(self) -> None:
+        self.visit("hang-up")
+
     def _answer(self, verb: str, words: list[str]) -> Done:
         if verb == "hello":
             return done("/home/glgpu/glgpu\n")

@@ -946,7 +946,7 @@ class Stream(Protocol):
 
 
 class Machine(Protocol):
-    """The VM over SSH."""
+    """The VM over SSH; all commands share one login."""
 
     def run(self, script: str, *, stdin: bytes = b"", timeout: float = 60) -> Done:
         """Run a shell command to its end; 255 when there is no connection."""
@@ -959,6 +959,9 @@ class Machine(Protocol):
 
         255 when there is no connection. A login shell gets a terminal where this process has one.
         """
+
+    def hang_up(self) -> None:
+        """End the shared login; the next command logs in anew."""
 
 
 @dataclass(frozen=True)

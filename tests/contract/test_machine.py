@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +18,23 @@ import pytest
 from fakes import FakeMachine
 from glgpu.clients import remote_machine
 from glgpu.clients.remote_machine import RemoteMachine
+from glgpu.clock import poll
 from glgpu.errors import Failure
 from glgpu.interfaces import Endpoint, Instance, Machine
 from glgpu.steps.context import Run
 from glgpu.steps.door import Guest, Way, log_in, open_door
 from glgpu.steps.guest import command
 from lab import SETTINGS, Lab, lab, vm_of
+
+NO_SOCKETS = """\
+#!/bin/sh
+# As in a folder whose file system has no sockets.
+case $1 in
+-M) shift 3 && exec {ssh} -M -S /proc/login "$@" ;;
+-S) shift 2 && exec {ssh} -S /proc/login "$@" ;;
+esac
+exit 1
+"""
 
 
 @dataclass
@@ -51,6 +66,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
         with open_door(run, vm) as way:
             guest = log_in(run, vm, way)
         yield Real(world, run, vm, guest)
+        guest.machine.hang_up()
 
 
 @pytest.fixture(autouse=True)
@@ -174,15 +190,80 @@ def test_a_guest_attribute_that_is_changed_later_is_ignored(real: Real) -> None:
     way = Way(real.run, real.vm)
     way.open()
     assert log_in(real.run, real.vm, way).home == real.guest.home
+    way.hang_up()
     assert real.run.cloud.guest_attributes(real.vm.name, real.vm.zone, "hostkeys")["ssh-ed25519"].endswith("BBBB")
 
 
-def test_a_caller_whom_the_rule_does_not_name_hears_nothing(real: Real) -> None:
+def test_all_commands_share_one_login(real: Real) -> None:
+    real.guest.machine.hang_up()
+    before = len(real.lab.requests("vm", "login"))
+    assert [real.guest.machine.run(f"exit {code}").code for code in (3, 4)] == [3, 4]
+    with real.guest.machine.stream("echo first; cat") as stream:
+        assert next(stream.chunks()) == b"first\n"
+        assert real.guest.machine.run("echo beside it").text == "beside it\n"
+    assert len(real.lab.requests("vm", "login")) == before + 1
+
+
+def test_when_the_connection_breaks_what_runs_ends_and_the_next_command_logs_in_anew(real: Real) -> None:
+    before = len(real.lab.requests("vm", "login"))
+    real.guest.machine.hang_up()
+    with real.guest.machine.stream("echo first; exec sleep 60") as stream:
+        assert next(stream.chunks()) == b"first\n"
+        real.lab.world.network.change(dropped="reset")
+        assert stream.wait(20) == 255
+        real.lab.world.network.change()
+    assert poll(real.run.clock, lambda: real.guest.machine.run("true").code == 0 or None, seconds=20, every=0.1)
+    assert len(real.lab.requests("vm", "login")) == before + 2
+
+
+def test_a_login_goes_with_the_glgpu_that_made_it(real: Real) -> None:
+    port = int(real.run.cloud.find(real.vm.name)[0].metadata["glgpu-ssh-port"])
+    before = real.lab.requests("vm", "exec").count(remote_machine.STAY)
+    key = real.run.cloud.find(real.vm.name)[0].metadata["glgpu-host-key"]
+    program = f"""
+import os, pathlib, signal
+from glgpu.clients.remote_machine import RemoteMachine
+from glgpu.interfaces import Endpoint
+folder = pathlib.Path({str(real.run.job.scratch)!r})
+machine = RemoteMachine(Endpoint("vm", "z", {real.vm.address!r}, {port}), folder, {key!r})
+assert machine.run("true").code == 0
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", program], stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == -9
+
+    def ended() -> bool | None:
+        return real.lab.requests("vm", "exec").count(remote_machine.STAY) > before or None
+
+    assert poll(real.run.clock, ended, seconds=20, every=0.05)
+
+
+def test_where_no_socket_can_be_each_command_logs_in_for_itself(
+    real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssh = shutil.which("ssh")
+    real.guest.machine.hang_up()
+    (tmp_path / "ssh").write_text(NO_SOCKETS.format(ssh=ssh))
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    before = len(real.lab.requests("vm", "login"))
+    with open_door(real.run, real.vm) as way:
+        machine = log_in(real.run, real.vm, way).machine
+        assert machine.run("echo all the same").text == "all the same\n"
+        with machine.stream("exit 7") as stream:
+            assert stream.wait(20) == 7
+    assert len(real.lab.requests("vm", "login")) == before + 4  # the first sees it once it is in
+
+
+def test_a_newcomer_whom_the_rule_does_not_name_hears_nothing(real: Real) -> None:
     before = real.lab.world.network.caller_address
     assert real.guest.machine.run("true").code == 0
+    real.guest.machine.hang_up()
     real.lab.world.network.change(caller_address="203.0.113.250")
     try:
         assert real.guest.machine.run("true", timeout=3).code == 255
+        with real.guest.machine.stream("true", timeout=3) as stream:
+            assert (list(stream.chunks()), stream.wait(0)) == ([], 255)
     finally:
         real.lab.world.network.change(caller_address=before)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 
@@ -108,6 +109,16 @@ def test_after_a_signal_the_door_stays_open(stage: Stage, vm: Instance) -> None:
     with pytest.raises(Failure), open_door(stage.run, vm):
         raise refusal(ErrorClass.INTERRUPTED)
     assert (allow(stage).sources, allow(stage).disabled) == (("203.0.113.10/32",), False)
+
+
+@pytest.mark.parametrize("error", [None, refusal(ErrorClass.SSH), refusal(ErrorClass.INTERRUPTED)])
+def test_no_connection_outlasts_the_way_that_it_came(stage: Stage, vm: Instance, error: Exception | None) -> None:
+    with nullcontext() if error is None else pytest.raises(type(error)), open_door(stage.run, vm) as way:
+        log_in(stage.run, vm, way)
+        assert "hang-up" not in stage.machine.verbs()
+        if error is not None:
+            raise error
+    assert stage.machine.verbs()[-1] == "hang-up"
 
 
 @pytest.mark.parametrize("error", [refusal(ErrorClass.SSH), RuntimeError("a mistake")])

@@ -1,12 +1,15 @@
-"""The VM through the OpenSSH client: commands and streams; host key pinned, the host's own configuration left out."""
+"""The VM through the OpenSSH client: commands and streams over one login; host key pinned, settings only ours."""
 
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import selectors
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +25,17 @@ USER = "glgpu"
 CONNECT_SECONDS = 10
 LOST = 255
 """ssh's own exit code: there is no connection (ssh(1))."""
+STAY = "echo; exec cat"
+"""The command of the shared login: a line as soon as there is one, and an end as soon as there is no glgpu any more."""
+_NO_SOCKET = re.compile(r"unix_listener|mux listener|Control(?:Path|Socket)")
+"""OpenSSH's complaints about a folder in which no socket can be (``muxserver_listen`` in its mux.c)."""
 
 
 class RemoteMachine:
     """One VM, as the user ``glgpu``.
+
+    A login takes ten times as long as a command, so all commands share one, as OpenSSH's ControlMaster. When it breaks,
+    they break with it, and the next command logs in anew.
 
     Args:
         endpoint: Where its SSH server answers.
@@ -37,6 +47,12 @@ class RemoteMachine:
     def __init__(self, endpoint: Endpoint, folder: Path, host_key: str, proxy: Proxy | None = None) -> None:
         address, port = endpoint.address or endpoint.name, endpoint.port
         self._env = environment(proxy.environment) if proxy else None
+        self._folder = folder = folder.absolute()
+        self._login: RemoteStream | None = None
+        # Relative to the folder that every ssh runs in: a socket's path may have no more than a hundred characters.
+        self._socket = "none"
+        self._logging_in = threading.Lock()
+        self._shares = True
         known = folder / f"known_hosts-{address}-{port}"
         try:
             write_atomically(known, f"[{address}]:{port} {host_key}\n{address} {host_key}\n".encode("ascii"))
@@ -58,18 +74,26 @@ class RemoteMachine:
         }
         if proxy:
             options["ProxyCommand"] = proxy.command
-        self._argv = [need_tool("ssh", "to reach the VM"), "-F", "/dev/null", "-T", "-p", str(port), "-l", USER]
+        self._ssh = need_tool("ssh", "to reach the VM")
+        self._argv = ["-F", "/dev/null", "-T", "-p", str(port), "-l", USER]
         for name, value in options.items():
             self._argv += ["-o", f"{name}={value}"]
         self._argv += [address]
 
     def run(self, script: str, *, stdin: bytes = b"", timeout: float = 60) -> Done:
         """Run a shell command to its end; 255 when there is no connection."""
-        argv = [*self._argv, script]
+        begun = time.monotonic()
+        refused = self._log_in(timeout)
+        argv = self._shared(script)
+        if refused is not None:
+            with refused:
+                code = refused.wait(0)
+                return Done(argv, code, b"", (refused.complaint or _silent(timeout)).encode())
+        left = max(timeout - (time.monotonic() - begun), 0.0)
         try:
-            done = run(argv, stdin=stdin, timeout=timeout, env=self._env)
+            done = run(argv, stdin=stdin, timeout=left, env=self._env, cwd=self._folder)
         except TimedOut:
-            return Done(argv, LOST, b"", f"no answer within {timeout:.0f} s".encode())
+            return Done(argv, LOST, b"", _silent(timeout).encode())
         return replace(done, code=_code(done.code))
 
     def attached(self, script: str) -> int:
@@ -77,8 +101,8 @@ class RemoteMachine:
 
         255 when there is no connection. A login shell gets a terminal where this process has one.
         """
-        argv = [*self._argv, script] if script else ["-t" if word == "-T" else word for word in self._argv]
-        return _code(attached(argv, env=self._env))
+        words = [*self._argv, script] if script else ["-t" if word == "-T" else word for word in self._argv]
+        return _code(attached([self._ssh, *words], env=self._env))
 
     @contextmanager
     def stream(self, script: str, *, timeout: float | None = None) -> Iterator[RemoteStream]:
@@ -88,16 +112,61 @@ class RemoteMachine:
             script: The command.
             timeout: Seconds after which the connection is cut, whatever it is about.
         """
-        with Running([*self._argv, script], env=self._env, stdin=True, stderr=True) as process:
-            cut = threading.Timer(timeout, process.popen.kill) if timeout is not None else None
+        begun = time.monotonic()
+        refused = self._log_in(timeout)
+        if refused is not None:
+            with refused:
+                yield refused
+            return
+        with RemoteStream(self._start(self._shared(script))) as stream:
+            left = None if timeout is None else max(timeout - (time.monotonic() - begun), 0.0)
+            cut = threading.Timer(left, stream.cut) if left is not None else None
             if cut is not None:
                 cut.daemon = True
                 cut.start()
             try:
-                yield RemoteStream(process)
+                yield stream
             finally:
                 if cut is not None:
                     cut.cancel()
+
+    def hang_up(self) -> None:
+        """End the login that the commands share; the next one logs in anew."""
+        with self._logging_in:
+            if self._login is not None:
+                self._login.close()
+                self._login = None
+
+    def _log_in(self, timeout: float | None) -> RemoteStream | None:
+        """Log in, where nobody is or the connection broke; the try that came to nothing, else None."""
+        with self._logging_in:
+            if not self._shares or (self._login is not None and self._login.lives):
+                return None
+            if self._login is not None:
+                self._login.close()
+            self._socket = f"login-{secrets.token_hex(4)}"
+            login = RemoteStream(self._start([self._ssh, "-M", "-S", self._socket, *self._argv, STAY]))
+            try:
+                if next(login.chunks(timeout), b""):
+                    self._login = login
+                    return None
+                login.cut()
+                login.wait(CONNECT_SECONDS)
+            except BaseException:
+                login.close()
+                raise
+            if _NO_SOCKET.search(login.complaint):
+                self._shares = False
+                login.close()
+                return None
+            return login
+
+    def _shared(self, script: str) -> list[str]:
+        """The command line of a command; without a login to share, ssh connects by itself."""
+        return [self._ssh, "-S", self._socket, *self._argv, script]
+
+    def _start(self, argv: Sequence[str]) -> Running:
+        return Running(argv, env=self._env, stdin=True, stderr=True, cwd=self._folder)
 
 
 class RemoteStream:
@@ -108,6 +177,17 @@ class RemoteStream:
         self._tail: deque[bytes] = deque(maxlen=40)
         self._drain = threading.Thread(target=self._read_errors, daemon=True)
         self._drain.start()
+
+    def __enter__(self) -> RemoteStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
 
     @property
     def stdin(self) -> IO[bytes]:
@@ -147,11 +227,23 @@ class RemoteStream:
         self._drain.join(5)
         return _code(code)
 
+    def cut(self) -> None:
+        """End it where it is; what it has said can still be read."""
+        self._process.popen.kill()
+
+    def close(self) -> None:
+        """End it, and have done with it."""
+        self._process.kill()
+
     def _read_errors(self) -> None:
         # The pipe is closed under us when the connection is given up.
         with suppress(ValueError):
             for line in self._process.stderr:
                 self._tail.append(line)
+
+
+def _silent(seconds: float) -> str:
+    return f"no answer within {seconds:.0f} s"
 
 
 def _code(code: int) -> int:

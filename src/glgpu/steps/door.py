@@ -59,6 +59,7 @@ class Way:
         self._visits = visits
         self._sources: list[str] = []
         self._others: set[str] = set()
+        self._machines: list[Machine] = []
 
     def open(self) -> None:
         """Make both rules if they are missing and add this caller to the one that lets in.
@@ -108,6 +109,17 @@ class Way:
         """Take this caller off the list; the last one out leaves a rule that lets nobody in."""
         self._change(remove=[one for one in self._sources if one not in self._others])
 
+    def connect(self, endpoint: Endpoint, host_key: str) -> Machine:
+        """The VM by this way, for as long as it lasts."""
+        machine = self._run.connect(endpoint, self._run.job.scratch, host_key)
+        self._machines.append(machine)
+        return machine
+
+    def hang_up(self) -> None:
+        """End the connections of those who came this way."""
+        for machine in self._machines:
+            machine.hang_up()
+
     def _change(self, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
         """Change the list until it says what it should.
 
@@ -153,6 +165,8 @@ def open_door(run: Run, instance: Instance, *, insist: bool = True) -> Iterator[
             way.close()
         else:
             _close_quietly(run, way)
+    finally:
+        way.hang_up()
 
 
 @contextmanager
@@ -163,6 +177,7 @@ def visit_door(run: Run, instance: Instance) -> Iterator[Way]:
     try:
         yield way
     finally:
+        way.hang_up()
         _close_quietly(run, way)
 
 
@@ -199,7 +214,7 @@ def log_in(run: Run, instance: Instance, way: Way, *, seconds: float | None = No
     host_key = _host_key(run, instance, end, start_up)
     _bring_key(run, instance, host_key)
     current = run.cloud.get(instance.name, instance.zone) or instance
-    machine = run.connect(_endpoint(run, current), run.job.scratch, host_key)
+    machine = way.connect(_endpoint(run, current), host_key)
     said = ""
 
     def greet() -> str | None:
