@@ -213,8 +213,8 @@ class FakeCloud(Refusing):
         self.visit("inserts", name, zone)
         return [one for one in self._inserts(name) if one.zone == zone]
 
-    def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
-        self.visit("delete_instance", name, zone, wait)
+    def delete_instance(self, name: str, zone: str) -> None:
+        self.visit("delete_instance", name, zone)
         found = self.vms.get((name, zone))
         if self.stubborn or found is None:
             return

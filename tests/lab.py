@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from glgpu.clock import SystemClock, poll
 from glgpu.console import Console
-from glgpu.interfaces import Instance
+from glgpu.interfaces import Cloud, Instance
 from glgpu.masking import Masker
 from glgpu.rehearsal.command import occasion
 from glgpu.rehearsal.faults import Faults, Rule
@@ -89,3 +90,9 @@ def vm_of(run: Run) -> Instance:
     """Bring the run's VM up."""
     with bring_up(run, plan_lifetime(run)) as instance:
         return instance
+
+
+def end_vm(cloud: Cloud, name: str, zone: str) -> None:
+    """Delete a VM and wait until nothing is left of it."""
+    cloud.delete_instance(name, zone)
+    assert poll(SystemClock(), lambda: cloud.get(name, zone) is None or None, seconds=60, every=0.05)

@@ -140,8 +140,8 @@ class Cloud(Protocol):
     def inserts(self, name: str, zone: str) -> list[Operation]:
         """The operations, finished or not, that were to create an instance of that name in that zone."""
 
-    def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
-        """Delete an instance; not found is success. Waits for the operation unless told not to."""
+    def delete_instance(self, name: str, zone: str) -> None:
+        """Ask for an instance's end, which is not waited for; not found is success."""
 
     def edit_metadata(self, name: str, zone: str, edit: Callable[[dict[str, str]], dict[str, str]]) -> None:
         """Change metadata items; repeated when somebody else changed them meanwhile."""

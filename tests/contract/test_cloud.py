@@ -20,7 +20,7 @@ from glgpu.rehearsal import compute_lists
 from glgpu.rehearsal.faults import Rule
 from glgpu.settings import Machine
 from glgpu.steps.survey import unix_time
-from lab import SETTINGS, Lab, lab, vm_of
+from lab import SETTINGS, Lab, end_vm, lab, vm_of
 
 ZONE = "europe-west4-a"
 LABELS = {"glgpu": "managed", "glgpu-run": "77"}
@@ -54,7 +54,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     else:
         made = real_bench(request.getfixturevalue("world"), tmp_path)
         yield made
-        made.cloud.delete_instance(made.vm.name, ZONE)
+        end_vm(made.cloud, made.vm.name, ZONE)
 
 
 def fake_bench() -> Bench:
@@ -163,7 +163,7 @@ def test_os_login_is_seen_by_what_is_in_force(world: Lab, tmp_path: Path) -> Non
         assert vm.os_login
     finally:
         world.world.faults.lift("compute.os-login-forced")
-        run.cloud.delete_instance(str(run.name), ZONE)
+        end_vm(run.cloud, str(run.name), ZONE)
 
 
 def test_of_the_serial_console_as_much_is_read_as_was_asked_for(world: Lab, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_of_the_serial_console_as_much_is_read_as_was_asked_for(world: Lab, tmp_
         assert bench.cloud.serial_output(bench.vm.name, ZONE, last=7) in whole
         assert len(bench.cloud.serial_output(bench.vm.name, ZONE, last=7)) == 7
     finally:
-        bench.cloud.delete_instance(bench.vm.name, ZONE)
+        end_vm(bench.cloud, bench.vm.name, ZONE)
 
 
 def test_editing_what_is_not_there_is_not_found(bench: Bench) -> None:
@@ -203,7 +203,7 @@ def test_what_is_done_to_a_vm_is_seen_in_whatever_zone(bench: Bench) -> None:
 
 def test_an_insert_under_way_is_seen_before_its_vm(world: Lab, tmp_path: Path) -> None:
     bench = real_bench(world, tmp_path)
-    bench.cloud.delete_instance(bench.vm.name, ZONE)
+    end_vm(bench.cloud, bench.vm.name, ZONE)
     name, number = bench.vm.name, bench.vm.labels["glgpu-run"]
     before = {one.operation for one in bench.cloud.operations(name)}
     world.world.faults.rules.append(Rule("compute.instances.insert", "late-unseen", argument="2"))
@@ -217,7 +217,7 @@ def test_an_insert_under_way_is_seen_before_its_vm(world: Lab, tmp_path: Path) -
     found = poll(SystemClock(), lambda: bench.cloud.of_run(name, number) or None, seconds=10, every=0.05)
     assert found is not None
     assert found[0].id == insert.instance_id
-    bench.cloud.delete_instance(name, ZONE)
+    end_vm(bench.cloud, name, ZONE)
 
 
 def order_again(world: Lab) -> None:
@@ -237,13 +237,13 @@ def test_a_delete_that_is_accepted_and_then_fails_says_why(world: Lab, tmp_path:
     bench = real_bench(world, tmp_path)
     world.world.faults.rules.append(Rule("compute.instances.delete", "operation-error", argument="INTERNAL_ERROR"))
     try:
-        bench.cloud.delete_instance(bench.vm.name, ZONE, wait=False)
+        bench.cloud.delete_instance(bench.vm.name, ZONE)
         (delete,) = [one for one in bench.cloud.operations(bench.vm.name) if one.kind == "delete"]
         assert delete.failure is not None
         assert delete.failure.cause.startswith(f"deleting the VM {bench.vm.name}")
     finally:
         world.world.faults.lift("compute.instances.delete")
-        bench.cloud.delete_instance(bench.vm.name, ZONE)
+        end_vm(bench.cloud, bench.vm.name, ZONE)
 
 
 def test_an_insert_belongs_to_one_name_and_one_zone(bench: Bench) -> None:
@@ -253,7 +253,7 @@ def test_an_insert_belongs_to_one_name_and_one_zone(bench: Bench) -> None:
 
 @pytest.mark.parametrize("form", ["", "sentence", "metadata"])
 def test_a_failed_insert_says_why_and_which_zones_have_capacity(bench: Bench, form: str) -> None:
-    bench.cloud.delete_instance(bench.vm.name, ZONE)
+    end_vm(bench.cloud, bench.vm.name, ZONE)
     before = {one.operation for one in bench.cloud.inserts(bench.vm.name, ZONE)}
     bench.again(f"stockout {form}")
     (insert,) = [one for one in bench.cloud.inserts(bench.vm.name, ZONE) if one.operation not in before]
@@ -265,7 +265,7 @@ def test_a_failed_insert_says_why_and_which_zones_have_capacity(bench: Bench, fo
 
 
 def test_an_insert_that_fails_for_preemption_is_told_so(bench: Bench) -> None:
-    bench.cloud.delete_instance(bench.vm.name, ZONE)
+    end_vm(bench.cloud, bench.vm.name, ZONE)
     before = {one.operation for one in bench.cloud.inserts(bench.vm.name, ZONE)}
     bench.again("preempted")
     (insert,) = [one for one in bench.cloud.inserts(bench.vm.name, ZONE) if one.operation not in before]
@@ -276,7 +276,7 @@ def test_an_insert_that_fails_for_preemption_is_told_so(bench: Bench) -> None:
 def test_a_delete_takes_vm_and_disk_and_a_second_one_is_success(bench: Bench) -> None:
     assert bench.cloud.disks(bench.vm.name) == [(bench.vm.name, ZONE)]
     for _ in range(2):
-        bench.cloud.delete_instance(bench.vm.name, ZONE)
+        end_vm(bench.cloud, bench.vm.name, ZONE)
         bench.cloud.delete_disk(bench.vm.name, ZONE)
     assert bench.cloud.find(bench.vm.name) == []
     assert bench.cloud.disks(bench.vm.name) == []
@@ -311,7 +311,7 @@ def test_google_tells_when_it_deletes_a_vm_by_itself(world: Lab, tmp_path: Path)
         (disk,) = bench.cloud.disks_named(bench.vm.name)
         assert unix_time(disk.created) is not None
     finally:
-        bench.cloud.delete_instance(bench.vm.name, ZONE)
+        end_vm(bench.cloud, bench.vm.name, ZONE)
 
 
 def test_more_rules_than_fit_on_a_page_are_all_found_and_several_threads_may_call(
@@ -334,9 +334,9 @@ def test_more_rules_than_fit_on_a_page_are_all_found_and_several_threads_may_cal
     assert world.said.getvalue().count(b"too many requests") == before + 1, "said once, however many threads wait"
 
 
-def test_a_delete_need_not_be_waited_for(bench: Bench) -> None:
-    bench.cloud.delete_instance(bench.vm.name, ZONE, wait=False)
+def test_what_is_being_deleted_may_be_deleted_again(bench: Bench) -> None:
     bench.cloud.delete_instance(bench.vm.name, ZONE)
+    end_vm(bench.cloud, bench.vm.name, ZONE)
     assert bench.cloud.find(bench.vm.name) == []
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from glgpu.rehearsal.faults import Rule
 from glgpu.steps import tear_down
-from lab import SETTINGS, Lab, lab, vm_of
+from lab import SETTINGS, Lab, end_vm, lab, vm_of
 
 LOST = 30.0
 """Seconds after which a client gives up a call that stays without an answer."""
@@ -39,5 +39,5 @@ def test_a_google_that_does_not_answer_costs_a_cancelled_job_no_more_than_its_ti
     assert time.monotonic() - begun < LOST
     assert "not all of it was saved within 5 s" in world.said.getvalue().decode()
     assert len(world.requests("gitlab")) == forge
-    run.cloud.delete_instance(str(run.name), "europe-west4-a")
+    end_vm(run.cloud, str(run.name), "europe-west4-a")
     assert run.cloud.find(str(run.name)) == []

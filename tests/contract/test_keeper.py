@@ -22,7 +22,7 @@ from glgpu.steps.container import Container, Workload
 from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.detach import hand_over, is_detached, leaves_it
 from glgpu.steps.door import Guest, Way, log_in, open_door
-from lab import IMAGE, Lab, lab, vm_of
+from lab import IMAGE, Lab, end_vm, lab, vm_of
 
 PART = 10 << 20
 
@@ -59,7 +59,7 @@ class Vm:
 
     def dies(self) -> None:
         """As if it had been preempted without a word."""
-        self.run.cloud.delete_instance(self.instance.name, self.instance.zone)
+        end_vm(self.run.cloud, self.instance.name, self.instance.zone)
 
 
 def eventually(true: Callable[[], bool], seconds: float = 60.0) -> None:

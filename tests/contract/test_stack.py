@@ -22,7 +22,7 @@ from glgpu.steps.bring_up import bring_up, plan_lifetime, terraform_variables
 from glgpu.steps.context import Run
 from glgpu.steps.tear_down import tear_down
 from glgpu.wiring import clear_scratch
-from lab import SETTINGS, ZONE, Lab, lab
+from lab import SETTINGS, ZONE, Lab, end_vm, lab
 
 
 @dataclass
@@ -120,7 +120,7 @@ def test_a_terraform_that_ends_when_it_is_told_to_needs_no_killing(world: Lab, r
             assert apply.ended()
     finally:
         world.world.faults.lift("compute.instances.insert")
-    run.cloud.delete_instance(str(run.name), ZONE)
+    end_vm(run.cloud, str(run.name), ZONE)
 
 
 def brought_up(run: Run) -> Instance:

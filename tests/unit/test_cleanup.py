@@ -430,8 +430,8 @@ def test_a_disk_that_outlives_its_vm_goes_too(orphan: Stage, monkeypatch: pytest
     disk = (orphan.name, ZONE)
     real = orphan.cloud.delete_instance
 
-    def delete(name: str, zone: str, *, wait: bool = True) -> None:
-        real(name, zone, wait=wait)
+    def delete(name: str, zone: str) -> None:
+        real(name, zone)
         orphan.cloud.boot_disks.add(disk)
 
     monkeypatch.setattr(orphan.cloud, "delete_instance", delete)

@@ -157,7 +157,7 @@ def released(stage: Stage) -> None:
 def test_a_release_notes_that_all_is_home_wipes_and_deletes(stage: Stage) -> None:
     released(stage)
     assert stage.machine.verbs() == ["set-home", "wipe"]
-    assert stage.cloud.calls[-1] == ("delete_instance", stage.name, ZONE, False)
+    assert stage.cloud.calls[-1] == ("delete_instance", stage.name, ZONE)
     assert stage.events() == ["gpu-released"]
 
 

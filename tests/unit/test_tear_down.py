@@ -296,7 +296,7 @@ def test_a_signal_during_a_rescue_is_not_passed_over(whole: Stage) -> None:
 def test_a_cancelled_job_saves_and_asks_for_the_delete_without_gitlab_and_without_waiting(whole: Stage) -> None:
     cut_short(whole.run)
     assert saved(whole) == ["weights/w.bin"]
-    assert ("delete_instance", whole.name, ZONE, False) in whole.cloud.calls
+    assert ("delete_instance", whole.name, ZONE) in whole.cloud.calls
     assert whole.forge.verbs() == []
     assert all(seconds is not None and seconds <= 60 for seconds in whole.machine.allowed)
 

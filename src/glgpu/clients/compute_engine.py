@@ -83,27 +83,25 @@ class ComputeEngine:
         )
         return [_operation(one, name, zone) for one in found if one.operation_type == "insert"]
 
-    def delete_instance(self, name: str, zone: str, *, wait: bool = True) -> None:
-        """Delete an instance; not found is success. Waits for the operation unless told not to."""
+    def delete_instance(self, name: str, zone: str) -> None:
+        """Ask for an instance's end, which is not waited for; not found is success."""
         doing = f"deleting the VM {name} in {zone}"
-        end = time.monotonic() + (OPERATION_SECONDS if wait else PATIENCE_SECONDS)
+        end = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                operation = self._google.call(
+                self._google.call(
                     doing,
                     lambda: self._instances.delete_unary(
                         project=self.project, zone=zone, instance=name, **self._google.writing
                     ),
                     missing_is_none=True,
                 )
-                break
+                return
             except Failure as failure:
                 # It is being deleted already, or changed or stopped by somebody: until that is over it is not ready.
                 if NOT_READY not in failure.evidence or time.monotonic() > end:
                     raise
                 time.sleep(1.0)
-        if wait and operation is not None:
-            self._finish_zone(operation.name, zone, doing)
 
     def edit_metadata(self, name: str, zone: str, edit: Callable[[dict[str, str]], dict[str, str]]) -> None:
         """Change metadata items; repeated when somebody else changed them meanwhile."""

@@ -136,7 +136,7 @@ class Ending:
         run.console.say(f"deleting {place}" + (" once more" if self._asked[key] else ""))
         self._asked[key] += 1
         try:
-            self._attempts.undisturbed(partial(run.cloud.delete_instance, instance.name, instance.zone, wait=False))
+            self._attempts.undisturbed(partial(run.cloud.delete_instance, instance.name, instance.zone))
         except Failure as failure:
             if NOT_READY in failure.evidence:
                 self._asked[key] -= 1  # something else is done to it first
@@ -160,7 +160,7 @@ def clear_away(run: Run, instance: Instance) -> None:
 
     def ask() -> None:
         try:
-            run.cloud.delete_instance(instance.name, instance.zone, wait=False)
+            run.cloud.delete_instance(instance.name, instance.zone)
         except Failure as failure:
             if NOT_READY not in failure.evidence:
                 raise

@@ -100,7 +100,7 @@ def _give_up(run: Run) -> None:
     """End what was brought up in vain: nobody waits for its destroy job to save money."""
     try:
         for instance in run.cloud.find(str(run.name)):
-            run.cloud.delete_instance(instance.name, instance.zone, wait=False)
+            run.cloud.delete_instance(instance.name, instance.zone)
             run.console.say(f"the VM {instance.name} is of no use: asked Compute Engine to delete it")
     except Failure as failure:
         if failure.klass is ErrorClass.INTERRUPTED:

@@ -22,7 +22,7 @@ def release(run: Run, instance: Instance, guest: Guest) -> None:
             raise
         run.console.say(f"{failure.cause}; the VM goes all the same")
     try:
-        run.cloud.delete_instance(instance.name, instance.zone, wait=False)
+        run.cloud.delete_instance(instance.name, instance.zone)
     except Failure as failure:
         if failure.klass is ErrorClass.INTERRUPTED:
             raise

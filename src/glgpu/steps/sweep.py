@@ -135,7 +135,7 @@ class _Sweep:
         """Ask Compute Engine to delete a VM; why not, where it turns out to stay."""
         stays = self._stays(vm)
         if stays is None:
-            self._run.cloud.delete_instance(vm.name, vm.zone, wait=False)
+            self._run.cloud.delete_instance(vm.name, vm.zone)
         return stays
 
     def _stays(self, vm: Vm) -> Verdict | None:
