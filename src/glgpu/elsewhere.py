@@ -24,6 +24,8 @@ BUNDLE_BYTES = 32 << 20
 ENTRY_BYTES = 200
 """What a file costs in a zip archive beside its content and twice its name: two headers, times, a data descriptor."""
 SCHEMA = 1
+_PART_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
+"""Whoever gets one makes a file of that name."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,9 @@ def read_elsewhere(text: bytes | str) -> Elsewhere:
 def _bundle(found: Mapping[str, Any]) -> Bundle:
     files = tuple(MovedFile(str(one["path"]), int(one["size"]), str(one["sha256"])) for one in found["files"])
     parts = tuple(Part(str(one["name"]), int(one["size"]), str(one["sha256"])) for one in found["parts"])
+    for part in parts:
+        if not _PART_NAME.fullmatch(part.name):
+            raise ValueError(f"{part.name!r} is no name of a part")
     if sum(file.size for file in files) != sum(part.size for part in parts):
         raise ValueError("files and parts have not the same size")
     return Bundle(files, parts)

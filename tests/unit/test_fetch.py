@@ -249,7 +249,45 @@ def test_an_archive_that_leads_out_of_the_folder_leads_nowhere(stage: Stage, to:
     assert sorted(path.name for path in to.parent.iterdir() if "evil" in path.name) == []
 
 
-@pytest.mark.parametrize("change", [lambda data: data[:-30], lambda _: b"<html>502</html>"])
+@pytest.mark.parametrize("name", ["../out", "/tmp/glgpu-out", "..", "a/b", ""])
+def test_a_note_whose_parts_have_no_names_of_ours_is_refused(stage: Stage, to: Path, name: str) -> None:
+    digest = hashlib.sha256(b"evil").hexdigest()
+    bundle = Bundle((MovedFile("weights/w", 4, digest),), (Part(name, 4, digest),))
+    note = Elsewhere(stage.name, "5", "packages", "", "", (bundle,))
+    stage.forge.kept[stage.name, name] = Part(name, 4, digest), b"evil"
+    stage.forge.archives["5"] = ("train", archive(to, {"outputs/glgpu/elsewhere.json": note.text()}))
+    with pytest.raises(Failure) as caught:
+        fetch(origin(stage), to)
+    assert caught.value.klass is ErrorClass.CONFIG
+    assert "get_part" not in stage.forge.verbs()
+
+
+def test_something_in_the_way_of_what_was_moved_out_is_said(stage: Stage, to: Path) -> None:
+    digest = hashlib.sha256(b"data").hexdigest()
+    bundle = Bundle((MovedFile("weights/w", 4, digest),), (Part("data", 4, digest),))
+    note = Elsewhere(stage.name, "5", "packages", "", "", (bundle,))
+    stage.forge.kept[stage.name, "data"] = Part("data", 4, digest), b"data"
+    stage.forge.archives["5"] = ("train", archive(to, {"outputs/glgpu/elsewhere.json": note.text()}))
+    to.mkdir()
+    (to / "weights").write_text("a file, where a folder has to be")
+    with pytest.raises(Failure) as caught:
+        fetch(origin(stage), to)
+    assert caught.value.klass is ErrorClass.DISK_FULL
+    assert "weights" in caught.value.cause
+    (to / "weights").unlink()
+    fetch(origin(stage), to)
+    assert contents(to) == {"weights/w": b"data"}
+
+
+def with_bytes_changed(data: bytes) -> bytes:
+    """An archive as long as it was, with a hole in one of its files."""
+    with zipfile.ZipFile(io.BytesIO(data)) as made:
+        entry = max(made.infolist(), key=lambda one: one.compress_size)
+    begin = entry.header_offset + 30 + len(entry.filename.encode())
+    return data[:begin] + b"\xff" * 8 + data[begin + 8 :]
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-30], lambda _: b"<html>502</html>", with_bytes_changed])
 def test_an_archive_that_is_none_is_thrown_away(trained: Stage, to: Path, change: Callable[[bytes], bytes]) -> None:
     stage, good = trained.forge.archives["5"]
     trained.forge.archives["5"] = stage, change(good)

@@ -133,7 +133,6 @@ def _artifacts(origin: Origin, to: Path, note: Elsewhere | None) -> int:
 
 def _unpacked(origin: Origin, job: str, to: Path) -> int:
     archive = to / WORK / f"artifacts-{job}.zip"
-
     get = partial(origin.forge.get_artifacts, job)
     download_whole(get, archive, origin.clock, origin.console.say)
     try:
@@ -144,11 +143,7 @@ def _unpacked(origin: Origin, job: str, to: Path) -> int:
             ErrorClass.TRANSIENT, f"the artifacts of job {job} did not come through whole: {error}", "fetch again"
         ) from None
     except OSError as error:
-        raise Failure(
-            ErrorClass.DISK_FULL,
-            f"{error.filename or to} cannot be written: {error.strerror}",
-            "make room there, or name another folder with --to",
-        ) from None
+        raise _cannot_write(error, to) from None
     archive.unlink()
     origin.console.say(f"{count} files from the artifacts of job {job}")
     return count
@@ -188,6 +183,14 @@ def _understood(origin: Origin, text: bytes, what: str) -> Elsewhere | None:
     return note if _is_meant(origin, note.run) else None
 
 
+def _cannot_write(error: OSError, to: Path) -> Failure:
+    return Failure(
+        ErrorClass.DISK_FULL,
+        f"{error.filename or to} cannot be written: {error.strerror}",
+        "make room there, or name another folder with --to",
+    )
+
+
 def _nothing(origin: Origin) -> Failure:
     remedy = "check the number; artifacts expire, and people delete packages"
     if not origin.forge.may_administer:
@@ -205,6 +208,9 @@ def _bring(origin: Origin, note: Elsewhere, bundle: Bundle, to: Path) -> None:
     first = bundle.parts[0].name if bundle.parts else "empty"
     begun, source = origin.clock.now(), to / WORK / first
     download(partial(depot.get_part, name), bundle.parts, source, origin.clock, origin.console.say)
-    split(source, bundle, to)
+    try:
+        split(source, bundle, to)
+    except OSError as error:
+        raise _cannot_write(error, to) from None
     size = sum(file.size for file in bundle.files)
     origin.console.say(f"{told}: {size} bytes in {origin.clock.now() - begun:.0f} s")

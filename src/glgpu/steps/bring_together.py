@@ -8,6 +8,7 @@ import json
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
@@ -45,7 +46,7 @@ def unpack(archive: Path, to: Path) -> int:
                     with packed.open(entry) as source:
                         _write(source, entry.file_size, target)
                     count += 1
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(str(error)) from None
     return count
 
