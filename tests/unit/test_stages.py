@@ -361,6 +361,24 @@ def test_a_signal_during_the_rescue_does_not_end_the_teardown(provisioned: Stage
     assert provisioned.cloud.vms == {}
 
 
+@pytest.mark.parametrize("strikes", ["shutil.rmtree", "of_run", "artifact"])
+def test_a_signal_at_the_very_beginning_does_not_end_the_teardown_either(
+    provisioned: Stage, monkeypatch: pytest.MonkeyPatch, strikes: str
+) -> None:
+    if strikes == "shutil.rmtree":
+        provisioned.run.record.foreign = True
+        monkeypatch.setattr(strikes, lambda *_, **__: interrupt())
+    else:
+        asked = provisioned.forge if strikes == "artifact" else provisioned.cloud
+        asked.before[strikes] = interrupt
+    assert code_of(destroy, provisioned.run) == 19
+    assert things(provisioned) == []
+
+
+def interrupt() -> None:
+    raise refusal(ErrorClass.INTERRUPTED)
+
+
 def test_cloud_only_asks_gitlab_nothing(provisioned: Stage) -> None:
     provisioned.forge.calls.clear()
     destroy_cloud_only(provisioned.run)

@@ -31,10 +31,9 @@ def destroy(run: Run, *, detached_too: bool = False) -> None:
         Failure: STILL_ALIVE, or the first thing that failed.
     """
     attempts = Attempts(run)
-    _clear_foreign_outputs(run)
-    begin_annotations(run)
-    attempts.get(partial(_take_over_record, run))
-    detached = left_to_itself(run)
+    for step in (_clear_foreign_outputs, begin_annotations, _take_over_record):
+        attempts.get(partial(step, run))
+    detached = attempts.undisturbed(partial(left_to_itself, run))
     if detached and not detached_too:
         run.console.say(
             f"the training goes on without a job, on {', '.join(detached)}: left alone. Its VM saves its outputs and "
