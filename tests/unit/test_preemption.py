@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fakes import ZONE, Entry, FakeMachine, FakeStack, FakeStream, Stage, make_stage, refusal
+from fakes import ZONE, Entry, FakeMachine, FakeStack, FakeStream, Stage, done, make_stage, refusal
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Operation
 from glgpu.processes import Done
@@ -30,6 +30,7 @@ class Trainer(FakeMachine):
         notices: For each VM: after which step Google says that it takes it away; None: it does not.
         vanishes: At which call of ours a VM is gone without a word, each counted from the last one's.
         heeds: Whether the program saves when it is told to end.
+        code: Its exit code then.
         deaf: Whether the VM does not hear the notice: the guest's shutdown ends the program.
         seen: The checkpoints with which the program began.
     """
@@ -40,6 +41,7 @@ class Trainer(FakeMachine):
         self.notices: list[int | None] = []
         self.vanishes: list[int] = []
         self.heeds = True
+        self.code = 143
         self.deaf = False
         self.seen: list[bytes | None] = []
         self.files = {}
@@ -99,7 +101,7 @@ class Trainer(FakeMachine):
                     self.shut_down()
                 else:
                     self.ending = f"1 {'heeds' if self.heeds else 'plain'}\n"
-                return self._ended(143, lines)
+                return self._ended(self.code, lines)
         self.files["weights/w"] = Entry(" ".join(map(str, range(1, STEPS + 1))).encode())
         return self._ended(0, lines)
 
@@ -201,8 +203,19 @@ def test_two_preemptions_are_survived_like_one(trainer: Trainer) -> None:
     assert weights(trainer.stage) == WHOLE
 
 
-def test_a_training_that_ends_well_at_the_notice_has_ended_well(trainer: Trainer) -> None:
-    trainer.ending = "0 heeds\n"
+def test_a_program_that_ends_with_0_when_it_is_told_to_end_has_not_ended_well_and_goes_on(trainer: Trainer) -> None:
+    trainer.notices, trainer.code = [5], 0
+    train(trainer.stage.run)
+    assert trainer.seen == [None, b"whole 5"]
+    assert weights(trainer.stage) == WHOLE
+
+
+@pytest.mark.parametrize(("heeds", "checkpoints"), [("plain", "checkpoints"), ("heeds", None), ("heeds", "others")])
+def test_a_training_that_ends_well_at_the_notice_has_ended_well_where_nothing_can_go_on(
+    trainer: Trainer, heeds: str, checkpoints: str | None
+) -> None:
+    trainer.stage.set(train={"checkpoints": checkpoints})
+    trainer.before["logs"] = lambda: setattr(trainer, "ending", f"0 {heeds}\n")
     train(trainer.stage.run)
     assert len(trainer.seen) == 1
     assert weights(trainer.stage) == WHOLE
@@ -265,6 +278,98 @@ def test_it_does_not_go_on_for_ever(trainer: Trainer, monkeypatch: pytest.Monkey
     assert trainer.seen == [None, b"whole 2", b"whole 4"]
     assert (trainer.stage.run.outputs / "checkpoints/step").read_bytes() == b"whole 6"
     assert moved == [True]
+
+
+def test_whatever_ends_it_after_a_preemption_what_is_home_has_to_fit_into_the_artifacts(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[bool] = []
+    monkeypatch.setattr(preemption, "move_out", lambda _, *, last_copy: moved.append(last_copy))
+    trainer.notices = [5]
+    code_is_gone = done("", 1, "fatal: could not read from remote repository")
+    trainer.before["put"] = lambda: trainer.said.update(start=code_is_gone)
+    with pytest.raises(Failure) as caught:
+        train(trainer.stage.run)
+    assert caught.value.exit_code not in (19, 23)
+    assert (trainer.stage.run.outputs / "checkpoints/step").read_bytes() == b"whole 5"
+    assert moved == [True]
+
+
+def end_the_run(stage: Stage) -> None:
+    """What a stop job does that finds no VM."""
+    stage.cloud.rules.clear()
+
+
+def test_a_run_that_somebody_has_ended_while_it_had_no_vm_gets_no_other_one(trainer: Trainer) -> None:
+    stage = trainer.stage
+    trainer.notices = [5]
+    trainer.before["set-home"] = lambda: end_the_run(stage)
+    with pytest.raises(Failure) as caught:
+        train(stage.run)
+    assert caught.value.exit_code == 23
+    assert "somebody has ended" in caught.value.cause
+    assert len(stage.stacks) == 1
+    assert not stage.cloud.rules
+
+
+def test_a_vm_that_was_bought_while_somebody_ended_the_run_goes_at_once(trainer: Trainer) -> None:
+    stage = trainer.stage
+    trainer.notices = [5]
+    bought = stage.applies
+
+    def stopped_meanwhile(stack: FakeStack) -> None:
+        bought(stack)
+        if trainer.seen:
+            end_the_run(stage)
+
+    stage.applies = stopped_meanwhile
+    with pytest.raises(Failure) as caught:
+        train(stage.run)
+    assert caught.value.exit_code == 23
+    assert len(stage.stacks) == 2
+    assert not stage.cloud.vms
+    assert not stage.cloud.rules
+    assert (stage.run.outputs / "checkpoints/step").read_bytes() == b"whole 5"
+
+
+@pytest.mark.parametrize("bought", [False, True])
+def test_a_job_that_is_over_for_gitlab_keeps_no_other_vm(trainer: Trainer, bought: bool) -> None:
+    stage = trainer.stage
+    trainer.notices = [5]
+    buys = stage.applies
+
+    def over(stack: FakeStack) -> None:
+        buys(stack)
+        stage.forge.own_job_over = bool(trainer.seen)
+
+    if bought:
+        stage.applies = over
+    else:
+        trainer.before["set-home"] = lambda: setattr(stage.forge, "own_job_over", True)
+    with pytest.raises(Failure) as caught:
+        train(stage.run)
+    assert "this job is over" in caught.value.cause
+    assert len(stage.stacks) == (2 if bought else 1)
+    assert not stage.cloud.vms
+
+
+def test_no_third_vm_is_bought_when_the_second_has_used_up_the_time(trainer: Trainer) -> None:
+    stage = trainer.stage
+    trainer.notices = [5]
+    buys = stage.applies
+
+    def late(stack: FakeStack) -> None:
+        buys(stack)
+        if trainer.seen:
+            stage.clock.time += 2400
+            trainer.taken()
+
+    stage.applies = late
+    with pytest.raises(Failure) as caught:
+        train(stage.run)
+    assert caught.value.exit_code == 23
+    assert "too short" in caught.value.cause
+    assert len(stage.stacks) == 2
 
 
 def test_no_vm_is_bought_for_the_last_minutes_of_the_job(trainer: Trainer) -> None:

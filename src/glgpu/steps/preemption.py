@@ -12,6 +12,7 @@ from glgpu.interfaces import Instance, Operation
 from glgpu.job_times import ending_seconds
 from glgpu.lifetime import spoken
 from glgpu.processes import time_limit
+from glgpu.steps.audience import lost_audience
 from glgpu.steps.checkpoints import Checkpoints, Home
 from glgpu.steps.container import Ended
 from glgpu.steps.context import Run, hard_end_of, price_of, vanished
@@ -119,7 +120,7 @@ class Tries:
         Raises:
             Failure: whatever stands in the way.
         """
-        return self._bring_up("A VM of this job's own", math.inf)
+        return self._bring_up("A VM of this job's own", math.inf, math.inf)
 
     def begin(self, instance: Instance, checkpoints: Checkpoints) -> None:
         """Before the program starts on a VM: what is home from an earlier one is put back there.
@@ -157,6 +158,9 @@ class Tries:
     def ended(self, instance: Instance, guest: Guest, checkpoints: Checkpoints, how: Ended, seconds: float) -> None:
         """The program has ended: bring home what it has left in its checkpoints, unless all went well.
 
+        One that ends with 0 because it was told to end has not: with a checkpoint it goes on, and knows by that how
+        far it is.
+
         Args:
             instance: The VM.
             guest: The same.
@@ -170,10 +174,11 @@ class Tries:
         run = self._run
         self._tell_steps()
         self._ended_at = run.clock.now()
-        if how.code == 0:
+        may_go_on = run.settings.train.checkpoints is not None and run.settings.machine.spot != "never"
+        ending = self._ending(guest) if how.code != 0 or may_go_on else _Ending(None, False)
+        if how.code == 0 and (ending.noticed is None or not ending.heeds):
             checkpoints.end()
             return
-        ending = self._ending(guest)
         heeds = ending.heeds and how.code != KILLED
         if ending.noticed is None:
             gone = self._gone(instance)
@@ -198,6 +203,8 @@ class Tries:
                 if failure.klass is ErrorClass.INTERRUPTED:
                     raise
                 run.console.say(f"glgpu: {failure.cause}")
+        if how.code == 0 and self._home.newest(run.settings.train.checkpoints) is None:
+            return
         if whole:
             self._let_go(guest)
         raise Failure(ErrorClass.PREEMPTED, f"Google took the VM {instance.name} in {instance.zone} away", REMEDY)
@@ -215,12 +222,12 @@ class Tries:
         try:
             return self._next_vm(instance, failure)
         except Failure as last:
-            if last.klass is ErrorClass.PREEMPTED:
+            if last.klass is not ErrorClass.INTERRUPTED:
                 self._leave()
             raise
 
     def _leave(self) -> None:
-        """What is home is all there is, and has to arrive as artifacts, however much it is."""
+        """What is home may be all there is, and has to arrive as artifacts, however much it is."""
         try:
             move_out(self._run, last_copy=True)
         except Failure as failure:
@@ -234,28 +241,35 @@ class Tries:
             raise failure
         self._note(instance)
         end = end_of(run, instance).at - ending_seconds(run.settings)
-        if end - run.clock.now() < LEAST_SECONDS:
-            why = f"Google took the VM {instance.name} away, and what is left of its time is too short for another one"
-            raise Failure(ErrorClass.PREEMPTED, why, REMEDY)
         try:
-            return self._bring_up("Another VM goes on with the training", hard_end_of(instance))
+            return self._bring_up("Another VM goes on with the training", hard_end_of(instance), end)
         except Failure as other:
             if other.klass not in NO_OTHER:
                 raise
             cause = f"Google took the VM {instance.name} away, and there is no other one: {other.cause}"
             raise Failure(ErrorClass.PREEMPTED, cause, other.remedy, other.evidence) from other
 
-    def _bring_up(self, header: str, hard_end: float) -> Instance:
-        """A new VM; where Google takes it away before the training has begun, the next one."""
+    def _bring_up(self, header: str, hard_end: float, end: float) -> Instance:
+        """A new VM; where Google takes it away before the training has begun, the next one.
+
+        Args:
+            header: What for.
+            hard_end: Unix time beyond which it must not live.
+            end: Unix time at which the training is told to end.
+        """
         run = self._run
         while self._bought < MOST_VMS:
+            if end - run.clock.now() < LEAST_SECONDS:
+                raise Failure(ErrorClass.PREEMPTED, "what is left of the time is too short for one", REMEDY)
+            self._insist_on_need()
             self._bought += 1
             with run.console.section("bring-up", header):
                 if self._taken or self._bought > 1:
                     self._clear_away()
                 before = {one.instance_id for one in run.cloud.operations(str(run.name))}
                 try:
-                    return new_vm(run, hard_end=hard_end, scarce={one.zone for one in self._taken})
+                    scarce = {one.zone for one in self._taken}
+                    return new_vm(run, hard_end=hard_end, scarce=scarce, wanted=self._insist_on_need)
                 except Failure as failure:
                     may_be = failure.klass in (ErrorClass.PREEMPTED, *BROKEN)
                     if not (may_be and self._took(before, others=True)):
@@ -263,6 +277,22 @@ class Tries:
                     run.console.say(f"{failure.klass}: {failure.cause}")
         cause = f"Google took away {self._bought} VMs of this job, one after another"
         raise Failure(ErrorClass.PREEMPTED, cause, REMEDY)
+
+    def _insist_on_need(self) -> None:
+        """See that nobody has ended this job, or all of its run, while it had no VM.
+
+        A teardown removes the run's firewall rules, which are there since its first VM was reached, and only then
+        proves that nothing is left. So a VM that is bought meanwhile is seen by that proof, or not wanted here.
+
+        Raises:
+            Failure: PREEMPTED.
+        """
+        run = self._run
+        why = lost_audience(run)
+        if not why and self._taken and run.cloud.rule(run.name.closed_rule) is None:
+            why = f"somebody has ended the run {run.name} meanwhile: its firewall rules are gone"
+        if why:
+            raise Failure(ErrorClass.PREEMPTED, why, "nothing to do if that was meant; else retry the job")
 
     def _ending(self, guest: Guest) -> _Ending:
         """What the VM knows of the training's end; nothing where it cannot be asked any more."""

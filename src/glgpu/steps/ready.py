@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from glgpu.errors import ErrorClass, Failure
@@ -21,13 +21,20 @@ BACKSTOP_SECONDS = 300
 should not do so any earlier; and a powered-off VM is no longer deleted at its hard end and keeps its disk."""
 
 
-def new_vm(run: Run, *, hard_end: float = math.inf, scarce: Collection[str] = ()) -> Instance:
+def new_vm(
+    run: Run,
+    *,
+    hard_end: float = math.inf,
+    scarce: Collection[str] = (),
+    wanted: Callable[[], None] = lambda: None,
+) -> Instance:
     """Bring up the run's VM and leave it ready; one that is of no use is ended at once.
 
     Args:
         run: The run.
         hard_end: Unix time beyond which it must not live.
         scarce: Zones in which Google has just taken a Spot VM away.
+        wanted: Called once it runs; with the failure that it raises the VM goes.
 
     Raises:
         Failure: whatever stands in the way.
@@ -36,6 +43,7 @@ def new_vm(run: Run, *, hard_end: float = math.inf, scarce: Collection[str] = ()
     lifetime = replace(lifetime, hard_end=min(lifetime.hard_end, hard_end))
     try:
         with bring_up(run, lifetime, scarce) as instance:
+            wanted()
             make_ready(run, instance)
     except Failure as failure:
         # After a conflict, what is there under this name is another job's of this run.
