@@ -224,6 +224,16 @@ def test_a_connection_that_breaks_is_not_the_checkpoints_to_tell(stage: Stage) -
     assert stage.log == ""
 
 
+@pytest.mark.parametrize(("end_at", "verbs"), [("look", ["look"]), ("keep", ["look", "keep", "look"])])
+def test_after_the_end_nothing_more_is_asked_of_the_vm(stage: Stage, end_at: str, verbs: list[str]) -> None:
+    """Whoever brings the last of it home keeps and chooses there, too."""
+    checkpoints = following(stage)
+    write(stage, "checkpoints/a", b"1")
+    stage.machine.before[end_at] = lambda: checkpoints.end(0)
+    assert checkpoints.bring_home() == 0
+    assert stage.machine.verbs() == verbs
+
+
 def test_after_the_end_what_is_still_under_way_changes_nothing(stage: Stage) -> None:
     checkpoints = following(stage)
     write(stage, "checkpoints/a", b"1")

@@ -145,7 +145,8 @@ class Checkpoints:
         self._before = seen
         own = {name: one for name, one in seen.items() if _is_below(name, self._paths)}
         new = {name: one for name, one in own.items() if not one.written and one.state != self._at_home.get(name)}
-        if not new:
+        # After the end others keep and choose on the VM: what was not begun by then stays so.
+        if not new or self._over:
             return 0
         first = self._keep(new, self._paths)
         self._run.clock.sleep(SETTLE_SECONDS)
@@ -238,7 +239,7 @@ class Checkpoints:
         What the program has removed goes here too, but only once something newer has come.
         """
         run = self._run
-        if not whole:
+        if not whole or (self._over and not last):
             return 0
         beside = run.job.scratch / ("last-checkpoints" if last else "checkpoints")
         got = bring(replace(run, outputs=beside), self._machine, self._kept, paths, seconds)
