@@ -11,6 +11,7 @@ import csv
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -179,7 +180,8 @@ def history_of(metrics: Any) -> dict[Series, list[float]]:
             is_loss = plain.endswith("loss") or plain in ("training", "held out", "validation")
             if is_loss and isinstance(value, int | float) and not isinstance(value, bool):
                 series: Series = "validation" if _VALIDATION.search(plain.encode()) else "training"
-                told.setdefault(series, float(value))
+                with suppress(OverflowError):  # JSON's integers have no end
+                    told.setdefault(series, float(value))
         for series, number in told.items():
             found.setdefault(series, []).append(number)
     return found

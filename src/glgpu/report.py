@@ -6,7 +6,6 @@ holds no script and asks nobody for anything, and forbids itself both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +25,8 @@ from glgpu.run_record import Event
 
 GAP_SECONDS, GAP_STEPS = 60.0, 5
 """Samples that lie further apart are not joined."""
+LARGEST = 1e300
+"""Values beyond it are told, and not drawn."""
 
 
 @dataclass(frozen=True)
@@ -142,25 +143,25 @@ class _Page:
 
     # --- charts
 
-    def _time_axis(self, times: Iterable[float]) -> Axis:
+    def _time_axis(self, times: Sequence[float]) -> Axis:
         """Seconds since the training's start, for all charts alike where there was one."""
         begin, end = self._span or (min(times), max(times))
         return Axis("time since the training began", 0, max(end - begin, 1.0), _clock, nice_time_step)
 
-    def _begin(self, times: Iterable[float]) -> float:
+    def _begin(self, times: Sequence[float]) -> float:
         return self._span[0] if self._span else min(times)
 
     def _losses(self) -> str:
         losses = sorted(self._facts.losses, key=lambda loss: loss.at)
-        finite = [one for one in losses if math.isfinite(one.value)]
+        finite = [one for one in losses if _drawable(one.value)]
         notes = ""
         if len(finite) < len(losses):
-            first = next(one for one in losses if not math.isfinite(one.value))
-            when = _clock(max(0.0, first.at - self._begin(one.at for one in losses)))
+            first = next(one for one in losses if not _drawable(one.value))
+            when = _clock(max(0.0, first.at - self._begin([one.at for one in losses])))
             notes = self._note(f"The loss was {first.value} for the first time at {when}.")
         if finite:
-            across = self._time_axis(one.at for one in finite)
-            begin = self._begin(one.at for one in finite)
+            times = [one.at for one in finite]
+            across, begin = self._time_axis(times), self._begin(times)
             lines = [
                 Line(series, [(min(max(0.0, one.at - begin), across.high), one.value) for one in finite
                               if one.series == series])
@@ -168,7 +169,7 @@ class _Page:
             ]  # fmt: skip
             up = Axis("loss", *fitting([one.value for one in finite]))
             return chart("Loss over time", lines, across, up) + notes
-        history = {name: [v for v in values if math.isfinite(v)] for name, values in self._facts.history.items()}
+        history = {name: [v for v in values if _drawable(v)] for name, values in self._facts.history.items()}
         if any(history.values()):
             lines = [Line(name, list(enumerate(values, 1))) for name, values in history.items() if values]
             most = max(len(line.points) for line in lines)
@@ -206,9 +207,10 @@ class _Page:
         ]  # fmt: skip
         header = ["", "mean use", "idle", "most memory", "warmest", "mean power"]
         warned = [
-            f"Idle for {spoken(number_of(event.facts.get('seconds')) or 0)}: {SPOKEN.get(reason, reason)}."
+            f"Idle for {spoken(number_of(event.facts.get('seconds')) or 0)}: {told}."
             for event in self._facts.events if event.what == "gpu-idle"
             for reason in [event.facts.get("reason", "")]
+            for told in [next((text for word, text in SPOKEN.items() if word == reason), reason)]
         ]  # fmt: skip
         return drawn + self._table("numbers", header, rows) + "".join(map(self._note, warned))
 
@@ -282,6 +284,11 @@ class _Page:
         lines.append(("this page is of", _date(self._facts.now)))
         rows = "".join(f"<dt>{self._say(name)}</dt><dd>{self._say(value)}</dd>" for name, value in lines)
         return f"<dl>{rows}</dl>"
+
+
+def _drawable(value: float) -> bool:
+    """Whether an axis can hold it: a loss that goes astray passes the largest number on its way to infinity."""
+    return abs(value) <= LARGEST
 
 
 def _clock(seconds: float) -> str:

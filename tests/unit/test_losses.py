@@ -111,6 +111,7 @@ def test_a_line_of_the_file_that_is_none_is_passed_over(line: str) -> None:
         ({"history": [{"loss": 1, "val_loss": 2, "accuracy": 3}]}, {"training": [1.0], "validation": [2.0]}),
         ({"history": [1, None, {"loss": "high"}, {"loss": True}]}, {}),
         ({"history": {"loss": [1]}}, {}),
+        ({"history": [{"loss": 10**400, "val_loss": 2}]}, {"validation": [2.0]}),
         ([1], {}),
     ],
 )  # fmt: skip

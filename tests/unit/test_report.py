@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fakes import Stage, refusal
 from glgpu.charts import Axis, Line, chart, fitting, nice_step, nice_time_step, thinned
@@ -45,6 +47,22 @@ LOSSES = [Loss(110 + n, "training", 3 - n / 100) for n in range(280)]
 def page(**facts: Any) -> str:
     whole: dict[str, Any] = {"run": "r", "events": events(), "now": 460.0, "samples": SAMPLES, "losses": LOSSES}
     return report_html(Facts(**{**whole, **facts}))
+
+
+NUMBERS = st.sampled_from([0.0, -1.5, 5e-324, 1.7e308, -1.7e308, math.inf, math.nan]) | st.floats()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    losses=st.lists(st.builds(Loss, st.integers(0, 500), st.sampled_from(["training", "validation"]), NUMBERS)),
+    history=st.dictionaries(st.sampled_from(["training", "validation"]), st.lists(NUMBERS, max_size=4)),
+    taken_up=st.booleans(),
+)
+def test_whatever_the_losses_are_and_whoever_began_the_training_there_is_a_page(
+    losses: list[Loss], history: dict[str, list[float]], taken_up: bool
+) -> None:
+    told = [one for one in events() if one.what != "container-started"] if taken_up else events()
+    assert Tags(page(losses=losses, history=history, events=told)).open == []
 
 
 class Tags(HTMLParser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -469,6 +470,23 @@ def test_one_run_of_the_branch_that_lives_on_does_not_save_the_others(stage: Sta
 
     assert code_of(destroy_branch, stage.run, named) == 30
     assert len(stage.cloud.vms) == 1
+
+
+def test_a_job_that_takes_a_training_up_reports_the_losses_that_it_hears(provisioned: Stage) -> None:
+    machine = provisioned.machine
+    machine.log = [(f"2026-11-23T20:00:0{n}.000000001Z", b"loss %d.5\n" % (9 - n)) for n in range(5)]
+    machine.refuse["logs"] = refusal(ErrorClass.INTERRUPTED)
+    assert code_of(train, provisioned.run) == 19
+    machine.refuse.clear()
+    # The next try is another job, which has nothing of the first one.
+    shutil.rmtree(provisioned.run.outputs)
+    path = provisioned.run.outputs / "glgpu/run.json"
+    run = provisioned.run
+    provisioned.use(record=RunRecord(path, str(run.name), "6", provisioned.clock, run.console.masker))
+    train(provisioned.run)
+    report = (provisioned.run.outputs / "glgpu/report.html").read_text()
+    assert "Loss over time" in report
+    assert "The training ended well" in report
 
 
 def test_the_commit_in_the_record_is_the_pipelines(provisioned: Stage) -> None:
