@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import gitlab
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes import Stage
+from glgpu.clients.gitlab_project import GitlabProject
 from glgpu.errors import EXIT_CODES, EXIT_MEANINGS, ErrorClass, Failure, gravest, one_line, unwrapped
 
 SOURCE = Path(__file__).resolve().parents[2] / "src/glgpu"
@@ -96,6 +99,23 @@ def test_a_signal_within_a_library_is_not_taken_for_its_error() -> None:
     with pytest.raises(Failure) as caught, unwrapped():
         parsing(signal)
     assert caught.value is signal
+
+
+@pytest.mark.parametrize("ask", ["parts", "deploy_tokens"])
+def test_a_signal_while_gitlabs_answer_is_read_is_no_answer(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    def http_list(*_: object, **__: object) -> None:
+        try:
+            raise Failure(ErrorClass.INTERRUPTED, "interrupted by SIGTERM", "run it again")
+        except Exception as error:
+            raise gitlab.GitlabParsingError("Failed to parse the server message") from error
+
+    monkeypatch.setattr(gitlab.Gitlab, "http_list", http_list)
+    forge = GitlabProject(stage.run.job)
+    with pytest.raises(Failure) as caught:
+        forge.parts(stage.run.name) if ask == "parts" else forge.deploy_tokens()
+    assert caught.value.klass is ErrorClass.INTERRUPTED
 
 
 def test_a_failure_that_is_being_dealt_with_is_not_taken_for_a_later_one() -> None:

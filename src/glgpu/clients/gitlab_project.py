@@ -409,7 +409,8 @@ class GitlabProject:
     def _of_packages(self, doing: str, call: Callable[[], Any]) -> Any:
         """A call to the package registry, whose refusals mean something else than those of the project."""
         try:
-            return call()
+            with unwrapped():
+                return call()
         except gitlab.exceptions.GitlabError as error:
             raise self._not_kept(error.response_code or 0, str(error), doing) from None
         except requests.RequestException as error:
