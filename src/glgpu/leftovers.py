@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from glgpu.lifetime import Until, spoken
-from glgpu.run_names import ReadName, ref_slug
+from glgpu.run_names import ReadName, ref_slug, without_cell
 from glgpu.settings import LONGEST_MAX_HOURS
 
 OVER = frozenset({"success", "failed", "canceled", "skipped", "manual"})
@@ -244,7 +244,8 @@ def ends_of(vm: Vm, outlook: Outlook, jobs: Mapping[str, str], auto_stop: float 
             ends.append(End(saved if off else "its own power-off, once its training is over and saved"))
         ends.append(End("cleanup, at its deadline", vm.soft_end))
     elif not verdict.goes:
-        waiting = [name for name, status in jobs.items() if name.endswith("destroy") and status not in OVER]
+        destroys = {name: status for name, status in jobs.items() if without_cell(name).endswith("destroy")}
+        waiting = [name for name, status in destroys.items() if status not in OVER]
         ends += [End(f"the job {name} of its pipeline ({jobs[name]})") for name in waiting]
         if not waiting and vm.run.pipeline is None:
             ends.append(End("whoever started it, with `glgpu destroy`"))

@@ -136,6 +136,11 @@ def read_name(name: str) -> ReadName | None:
     return ReadName(found[1], int(found[2]), found[3], cast(Kind, found[4]))
 
 
+def without_cell(job: str) -> str:
+    """A job's name without its place in a ``parallel: matrix``: ``train`` of ``train: [2]``."""
+    return job.partition(": [")[0]
+
+
 def laptop_run(user: str, host: str, now: float) -> str:
     """The run part of a name for a run that no pipeline started."""
     return f"u{hashlib.sha256(f'{user}@{host}'.encode()).hexdigest()[:8]}-{int(now)}"

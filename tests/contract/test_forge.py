@@ -290,6 +290,19 @@ def test_job_names_with_a_prefix_are_found(world: Lab, tmp_path: Path) -> None:
     assert not client(world, tmp_path, CI_JOB_NAME="train").destroy_is_over(pipeline)
 
 
+def test_of_a_matrix_each_job_means_those_of_its_own_run_and_the_stop_job_all(world: Lab, tmp_path: Path) -> None:
+    pipeline = str(destroy_job(world, "gpu-destroy: [2]", "success").pipeline.id)
+    assert client(world, tmp_path, CI_JOB_NAME="gpu-train: [2]").destroy_is_over(pipeline)
+    assert not client(world, tmp_path, CI_JOB_NAME="gpu-train: [1]").destroy_is_over(pipeline)
+    gitlab, adopted = world.world.gitlab, world.adopted
+    waiting = gitlab.create_pipeline(adopted.project, "matrix", adopted.sha, "push", adopted.user)
+    names = [f"gpu-train: [{number}]" for number in (1, 2)]
+    for name in names:
+        gitlab.create_job(waiting, name, "train").status = "pending"
+    held = client(world, tmp_path, CI_JOB_NAME="gpu-stop").hold_back("matrix")
+    assert sorted(held) == [f"{name} of pipeline {waiting.id}" for name in names]
+
+
 def test_a_run_of_a_laptop_has_no_pipeline_to_ask_for(world: Lab, tmp_path: Path) -> None:
     before = len(world.requests("gitlab"))
     assert not client(world, tmp_path).destroy_is_over("u01234567-1763900000")

@@ -205,7 +205,9 @@ def ending(stage: Stage, **options: Any) -> Failure:
     return caught.value
 
 
-def test_everything_of_a_run_that_is_over_goes(orphan: Stage) -> None:
+@pytest.mark.parametrize("provision", ["gpu-provision", "provision: [2]"])
+def test_everything_of_a_run_that_is_over_goes(orphan: Stage, provision: str) -> None:
+    orphan.forge.environment_list = [replace(orphan.forge.environment_list[0], job=provision)]
     clean(orphan)
     assert there(orphan) == {"key somebody else's"}
     assert orphan.forge.environment_list == []

@@ -42,10 +42,11 @@ def ends(one: Vm, pipeline: str | None, jobs: dict[str, str], auto_stop: float |
     return [end.by if end.at is None else f"{end.by} {end.at - NOW:.0f}" for end in told]
 
 
-def test_a_claimed_vm_ends_with_its_destroy_job_and_at_last_by_google() -> None:
-    jobs = {"train": "running", "gpu-destroy": "created", "stop": "manual"}
+@pytest.mark.parametrize("name", ["gpu-destroy", "destroy: [2]"])
+def test_a_claimed_vm_ends_with_its_destroy_job_and_at_last_by_google(name: str) -> None:
+    jobs = {"train": "running", name: "created", "stop": "manual"}
     assert ends(vm(), "running", jobs) == [
-        "the job gpu-destroy of its pipeline (created)", "Google, at its hard end 3600",
+        f"the job {name} of its pipeline (created)", "Google, at its hard end 3600",
     ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from glgpu.interfaces import (
     Made,
 )
 from glgpu.job import Job
-from glgpu.run_names import AnyName, Kind, RunName
+from glgpu.run_names import AnyName, Kind, RunName, without_cell
 
 T = TypeVar("T")
 CALL_SECONDS = 30.0
@@ -253,11 +253,12 @@ class GitlabProject:
         doing, path = "looking for jobs that would bring up a VM", f"{self._project_path}/pipelines"
         newest = self._call(doing, lambda: self._client.http_list(path, {"ref": ref}, get_all=False, per_page=100))
         held = []
+        waits = {without_cell(self._named(stage)): statuses for stage, statuses in BRINGING_UP.items()}
         for pipeline in newest:
             if pipeline["status"] in OVER:
                 continue
             for job in self._call(doing, partial(self._jobs, str(pipeline["id"]))):
-                if any(job.name == self._named(stage) and job.status in when for stage, when in BRINGING_UP.items()):
+                if job.status in waits.get(without_cell(job.name), ()):
                     self._call(
                         f"cancelling the job {job.name}",
                         self._administered.jobs.get(job.id, lazy=True).cancel,
@@ -729,10 +730,11 @@ class GitlabProject:
         )
 
     def _named(self, stage: str) -> str:
-        """The name of a stage's job: whatever our own job's name has before its stage, every other's has too."""
+        """The name of a stage's job: what our own job's name has before and behind its stage, every other's has too."""
         own = self._job.variables.get("CI_JOB_NAME", "")
-        prefix = next((own.removesuffix(one) for one in STAGES if own.endswith(one)), "")
-        return prefix + stage
+        name = without_cell(own)
+        prefix = next((name.removesuffix(one) for one in STAGES if name.endswith(one)), "")
+        return prefix + stage + own.removeprefix(name)
 
     def _jobs(self, pipeline: str) -> list[Any]:
         jobs = self._administered.pipelines.get(int(pipeline), lazy=True).jobs

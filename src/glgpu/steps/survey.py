@@ -13,7 +13,7 @@ from typing import TypeVar
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import ForgeEnvironment, Instance, Made
 from glgpu.leftovers import Outlook, Thing, Vm, What, World
-from glgpu.run_names import PREFIX, ReadName, read_name, server_hash
+from glgpu.run_names import PREFIX, ReadName, read_name, server_hash, without_cell
 from glgpu.steps.context import Run, hard_end_of, price_of, ref_of
 
 T = TypeVar("T")
@@ -189,7 +189,8 @@ class _ForgeLook:
         found += _things("Terraform state", self._or_note(states))
         found = [one for one in found if (one.run.server, one.run.project_id) == self._where]
         listed = self._or_note(environments)
-        self.environments = [one for one in listed if one.name.startswith(ENVIRONMENTS) and one.job.endswith(DEPLOYS)]
+        deployed = [one for one in listed if without_cell(one.job).endswith(DEPLOYS)]
+        self.environments = [one for one in deployed if one.name.startswith(ENVIRONMENTS)]
         for one in self.environments:
             if one.pipeline is not None:
                 last = ReadName(*self._where, str(one.pipeline), "train")
