@@ -185,7 +185,7 @@ def make_origin(
         overrides: ``section.key=value`` from the command line.
 
     Raises:
-        Failure: USAGE, where nothing says which run of which project is meant; CONFIG.
+        Failure: USAGE, where nothing says which run of which project is meant; GITLAB_AUTH; CONFIG.
     """
     own = {**environment, **_given(server, project), **({"GLGPU_RUN": run} if run else {})}
     clock = SystemClock()
@@ -198,6 +198,12 @@ def make_origin(
             "name its pipeline: `glgpu fetch 1234`; the number stands in the pipeline's address",
         )
     job = _placed(job, folder)
+    if not (job.project_id or job.gitlab_token):
+        raise Failure(
+            ErrorClass.GITLAB_AUTH,
+            f"GLGPU_GITLAB_TOKEN is not set: without it GitLab tells nothing of {job.project_path}",
+            "set GLGPU_GITLAB_TOKEN to a token of your own; the scope read_api will do",
+        )
     forge = GitlabProject(job)
     if not job.project_id:
         job = replace(job, project_id=forge.number())

@@ -222,3 +222,12 @@ def test_a_project_folder_that_cannot_be_written_is_40(tmp_path: Path) -> None:
     told = wired(tmp_path)
     assert told.exit_code == 40
     assert "Traceback" not in told.output
+
+
+def test_fetch_on_a_laptop_says_which_token_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("CI_", "GLGPU_"))]:
+        monkeypatch.delenv(name)
+    where = ["--gitlab", "https://gitlab.example.com", "--project", "team/model", "--to", str(tmp_path)]
+    told = CliRunner().invoke(cli, ["fetch", "1234", *where])
+    assert told.exit_code == 12, told.output
+    assert "the scope read_api will do" in told.output
