@@ -165,9 +165,12 @@ def test_a_checkout_of_another_commit_is_refused(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("verb", ["unpack", "overlay"])
-def test_code_that_does_not_arrive_is_a_failure(stage: Stage, verb: str) -> None:
-    stage.machine.said[verb] = done("", 1)
-    assert job_failure(stage).exit_code == 17
+@pytest.mark.parametrize(("said", "code"), [(1, 17), (255, 13)])
+def test_code_that_does_not_arrive_is_a_failure_and_of_the_way_where_that_broke(
+    stage: Stage, verb: str, said: int, code: int
+) -> None:
+    stage.machine.said[verb] = done("", said)
+    assert job_failure(stage).exit_code == code
 
 
 def test_a_laptop_says_which_files_differ_from_the_commit(stage: Stage) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -293,6 +293,54 @@ def test_whatever_ends_it_after_a_preemption_what_is_home_has_to_fit_into_the_ar
     assert caught.value.exit_code not in (19, 23)
     assert (trainer.stage.run.outputs / "checkpoints/step").read_bytes() == b"whole 5"
     assert moved == [True]
+
+
+def breaks_for_a_while(trainer: Trainer, verb: str) -> Callable[[], None]:
+    """Something that happens: from then on the connection breaks at a question, until somebody waits."""
+
+    def broken() -> None:
+        trainer.said[verb] = done("", 255, "Connection reset by peer")
+        trainer.stage.clock.at(1, lambda: trainer.said.pop(verb) and None)
+
+    return broken
+
+
+@pytest.mark.parametrize("verb", ["unpack", "put", "start"])
+def test_a_connection_that_breaks_before_the_training_goes_on_loses_no_checkpoint(trainer: Trainer, verb: str) -> None:
+    """A later try of the job would find this VM, and have nothing to put back there."""
+    trainer.notices = [5]
+    trainer.before["set-home"] = breaks_for_a_while(trainer, verb)
+    train(trainer.stage.run)
+    assert trainer.seen == [None, b"whole 5"]
+    assert weights(trainer.stage) == WHOLE
+    assert len(trainer.stage.stacks) == 2
+
+
+def test_a_second_vm_that_lets_nobody_in_is_replaced_by_a_third(trainer: Trainer) -> None:
+    stage = trainer.stage
+    trainer.notices = [5]
+    buys = stage.applies
+
+    def deaf(stack: FakeStack) -> None:
+        buys(stack)
+        trainer.reachable = len(stage.stacks) != 2
+
+    stage.applies = deaf
+    train(stage.run)
+    assert trainer.seen == [None, b"whole 5"]
+    assert len(stage.stacks) == 3
+    assert weights(stage) == WHOLE
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_breaks_time_after_time_ends_the_job(trainer: Trainer, first: bool) -> None:
+    trainer.notices = [5]
+    broken = done("", 255, "Connection reset by peer")
+    trainer.before["unpack" if first else "set-home"] = lambda: trainer.said.update(unpack=broken)
+    with pytest.raises(Failure) as caught:
+        train(trainer.stage.run)
+    assert caught.value.klass is ErrorClass.SSH
+    assert trainer.verbs().count("unpack") == (1 if first else 2 + preemption.MOST_AGAIN)
 
 
 def end_the_run(stage: Stage) -> None:

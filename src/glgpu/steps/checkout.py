@@ -114,9 +114,10 @@ def _by_job(run: Run, machine: Machine) -> None:
                 stream.stdin.close()
             except BrokenPipeError:
                 pass  # the exit code and its reason tell more
-            if stream.wait(900) != 0:
+            code = stream.wait(900)
+            if code != 0:
                 raise Failure(
-                    ErrorClass.CODE,
+                    ErrorClass.SSH if code == 255 else ErrorClass.CODE,
                     f"the code could not be brought to the VM: {stream.complaint}",
                     "retry the job",
                     stream.complaint,

@@ -28,6 +28,9 @@ from glgpu.steps.ready import new_vm
 
 MOST_VMS = 10
 """How many VMs a job brings up for its training, one after another."""
+MOST_AGAIN = 3
+"""How often what broke between two VMs is tried again: a later try of the job would begin without the checkpoints."""
+AGAIN_SECONDS = 10.0
 LEAST_SECONDS = 5 * 60.0
 """What the job's time and the VM's must still hold for another VM to be worth its boot."""
 NOTICE_SECONDS = 30.0
@@ -49,6 +52,8 @@ NO_OTHER = (*WORST_LAST, ErrorClass.QUOTA_GLOBAL, ErrorClass.LIVE_VMS)
 """Why there is no other VM to go on with."""
 BROKEN = (ErrorClass.SSH, ErrorClass.CODE, ErrorClass.DRIVER, ErrorClass.IMAGE_PULL, ErrorClass.NOT_FOUND)
 """What work on a VM ends with that goes meanwhile, whoever takes it."""
+PASSING = (ErrorClass.SSH, ErrorClass.NETWORK, ErrorClass.TRANSIENT, ErrorClass.RATE_LIMIT)
+"""What may go well a little later."""
 REMEDY = "retry the job; `spot: never` buys a VM that is not preempted"
 KILLED = 137
 """Exit code of a program that got SIGKILL."""
@@ -96,15 +101,17 @@ class Tries:
     Attributes:
         told: What they have printed.
         steps: Hears what the current one prints.
+        runs: Whether the program runs on it, or has: a later try of the job would take it up.
     """
 
     def __init__(self, run: Run) -> None:
         self.told = Told()
         self.steps = Steps()
+        self.runs = False
         self._run = run
         self._home = Home()
         self._taken: list[Instance] = []
-        self._bought = 0
+        self._bought = self._again = 0
         self._known: set[str] = set()
         self._begun = run.clock.now()
         self._ended_at: float | None = None
@@ -210,14 +217,14 @@ class Tries:
         raise Failure(ErrorClass.PREEMPTED, f"Google took the VM {instance.name} in {instance.zone} away", REMEDY)
 
     def next_vm(self, instance: Instance, failure: Failure) -> Instance:
-        """Another VM, after a failure on one that Google has taken away.
+        """The VM to go on with after a failure: another one, where Google has taken this one away.
 
         Args:
             instance: The VM.
             failure: What ended the work on it.
 
         Raises:
-            Failure: the same, where Google has not taken it away; else why there is no other VM.
+            Failure: the same, where neither another VM nor another try can help; else why there is no other VM.
         """
         try:
             return self._next_vm(instance, failure)
@@ -237,6 +244,8 @@ class Tries:
 
     def _next_vm(self, instance: Instance, failure: Failure) -> Instance:
         run = self._run
+        if not self.runs and self._once_more(failure):
+            return instance
         if failure.klass is not ErrorClass.PREEMPTED or not (instance.id in self._known or self._took({instance.id})):
             raise failure
         self._note(instance)
@@ -272,11 +281,21 @@ class Tries:
                     return new_vm(run, hard_end=hard_end, scarce=scarce, wanted=self._insist_on_need)
                 except Failure as failure:
                     may_be = failure.klass in (ErrorClass.PREEMPTED, *BROKEN)
-                    if not (may_be and self._took(before, others=True)):
+                    if may_be and self._took(before, others=True):
+                        run.console.say(f"{failure.klass}: {failure.cause}")
+                    elif not self._once_more(failure):
                         raise
-                    run.console.say(f"{failure.klass}: {failure.cause}")
         cause = f"Google took away {self._bought} VMs of this job, one after another"
         raise Failure(ErrorClass.PREEMPTED, cause, REMEDY)
+
+    def _once_more(self, failure: Failure) -> bool:
+        """Whether what broke is tried again by this job, which alone has the checkpoints at hand."""
+        if not self._taken or failure.klass not in PASSING or self._again >= MOST_AGAIN:
+            return False
+        self._again += 1
+        self._run.console.say(f"{failure.klass}: {failure.cause}; trying again")
+        self._run.clock.sleep(AGAIN_SECONDS)
+        return True
 
     def _insist_on_need(self) -> None:
         """See that nobody has ended this job, or all of its run, while it had no VM.
@@ -363,6 +382,7 @@ class Tries:
         lost = max(0.0, (self._ended_at or 0.0) - max(self._begun, newest or self._begun))
         price = price_of(instance)
         self._taken.append(instance)
+        self.runs, self._again = False, 0
         self._last_step, self.steps = self.steps.last, Steps()
         run.record.add(
             "preempted",
