@@ -185,7 +185,7 @@ def test_a_broken_connection_is_13(training: Stage) -> None:
 
 def test_the_helper_of_the_run_is_left_as_it_is(training: Stage) -> None:
     ssh(visitor(training))
-    assert training.machine.verbs() == ["true", "attached"]
+    assert training.machine.verbs() == ["true", "attached", "hang-up"]
 
 
 @pytest.mark.parametrize("klass", [ErrorClass.INTERRUPTED, ErrorClass.SSH])
