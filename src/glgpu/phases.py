@@ -14,6 +14,7 @@ BEGINS: Mapping[str, str] = {
     "vm-ready": "The VM waits for its job",
     "vm-claimed": "Code and image come to it",
     "container-started": "Training",
+    "training-taken-up": "Training",
     "training-ended": "Outputs come home",
     "outputs-home": "The VM is released",
     "gpu-released": "Until the proof that all is gone",

@@ -272,12 +272,13 @@ def test_a_run_without_any_event_has_no_report(stage: Stage) -> None:
     assert not (stage.run.outputs / REPORT_FILE).exists()
 
 
-def test_destroy_completes_the_report_with_what_train_has_left(stage: Stage) -> None:
+@pytest.mark.parametrize("begun", ["container-started", "training-taken-up"])
+def test_destroy_completes_the_report_with_what_train_has_left(stage: Stage, begun: str) -> None:
     sampled = csv_text([Sample(1_763_900_000, 0, 42, 1, 2, 3, 4, 5, 6)])
     stage.forge.artifacts["1001", "train", "outputs/glgpu/gpu.csv"] = sampled
     take_over_charts(stage.run)
     assert stage.forge.verbs() == []
-    stage.run.record.add("container-started", image="i", pinned="p")
+    stage.run.record.add(begun)
     take_over_charts(stage.run)
     assert (stage.run.outputs / "glgpu/gpu.csv").read_text() == sampled
     write_report(stage.run)

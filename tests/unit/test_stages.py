@@ -486,6 +486,7 @@ def test_a_job_that_takes_a_training_up_reports_the_losses_that_it_hears(provisi
     train(provisioned.run)
     report = (provisioned.run.outputs / "glgpu/report.html").read_text()
     assert "Loss over time" in report
+    assert "<th>Training</th>" in report
     assert "The training ended well" in report
 
 

@@ -123,6 +123,7 @@ def _train_behind(run: Run, instance: Instance, way: Way, tries: Tries) -> bool:
             container.start(work, guest.home)
         else:
             run.console.say("the training was started by an earlier job: attaching to it")
+            run.record.add("training-taken-up")
         tries.runs = True
         if leaves:
             hand_over(run, instance, guest)

@@ -71,7 +71,7 @@ def take_over_charts(run: Run) -> None:
     Raises:
         Failure: INTERRUPTED.
     """
-    if run.record.find("container-started") is None:
+    if not any(run.record.find(what) for what in ("container-started", "training-taken-up")):
         return
     for name in (SAMPLES_FILE, LOSSES_FILE):
         path = run.outputs / name
