@@ -220,6 +220,13 @@ def test_the_destroy_job_s_rescue_brings_them_home_after_that(stage: Stage) -> N
     assert BIG in kept(stage).values()
 
 
+def test_what_a_job_that_was_cut_off_between_two_vms_has_at_home_is_made_to_fit(full: Stage) -> None:
+    """In its after_script there is no VM to save anything from, and the upload is yet to come."""
+    rescue(full.run)
+    assert not (full.run.outputs / "weights/big").exists()
+    assert [part.size for part, _ in full.forge.kept.values()].count(len(BIG)) == 1
+
+
 def test_the_last_copy_that_nobody_takes_is_put_aside_and_the_rescue_fails(stage: Stage) -> None:
     stage.set(storage={"artifact_mb": 1})
     stage.machine.files = {"weights/big": Entry(BIG), "weights/small": Entry(b"s")}

@@ -21,6 +21,7 @@ from glgpu.stages.authorize import authorize
 from glgpu.stages.destroy import destroy, destroy_branch, destroy_cloud_only
 from glgpu.stages.provision import provision
 from glgpu.stages.train import train
+from glgpu.steps.annotate import annotate
 from glgpu.steps.context import Run
 
 
@@ -360,6 +361,17 @@ def test_a_signal_during_the_rescue_does_not_end_the_teardown(provisioned: Stage
     provisioned.machine.refuse["begin"] = refusal(ErrorClass.INTERRUPTED)
     assert code_of(destroy, provisioned.run) == 19
     assert provisioned.cloud.vms == {}
+
+
+@pytest.mark.parametrize(("status", "kept"), [("timedout", True), ("", False)])
+def test_after_script_keeps_the_links_of_its_own_job_and_another_job_begins_without(
+    stage: Stage, status: str, kept: bool
+) -> None:
+    annotate(stage.run, "train's", "https://example.com/weights")
+    stage.job(status=status)
+    destroy(stage.run)
+    text = (stage.run.outputs / "glgpu/annotations.json").read_text()
+    assert ("https://example.com/weights" in text) is kept
 
 
 @pytest.mark.parametrize("strikes", ["shutil.rmtree", "of_run", "artifact"])

@@ -16,11 +16,12 @@ LONGEST_LABEL = 120
 
 
 def begin_annotations(run: Run) -> None:
-    """Begin without links: what lies there came with the artifacts of another job.
+    """Begin without links: what lies there came with the artifacts of another job, unless this is after_script.
 
     There is always a report, since the Runner complains in red of one that is not there.
     """
-    _write(run, [])
+    if not (run.job.status and (run.artifacts / ANNOTATIONS).exists()):
+        _write(run, [])
 
 
 def annotate(run: Run, label: str, address: str) -> None:

@@ -44,6 +44,9 @@ def rescue(run: Run, *, most: float | None = None) -> None:
         _insist(failure)
         run.console.say(f"the cloud cannot be asked what is not home: {failure.cause}")
         return
+    if not found:
+        # A job that was cut off between two VMs has at home all that there is.
+        lost = _handed_over(run)
     for instance in found:
         knowing = run.knowing(instance)
         own = knowing.settings.limits.rescue_minutes * 60.0
