@@ -292,8 +292,8 @@ def test_job_names_with_a_prefix_are_found(world: Lab, tmp_path: Path) -> None:
 
 def test_of_a_matrix_each_job_means_those_of_its_own_run_and_the_stop_job_all(world: Lab, tmp_path: Path) -> None:
     pipeline = str(destroy_job(world, "gpu-destroy: [2]", "success").pipeline.id)
-    assert client(world, tmp_path, CI_JOB_NAME="gpu-train: [2]").destroy_is_over(pipeline)
-    assert not client(world, tmp_path, CI_JOB_NAME="gpu-train: [1]").destroy_is_over(pipeline)
+    assert client(world, tmp_path, CI_JOB_NAME="gpu-train: [2]").destroy_is_over(f"{pipeline}-2")
+    assert not client(world, tmp_path, CI_JOB_NAME="gpu-train: [1]").destroy_is_over(f"{pipeline}-1")
     gitlab, adopted = world.world.gitlab, world.adopted
     waiting = gitlab.create_pipeline(adopted.project, "matrix", adopted.sha, "push", adopted.user)
     names = [f"gpu-train: [{number}]" for number in (1, 2)]

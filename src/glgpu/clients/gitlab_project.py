@@ -240,6 +240,7 @@ class GitlabProject:
         When an earlier job is retried, GitLab runs later ones again that were skipped, and no others
         (`Ci::ResetSkippedJobsService`). False where it cannot be known.
         """
+        pipeline = _of_matrix(pipeline)
         if not (self.may_administer and pipeline.isdigit()):
             return False
         found = self._call("looking at the pipeline's jobs", lambda: self._jobs(pipeline), missing_is_none=True)
@@ -269,6 +270,7 @@ class GitlabProject:
 
     def artifact(self, pipeline: str, job: str, path: str) -> str | None:
         """A file from a job's artifacts, or None."""
+        pipeline = _of_matrix(pipeline)
         if not (self.may_administer and pipeline.isdigit()):
             return None
         found = self._call("looking at the pipeline's jobs", lambda: self._jobs(pipeline), missing_is_none=True)
@@ -828,6 +830,11 @@ class GitlabProject:
             "check the network between runner and GitLab, then retry the job",
             str(error),
         )
+
+
+def _of_matrix(run: str) -> str:
+    """The pipeline of a run, which may be one of a matrix there."""
+    return run.partition("-")[0]
 
 
 def _schedule(found: dict[str, Any]) -> ForgeSchedule:
