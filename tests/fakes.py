@@ -637,8 +637,8 @@ class FakeForge(FakeBucket):
         self.visit("artifact", pipeline, job, path)
         return self.artifacts.get((pipeline, job, path))
 
-    def artifact_jobs(self, pipeline: str, names: Sequence[str]) -> list[str]:
-        self.visit("artifact_jobs", pipeline, *names)
+    def artifact_jobs(self, run: str, names: Sequence[str]) -> list[str]:
+        self.visit("artifact_jobs", run, *names)
         return [job for name in names for job, (stage, _) in self.archives.items() if stage == name]
 
     def get_artifacts(self, job: str, begin: int, take: Callable[[bytes], object]) -> None:

@@ -594,8 +594,8 @@ class Forge(StateStore, DropOff, Protocol):
     def artifact(self, pipeline: str, job: str, path: str) -> str | None:
         """A file from a job's artifacts, or None."""
 
-    def artifact_jobs(self, pipeline: str, names: Sequence[str]) -> list[str]:
-        """Ids of a pipeline's jobs with artifacts, of these stages and in their order; the latest try of each."""
+    def artifact_jobs(self, run: str, names: Sequence[str]) -> list[str]:
+        """Ids of the jobs of a run with artifacts, of these stages and in their order; the latest try of each."""
 
     def get_artifacts(self, job: str, begin: int, take: Callable[[bytes], object]) -> None:
         """Get the archive of a job's artifacts from a byte on, piece by piece."""

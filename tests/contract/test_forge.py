@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -301,6 +303,35 @@ def test_of_a_matrix_each_job_means_those_of_its_own_run_and_the_stop_job_all(wo
         gitlab.create_job(waiting, name, "train").status = "pending"
     held = client(world, tmp_path, CI_JOB_NAME="gpu-stop").hold_back("matrix")
     assert sorted(held) == [f"{name} of pipeline {waiting.id}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("run", "own", "expected"),
+    [
+        ("", "gpu-train", ["gpu-train", "gpu-destroy"]),
+        ("", "", ["gpu-train", "gpu-destroy"]),
+        ("-2", "", ["gpu-train: [2]"]),
+    ],
+)
+def test_the_jobs_of_a_run_are_found_by_their_names_or_by_what_they_left(
+    world: Lab, tmp_path: Path, run: str, own: str, expected: list[str]
+) -> None:
+    gitlab, adopted = world.world.gitlab, world.adopted
+    pipeline = gitlab.create_pipeline(adopted.project, "main", adopted.sha, "push", adopted.user)
+    jobs = {}
+    for name, left in {
+        "pretrain": None, "gpu-train": "", "gpu-destroy": "", "gpu-train: [1]": "-1", "gpu-train: [2]": "-2",
+    }.items():  # fmt: skip
+        job = gitlab.create_job(pipeline, name, "any")
+        job.artifacts = tmp_path / f"{job.id}.zip"
+        with zipfile.ZipFile(job.artifacts, "w") as archive:
+            archive.writestr("outputs/model", b"m")
+            if left is not None:
+                record = {"run": f"glgpu-abcdef-{adopted.project.id}-{pipeline.id}{left}-train"}
+                archive.writestr("outputs/glgpu/run.json", json.dumps(record))
+        jobs[str(job.id)] = name
+    forge = client(world, tmp_path, CI_JOB_NAME=own)
+    assert [jobs[one] for one in forge.artifact_jobs(f"{pipeline.id}{run}", ["train", "destroy"])] == expected
 
 
 def test_a_run_of_a_laptop_has_no_pipeline_to_ask_for(world: Lab, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from glgpu.interfaces import (
     Made,
 )
 from glgpu.job import Job
-from glgpu.run_names import AnyName, Kind, RunName, without_cell
+from glgpu.run_names import AnyName, Kind, RunName, read_name, without_cell
 
 T = TypeVar("T")
 CALL_SECONDS = 30.0
@@ -240,7 +240,7 @@ class GitlabProject:
         When an earlier job is retried, GitLab runs later ones again that were skipped, and no others
         (`Ci::ResetSkippedJobsService`). False where it cannot be known.
         """
-        pipeline = _of_matrix(pipeline)
+        pipeline = _pipeline_of(pipeline)
         if not (self.may_administer and pipeline.isdigit()):
             return False
         found = self._call("looking at the pipeline's jobs", lambda: self._jobs(pipeline), missing_is_none=True)
@@ -270,7 +270,7 @@ class GitlabProject:
 
     def artifact(self, pipeline: str, job: str, path: str) -> str | None:
         """A file from a job's artifacts, or None."""
-        pipeline = _of_matrix(pipeline)
+        pipeline = _pipeline_of(pipeline)
         if not (self.may_administer and pipeline.isdigit()):
             return None
         found = self._call("looking at the pipeline's jobs", lambda: self._jobs(pipeline), missing_is_none=True)
@@ -284,12 +284,32 @@ class GitlabProject:
                 return bytes(data).decode("utf-8", "replace") if data is not None else None
         return None
 
-    def artifact_jobs(self, pipeline: str, names: Sequence[str]) -> list[str]:
-        """Ids of a pipeline's jobs with artifacts, of these stages and in their order; the latest try of each."""
-        found = self._call("looking at the pipeline's jobs", lambda: self._jobs(pipeline), missing_is_none=True) or []
+    def artifact_jobs(self, run: str, names: Sequence[str]) -> list[str]:
+        """Ids of the jobs of a run with artifacts, of these stages and in their order; the latest try of each.
+
+        On a laptop nothing tells which prefix their names have, and nowhere which job of a matrix is the run's: the
+        record among their artifacts does.
+        """
+        pipeline, doing = _pipeline_of(run), "looking at the pipeline's jobs"
+        found = self._call(doing, lambda: self._jobs(pipeline), missing_is_none=True) or []
         newest = {job.name: job for job in sorted(found, key=lambda one: int(one.id))}
-        wanted = [newest.get(self._named(name)) for name in names]
-        return [str(job.id) for job in wanted if job is not None and job.attributes.get("artifacts_file")]
+        with_artifacts = [job for job in newest.values() if job.attributes.get("artifacts_file")]
+        return [
+            str(job.id)
+            for name in names
+            for job in with_artifacts
+            if without_cell(job.name).endswith(name)
+            and ((job.name == self._named(name) and run == pipeline) or self._has_record_of(job.id, run))
+        ]
+
+    def _has_record_of(self, job: int, run: str) -> bool:
+        artifact = partial(self._administered.jobs.get(job, lazy=True).artifact, "outputs/glgpu/run.json")
+        data = self._call("looking at a job's record", artifact, missing_is_none=True)
+        try:
+            name = read_name(str(json.loads(data or "")["run"]))
+        except (ValueError, KeyError, TypeError):
+            return False
+        return name is not None and name.run == run
 
     def get_artifacts(self, job: str, begin: int, take: Callable[[bytes], object]) -> None:
         """Get the archive of a job's artifacts from a byte on, piece by piece.
@@ -832,7 +852,7 @@ class GitlabProject:
         )
 
 
-def _of_matrix(run: str) -> str:
+def _pipeline_of(run: str) -> str:
     """The pipeline of a run, which may be one of a matrix there."""
     return run.partition("-")[0]
 

@@ -121,9 +121,9 @@ def _artifacts(origin: Origin, to: Path, note: Elsewhere | None) -> int:
     if run_in(to) and sums and not damaged(to, sums):
         origin.console.say(f"{len(sums)} files are in {to} already")
         return len(sums)
-    pipeline = origin.name.run.partition("-")[0]
-    if origin.forge.may_administer and pipeline.isdigit():
-        jobs = origin.forge.artifact_jobs(pipeline, STAGES)
+    run = origin.name.run
+    if origin.forge.may_administer and not run.startswith("u"):
+        jobs = origin.forge.artifact_jobs(run, STAGES)
     else:
         # A job's token may not look for jobs, but it opens the artifacts of one that it knows.
         note = note or _note_kept(origin)
