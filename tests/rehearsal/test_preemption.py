@@ -106,3 +106,15 @@ def test_whenever_the_vm_is_taken_away_another_one_goes_on(
     assert files["outputs/weights/w"] == b"w"
     assert len(happened(files, "preempted")) == len(strikes)
     assert [one["files"] for one in happened(files, "training-resumed")] == home, log
+
+
+@pytest.mark.every_fault
+@pytest.mark.timeout(700)
+def test_a_program_that_ends_with_0_when_it_is_told_to_end_goes_on_like_any_other(tmp_path: Path) -> None:
+    polite = LASTING_TRAINING.replace("sys.exit(143)", "sys.exit(0)")
+    assert polite != LASTING_TRAINING
+    variables = {"GLGPU_TRAIN_COMMAND": polite, "GLGPU_MACHINE_SPOT": "only", **OUTPUTS}
+    files, log = trained(repository(tmp_path / "tiny"), [("step 5", True)], variables)
+    assert files["outputs/weights/w"] == b"w"
+    assert log.count("step 40") == 1
+    assert len(happened(files, "preempted")) == 1

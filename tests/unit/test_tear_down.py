@@ -494,6 +494,16 @@ def test_a_lock_that_our_own_terraform_left_does_not_keep_the_state(whole: Stage
     assert left(whole) == {}
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_vm_that_somebody_buys_while_the_run_is_torn_down_goes_too(whole: Stage, late: bool) -> None:
+    """A train job between two Spot VMs, which has looked for the run's rules before they went."""
+    another = whole.vm(zone="europe-west1-b", id="another")
+    buys = (lambda: whole.cloud.insert_late(another, 30)) if late else (lambda: whole.cloud.insert(another))
+    whole.cloud.before["delete_rule"] = buys
+    tear_down(whole.run)
+    assert left(whole) == {}
+
+
 # Signals, and the time that there is.
 
 

@@ -55,6 +55,7 @@ class Ending:
     Attributes:
         deleted: The VMs that were asked for, as ``NAME in ZONE``.
         coming: The inserts that were under way at the last look.
+        clear: Whether the last look saw nothing, be it there or coming.
     """
 
     def __init__(self, run: Run, attempts: Attempts) -> None:
@@ -65,6 +66,7 @@ class Ending:
         self._operations: list[Operation] | None = []
         self.deleted: list[str] = []
         self.coming: list[Operation] = []
+        self.clear = False
 
     @property
     def why(self) -> Failure | None:
@@ -108,7 +110,9 @@ class Ending:
         if self._operations is not None:
             self._operations = self._attempts.insist(partial(self._run.cloud.operations, str(self._run.name)))
         self.coming = under_way(self._operations or [])
-        return self._attempts.insist(partial(instances_of, self._run))
+        found = self._attempts.insist(partial(instances_of, self._run))
+        self.clear = found == [] and self._operations is not None and not self.coming
+        return found
 
     def _delete(self, instance: Instance, *, once: bool) -> None:
         """Ask for the end of a VM, unless that is under way; one that was stopped is as alive as any other.

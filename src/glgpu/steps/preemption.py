@@ -300,8 +300,8 @@ class Tries:
     def _insist_on_need(self) -> None:
         """See that nobody has ended this job, or all of its run, while it had no VM.
 
-        A teardown removes the run's firewall rules, which are there since its first VM was reached, and only then
-        proves that nothing is left. So a VM that is bought meanwhile is seen by that proof, or not wanted here.
+        A teardown removes the run's firewall rules, which are there since its first VM was reached, and then looks
+        once more for VMs. So one that is bought meanwhile is seen by it, or not wanted here.
 
         Raises:
             Failure: PREEMPTED.

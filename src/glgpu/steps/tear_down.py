@@ -54,11 +54,15 @@ def tear_down(run: Run, *, hurry: bool = False) -> None:
         attempts.get(partial(_terraform_destroy, run, store, seen or [], patience))
     # Compute Engine's word decides, whatever Terraform said.
     ending.go_on(patience)
+    for rule in (str(run.name), run.name.closed_rule):
+        attempts.insist(partial(run.cloud.delete_rule, rule), removes=f"the firewall rule {rule}")
+    if ending.clear:
+        # A train job between two VMs buys none without rules (steps/preemption.py); one that had still seen them has
+        # begun by now.
+        ending.go_on(patience)
     if ending.why is None:
         # With its VM alive a disk is in use.
         _delete_disks(run, attempts)
-    for rule in (str(run.name), run.name.closed_rule):
-        attempts.insist(partial(run.cloud.delete_rule, rule), removes=f"the firewall rule {rule}")
     if run.forge.may_administer:
         attempts.insist(partial(_revoke, run), removes="the deploy key in GitLab")
         attempts.insist(partial(revoke, run), removes="the deploy token in GitLab")
