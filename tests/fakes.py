@@ -20,6 +20,7 @@ from glgpu.errors import ErrorClass, Failure
 from glgpu.gpu_offers import Rates
 from glgpu.interfaces import (
     AcceleratorType,
+    Admission,
     Backend,
     BootImage,
     CloudProject,
@@ -499,10 +500,13 @@ class FakeStates(Refusing):
 
 
 class FakeBucket(FakeStates):
-    """A bucket: a place for states, and for outputs that are too big for artifacts."""
+    """A bucket: a place for states, and for outputs that VMs or jobs leave."""
 
     def __init__(self, where: str, kind: str = "gcs") -> None:
         super().__init__(where, kind)
+        self.store: Literal["packages", "bucket"] = "bucket"
+        self.bucket = where.removeprefix("the bucket ")
+        self.kept_in = where
         self.kept: dict[tuple[str, str], tuple[Part, bytes]] = {}
         """By run and name."""
         self.get_breaks: list[int | None] = []
@@ -535,12 +539,31 @@ class FakeBucket(FakeStates):
     def page(self, run: AnyName) -> str:
         return f"https://example.com/{self.where.replace(' ', '-')}/{run}"
 
+    def admit(self, run: AnyName, until: float) -> Admission:
+        self.visit("admit", str(run), until)
+        return Admission(f"https://storage.example.com/{self.bucket}/{run}/", ("x-only: new",), own_account=True)
+
+    def dismiss(self, run: AnyName) -> int:
+        self.visit("dismiss", str(run))
+        return 0
+
+    def runs_with_parts(self) -> list[RunName]:
+        self.visit("runs_with_parts")
+        names = map(read_name, {owner for owner, _ in self.kept})
+        return [RunName("https://gitlab.example.com", one.project_id, one.run, one.kind) for one in names if one]
+
+    def drop_parts(self, run: AnyName, names: Collection[str]) -> None:
+        self.visit("drop_parts", *names)
+        for name in names:
+            self.kept.pop((str(run), name), None)
+
 
 class FakeForge(FakeBucket):
     """GitLab."""
 
     def __init__(self) -> None:
         super().__init__("GitLab", "http")
+        self.store, self.bucket, self.kept_in = "packages", "", "the project's package registry"
         self.limit: int | None = None
         """What it says of its limit for artifacts, in bytes."""
         self.archives: dict[str, tuple[str, bytes]] = {}
@@ -570,18 +593,13 @@ class FakeForge(FakeBucket):
         self.visit("server_time")
         return self.time()
 
-    def drop_off(self, run: AnyName) -> str:
-        return f"https://gitlab.example.com/packages/{run}/"
+    def admit(self, run: AnyName, until: float) -> Admission:
+        self.dismiss(run)
+        user, secret = self.add_deploy_token(str(run), until + 3600)
+        return Admission(f"https://gitlab.example.com/packages/{run}/", (f"Authorization: {user}:{secret}",), secret)
 
-    def runs_with_parts(self) -> list[RunName]:
-        self.visit("runs_with_parts")
-        names = map(read_name, {owner for owner, _ in self.kept})
-        return [RunName("https://gitlab.example.com", one.project_id, one.run, one.kind) for one in names if one]
-
-    def drop_parts(self, run: AnyName, names: Collection[str]) -> None:
-        self.visit("drop_parts", *names)
-        for name in names:
-            self.kept.pop((str(run), name), None)
+    def dismiss(self, run: AnyName) -> int:
+        return self.remove_deploy_tokens(str(run))
 
     def add_deploy_token(self, name: str, expires: float) -> tuple[str, str]:
         self.visit("add_deploy_token", name)

@@ -49,7 +49,7 @@ class Google:
         self.owner_token = tokens.issue(self.apis.owner())
         self.engine = ComputeEngine(
             folder / "compute", self.clock, self.faults, self.calls, Network(), Room(), project=PROJECT, tokens=tokens,
-            allows=self.apis.allows,
+            allows=self.apis.allows, token_of_vm=self.apis.token_of_vm,
         )  # fmt: skip
 
     @property

@@ -492,7 +492,16 @@ class Depot(Protocol):
     """A place for outputs that are too big for artifacts. Every method raises Failure when it refuses or is away.
 
     What lies there is the team's: nothing here deletes it.
+
+    Attributes:
+        store: What elsewhere.json calls a place of its kind.
+        bucket: The bucket's name; empty where it is none.
+        kept_in: What people call it.
     """
+
+    store: Literal["packages", "bucket"]
+    bucket: str
+    kept_in: str
 
     def parts(self, run: AnyName) -> dict[str, Part]:
         """What is kept there of a run, by name."""
@@ -513,20 +522,42 @@ class Depot(Protocol):
         """Address at which people find what is kept of a run."""
 
 
-class DropOff(Depot, Protocol):
-    """A depot where a VM may leave things itself."""
+@dataclass(frozen=True)
+class Admission:
+    """What a VM needs to leave parts in a depot.
 
-    def drop_off(self, run: AnyName) -> str:
-        """The beginning of the address at which a VM leaves a part: its name follows."""
+    Attributes:
+        address: The beginning of the address at which it leaves one: the part's name follows.
+        headers: Header fields of each request.
+        secret: What in them nobody else may see; empty: nothing.
+        own_account: Whether the VM logs in as its own service account, beside these headers.
+        authority: Certificates by which it knows the server, in PEM; empty: those that it trusts anyway.
+    """
+
+    address: str
+    headers: tuple[str, ...] = field(repr=False)
+    secret: str = field(default="", repr=False)
+    own_account: bool = False
+    authority: bytes = field(default=b"", repr=False)
+
+
+class DropOff(Depot, Protocol):
+    """A depot where a VM may leave things itself. It may not be able to take a name twice: none is ever used again."""
+
+    def admit(self, run: AnyName, until: float) -> Admission:
+        """Let the run's VM leave parts until Unix time ``until``; what it was admitted with before is good no more."""
+
+    def dismiss(self, run: AnyName) -> int:
+        """End what the VM was admitted with; how many things that were."""
 
     def runs_with_parts(self) -> list[RunName]:
-        """Every run of our project of which something is kept there."""
+        """Every run of our project of which a VM may have left something there."""
 
     def drop_parts(self, run: AnyName, names: Collection[str]) -> None:
         """Remove parts of a run, and what held them where nothing is left in it; not found is success."""
 
 
-class Bucket(StateStore, Depot, Protocol):
+class Bucket(StateStore, DropOff, Protocol):
     """A Cloud Storage bucket."""
 
 

@@ -17,7 +17,7 @@ PROBE = "probe"
 ENDED = "ended"
 """Part that whoever ends a run leaves, so that nobody waits for its outputs any more."""
 FORM = "glgpu-save 1"
-_MANIFEST = re.compile(r"save-([0-9]{1,9})\.manifest")
+_MANIFEST = re.compile(r"save-([0-9]{1,12})\.manifest")
 _COLLECTED = re.compile(r"collected-by-([0-9]{1,18})")
 _OURS = re.compile(r"save-[0-9].*|collected-by-[0-9]+")
 _UNESCAPED = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}

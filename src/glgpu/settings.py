@@ -251,7 +251,14 @@ class Storage(_Section):
     bucket: str | None = Field(
         None,
         pattern=r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$",
-        description="A Cloud Storage bucket, for Terraform's states and outputs that are too big for artifacts.",
+        description="A Cloud Storage bucket, for Terraform's states, outputs that are too big for artifacts, and what "
+        "VMs leave whose trainings no job waits for.",
+    )
+    uploader: str | None = Field(
+        None,
+        pattern=r"^\S+@\S+$",
+        description="Service account with which a VM whose training no job waits for adds to the bucket; it should be "
+        "able to create objects there and nothing else. null: machine.service_account, else none.",
     )
     artifact_mb: int | None = Field(
         None,

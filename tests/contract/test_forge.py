@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,12 +13,10 @@ import pytest
 
 from fakes import FakeForge
 from glgpu.clients.gitlab_project import GitlabProject
-from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Forge, ForgeEnvironment
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.gitlab_model import Job, Role
-from glgpu.run_names import RunName
 from lab import SETTINGS, Lab, lab
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + base64.b64encode(bytes(range(31))).decode()[:43]
@@ -174,19 +170,6 @@ def test_deploy_tokens_come_and_go_by_their_name(bench: Bench) -> None:
     assert bench.forge.remove_deploy_tokens("glgpu-abc123-42-7-train") == 1
     assert bench.forge.remove_deploy_tokens("glgpu-abc123-42-7-train") == 0
     assert bench.forge.remove_deploy_tokens("somebody-else-s") == 1
-
-
-def test_with_the_last_part_of_a_run_nothing_is_left_of_it(bench: Bench) -> None:
-    run = RunName("https://gitlab.example.com", bench.project, "7001")
-    assert bench.forge.drop_off(run).startswith("http")
-    for name in ("one", "two"):
-        bench.forge.put_part(run, Part(name, 4, hashlib.sha256(b"data").hexdigest()), io.BytesIO(b"data"))
-    assert [one.run for one in bench.forge.runs_with_parts()] == ["7001"]
-    bench.forge.drop_parts(run, ["one", "three"])
-    assert list(bench.forge.parts(run)) == ["two"]
-    bench.forge.drop_parts(run, ["two"])
-    assert bench.forge.runs_with_parts() == []
-    bench.forge.drop_parts(run, ["two"])
 
 
 def test_a_job_that_is_not_there_has_no_artifacts(bench: Bench) -> None:

@@ -93,6 +93,7 @@ class World:
             self.powered_off.set,
             self.console.append,
             self.preempted,
+            lambda: (f"ya29.{token_hex(8)}", 3599),
         )
         self.port = await self.room.boot(self.hardware, hypervisor)
 
@@ -750,6 +751,39 @@ def test_the_metadata_server_wants_its_header_and_nothing_else_is_reached(
     async def story() -> None:
         async with world(tmp_path) as vm:
             assert (await vm.ssh(f"curl -s {words}")).code == code
+
+    play(story)
+
+
+ACCOUNT = "curl -sSf -H 'Metadata-Flavor: Google' http://metadata.google.internal/computeMetadata/v1/instance"
+
+
+def test_the_metadata_server_hands_out_tokens_of_the_vm_s_service_account_until_minutes_before_their_end(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        account = ("vm@my-dl.iam.gserviceaccount.com", ("https://www.googleapis.com/auth/devstorage.read_write",))
+        async with world(tmp_path, hardware=replace(L4, account=account)) as vm:
+            asked = f"{ACCOUNT}/service-accounts/default"
+            assert (await vm.ssh(f"{asked}/email")).out == account[0]
+            assert (await vm.ssh(f"{asked}/scopes")).out.split() == list(account[1])
+            first = json.loads((await vm.ssh(f"{asked}/token")).out)
+            assert set(first) == {"access_token", "expires_in", "token_type"}
+            vm.clock.advance(3000)
+            assert json.loads((await vm.ssh(f"{asked}/token")).out)["access_token"] == first["access_token"]
+            vm.clock.advance(400)
+            assert json.loads((await vm.ssh(f"{asked}/token")).out)["access_token"] != first["access_token"]
+            assert (await vm.ssh(f"{asked.replace('Google', 'Other', 1)}/token")).code == 22
+            assert (await vm.ssh(f"{ACCOUNT}/service-accounts/other@example.com/token")).code == 22
+
+    play(story)
+
+
+def test_a_vm_without_a_service_account_has_no_token(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path) as vm:
+            answer = await vm.ssh(f"{ACCOUNT}/service-accounts/default/token")
+            assert (answer.code, "404" in answer.err) == (22, True)
 
     play(story)
 

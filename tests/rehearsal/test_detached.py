@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from glgpu.rehearsal.faults import Rule
+from glgpu.rehearsal.gitlab_model import Variable
 from glgpu.rehearsal.job_turn import Outcome
 from rehearsing import WITH_CLEANUP, Played, clean, repository, world
 
@@ -27,6 +28,9 @@ train:
   outputs: [weights]
   follow: false
 """
+BUCKET = "team-glgpu"
+# The state is kept elsewhere, so that what reaches the bucket can be counted.
+WITH_BUCKET = f"{SETTINGS}state: local\nstorage: {{bucket: {BUCKET}, uploader: vm@my-dl.iam.gserviceaccount.com}}\n"
 TRAINING = """\
 import pathlib, time
 pathlib.Path("weights").mkdir()
@@ -39,12 +43,17 @@ raise SystemExit(int(pathlib.Path("go").read_text()))
 
 
 @contextmanager
-def detached(folder: Path, *rules: Rule, settings: str = SETTINGS) -> Iterator[Played]:
-    """A repository with a training that ends when it is told to."""
+def detached(
+    folder: Path, *rules: Rule, settings: str = SETTINGS, variables: Sequence[Variable] = (), token: bool = True
+) -> Iterator[Played]:
+    """A repository with a training that ends when it is told to, in a project with or without GLGPU_GITLAB_TOKEN."""
     files = {"glgpu.yml": settings, "train.py": TRAINING, ".gitlab-ci.yml": WITH_CLEANUP}
     own = repository(folder / "repository", files)
     with world(*rules) as made:
-        played = Played(made, made.adopt(own, keep_pipeline=True))
+        adopted = made.adopt(own, keep_pipeline=True, variables=variables)
+        if not token:
+            adopted.project.variables = [one for one in adopted.project.variables if one.key != "GLGPU_GITLAB_TOKEN"]
+        played = Played(made, adopted)
         try:
             yield played
         finally:
@@ -61,6 +70,11 @@ def end_training(played: Played, code: int = 0) -> None:
 def kept(played: Played) -> list[str]:
     """What there is in the package registry, which the read-back passes over as the team's."""
     return [file.name for package in played.rehearsal.adopted.project.packages.values() for file in package.files]
+
+
+def in_bucket(played: Played) -> list[str]:
+    """What there is of runs in the bucket, which is the team's, too."""
+    return [name.rpartition("/")[2] for name in played.world.google.storage.buckets[BUCKET].objects]
 
 
 def status(played: Played) -> str:
@@ -117,6 +131,67 @@ def test_the_pipeline_ends_while_the_training_runs_and_the_schedule_brings_it_ho
 
 
 @pytest.mark.every_fault
+def test_with_a_bucket_it_takes_neither_token_nor_registry(tmp_path: Path) -> None:
+    variables = [Variable("GLGPU_STORAGE_BUCKET", BUCKET)]
+    with detached(tmp_path, settings=WITH_BUCKET, variables=variables, token=False) as played:
+        outcomes = played.play()
+        told = {name: outcome.status for name, outcome in outcomes.items()}
+        assert told == {"provision": "success", "train": "success", "destroy": "success", "stop": "manual"}, played.logs
+        assert f"the VM can leave its outputs in the bucket {BUCKET}" in played.logs["train"]
+        (account,) = next(iter(played.world.compute.instances.resources("europe-west4-a")))["serviceAccounts"]
+        assert account["scopes"] == ["https://www.googleapis.com/auth/devstorage.read_write"]
+        assert (in_bucket(played), kept(played)) == (["detached.json"], [])
+        (run,) = {name.split("/")[2] for name in played.world.google.storage.buckets[BUCKET].objects}
+        end_training(played)
+        until(played, "TERMINATED")
+        outcome, log = clean(played)
+        assert outcome.status == "success", log
+        assert archived(outcome, run, "weights/w.bin") == b"trained"
+        assert archived(outcome, run, "glgpu/train.log") == b"waiting for a word\n"
+        assert played.left() == {}
+        # Nobody sees whether GitLab has these artifacts: what is needed to get it all again stays.
+        outcome, log = clean(played)
+        assert (outcome.status, "takes GLGPU_GITLAB_TOKEN to see" in log) == ("success", True), log
+        left = in_bucket(played)
+        assert {name.partition("-")[0] for name in left} == {"elsewhere", "save"}
+        outcome, log = clean(played)
+        assert (outcome.status, in_bucket(played), "takes GLGPU_GITLAB_TOKEN to see" in log) == ("success", left, False)
+        assert kept(played) == []
+
+
+@pytest.mark.every_fault
+def test_a_job_that_is_killed_while_it_hands_over_to_a_bucket_is_made_whole_by_its_next_try(tmp_path: Path) -> None:
+    # The watch has begun and the label is there; the probe was the first to come, the note is not there yet.
+    with detached(tmp_path, Rule("storage.objects.insert", "silence", 2), settings=WITH_BUCKET) as played:
+        outcomes = played.play(killed_in_silence)
+        assert (outcomes["train"].status, len(outcomes["train"].attempts)) == ("success", 2), played.logs["train"]
+        assert outcomes["destroy"].status == "success", played.logs["destroy"]
+        assert status(played) == "RUNNING"
+        end_training(played)
+        until(played, "TERMINATED")
+        # The schedule reads no glgpu.yml: it learns from the VM which bucket there is.
+        outcome, log = clean(played)
+        assert outcome.status == "success", log
+        outcome, log = clean(played, GLGPU_STORAGE_BUCKET=BUCKET)
+        assert "its VM's copy is removed" in log
+        assert (played.left(), kept(played), in_bucket(played)) == ({}, [], [])
+
+
+async def killed_in_silence(played: Played) -> None:
+    """Kill the train job where a stand-in does not answer it."""
+    loop, reached = asyncio.get_running_loop(), asyncio.Event()
+
+    def hear(call: dict[str, Any]) -> None:
+        if call.get("fault") == "silence":
+            loop.call_soon_threadsafe(reached.set)
+
+    played.world.calls.listeners.append(hear)
+    await asyncio.wait_for(reached.wait(), 120)
+    for process in played.player.own_runner.processes("glgpu"):
+        process.kill()
+
+
+@pytest.mark.every_fault
 @pytest.mark.parametrize(
     "rule",
     [
@@ -128,20 +203,7 @@ def test_the_pipeline_ends_while_the_training_runs_and_the_schedule_brings_it_ho
 )
 def test_a_job_that_is_killed_while_it_hands_over_is_made_whole_by_its_next_try(tmp_path: Path, rule: Rule) -> None:
     with detached(tmp_path, rule) as played:
-
-        async def kill(self: Played) -> None:
-            loop, reached = asyncio.get_running_loop(), asyncio.Event()
-
-            def hear(call: dict[str, Any]) -> None:
-                if call.get("fault") == "silence":
-                    loop.call_soon_threadsafe(reached.set)
-
-            self.world.calls.listeners.append(hear)
-            await asyncio.wait_for(reached.wait(), 120)
-            for process in self.player.own_runner.processes("glgpu"):
-                process.kill()
-
-        outcomes = played.play(kill)
+        outcomes = played.play(killed_in_silence)
         assert (outcomes["train"].status, len(outcomes["train"].attempts)) == ("success", 2), played.logs["train"]
         assert outcomes["destroy"].status == "success", played.logs["destroy"]
         assert status(played) == "RUNNING"

@@ -5,22 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-import sys
-import threading
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
 
+from command_lines import Watch
 from glgpu.rehearsal.gitlab_model import State, Variable
 from glgpu.rehearsal.world import GOOGLE_PROJECT, World
 from rehearsing import Played, repository, world
 
-WATCH = Path(__file__).resolve().parents[1] / "process_watch.py"
 ZONE = "europe-west4-a"
 REGISTRY, REGISTRY_PASSWORD = "registry.example.com", "registry-p4ss/w0rd+&x"
 MASKED = "masked-k3y/of+the=team"
@@ -66,34 +63,6 @@ def forms(secret: str) -> set[bytes]:
             # Without the characters that its neighbours have a part in.
             found.add(whole[4 if shift else 0 : len(whole) // 4 * 4 - 4].decode())
     return {form.encode() for form in found if len(form) >= 8}
-
-
-class Watch:
-    """The command line of every process that starts meanwhile."""
-
-    def __init__(self) -> None:
-        self.commands: list[str] = []
-
-    def __enter__(self) -> Watch:
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", WATCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._process.stdout is not None
-        self.how = json.loads(self._process.stdout.readline())
-        # Read all the while: a full pipe would stop the watch on a machine on which much is going on.
-        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
-        self._reader.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._process:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._reader.join()
-        assert self._process.returncode == 0, "the watch has ended before its time"
-
-    def _read(self, lines: IO[str]) -> None:
-        self.commands += [json.loads(line) for line in lines]
 
 
 class Search:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
-from fakes import Stage, make_stage, refusal
+from fakes import FakeBucket, Stage, make_stage, refusal
 from glgpu.elsewhere import Part, read_elsewhere
 from glgpu.errors import ErrorClass, Failure
 from glgpu.run_names import RunName
@@ -24,14 +24,29 @@ from glgpu.steps.context import Run
 WEIGHTS = {"weights/a": b"aaa", "weights/b c": b"", "checkpoints/last": b"step 9"}
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return make_stage(tmp_path)
+BUCKET = "team-glgpu"
+
+
+@pytest.fixture(params=["packages", "bucket"])
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Stage:
+    """A scheduled job, in a project whose VMs leave what they have there."""
+    made = make_stage(tmp_path)
+    made.set(storage={"bucket": BUCKET} if request.param == "bucket" else {})
+    return made
+
+
+def home(stage: Stage) -> FakeBucket:
+    """Where VMs leave it."""
+    return stage.buckets.setdefault(BUCKET, FakeBucket(f"the bucket {BUCKET}")) if bucket(stage) else stage.forge
+
+
+def bucket(stage: Stage) -> bool:
+    return stage.run.settings.storage.bucket is not None
 
 
 def leave(stage: Stage, name: str, data: bytes) -> Part:
     part = Part(name, len(data), hashlib.sha256(data).hexdigest())
-    stage.forge.put_part(stage.run.name, part, io.BytesIO(data))
+    home(stage).put_part(stage.run.name, part, io.BytesIO(data))
     return part
 
 
@@ -84,13 +99,13 @@ def test_what_was_saved_is_home_verified_and_everything_else_is_gone(stage: Stag
         {"run": stage.name, "events": [{"at": 1.0, "what": "handed-over"}]}
     )
     assert brought_back(stage) == []
-    home = stage.run.outputs
-    assert {name: (home / name).read_bytes() for name in WEIGHTS} == WEIGHTS
-    assert (home / "glgpu/train.log").read_bytes() == b"epoch 1\nthe end\n"
-    assert len((home / "glgpu/SHA256SUMS").read_text().splitlines()) == 3
+    outputs = stage.run.outputs
+    assert {name: (outputs / name).read_bytes() for name in WEIGHTS} == WEIGHTS
+    assert (outputs / "glgpu/train.log").read_bytes() == b"epoch 1\nthe end\n"
+    assert len((outputs / "glgpu/SHA256SUMS").read_text().splitlines()) == 3
     assert (stage.cloud.find(stage.name), stage.forge.tokens, stage.forge.keys) == ([], [], [])
     assert [stage.events()[0], *stage.events()[-2:]] == ["handed-over", "deploy-token-removed", "proof"]
-    assert collected_mark("5") in stage.forge.parts(stage.run.name)
+    assert collected_mark("5") in home(stage).parts(stage.run.name)
     assert "  the end" in stage.log
 
 
@@ -112,7 +127,7 @@ def test_a_run_that_its_pipeline_still_sees_to_is_none_of_ours(stage: Stage) -> 
     saved(stage, WEIGHTS)
     assert brought_back(stage) == []
     assert [vm.status for vm in stage.cloud.find(stage.name)] == ["RUNNING"]
-    assert PROBE in stage.forge.parts(stage.run.name)
+    assert PROBE in home(stage).parts(stage.run.name)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +159,7 @@ def test_the_newest_whole_save_counts_and_without_one_the_checkpoints(stage: Sta
     (failure,) = brought_back(stage)
     assert failure.klass is ErrorClass.PREEMPTED
     assert (stage.run.outputs / "checkpoints/last").read_bytes() == b"old"
-    stage.forge.kept = {key: value for key, value in stage.forge.kept.items() if "collected" not in key[1]}
+    home(stage).kept = {key: value for key, value in home(stage).kept.items() if "collected" not in key[1]}
     saved(stage, WEIGHTS, number=3, reason="preempted", code=143)
     brought_back(stage)
     assert (stage.run.outputs / "checkpoints/last").read_bytes() == b"step 9"
@@ -160,7 +175,7 @@ def test_a_vm_that_is_gone_without_a_word_is_told_of_with_its_class(
     assert stage.forge.tokens == []
     stage.forge.job_ends["5"] = "kept"
     assert brought_back(stage) == []
-    assert stage.forge.kept == {}
+    assert home(stage).kept == {}
 
 
 def test_a_vm_that_is_off_and_has_saved_nothing_keeps_its_disk(stage: Stage) -> None:
@@ -175,7 +190,7 @@ def test_a_run_that_somebody_has_ended_is_waited_for_no_longer(stage: Stage) -> 
     hand_over(stage, "")
     leave(stage, ENDED, b"by job 9")
     assert brought_back(stage) == []
-    assert stage.forge.kept == {}
+    assert home(stage).kept == {}
 
 
 @pytest.mark.parametrize(("ended", "again"), [("kept", False), ("none", True), ("unfinished", False)])
@@ -189,18 +204,18 @@ def test_the_vms_copy_goes_only_once_gitlab_has_the_artifacts(
     stage.forge.job_ends["5"] = ended
     assert brought_back(stage) == []
     assert (stage.run.outputs / "weights/a").is_file() is again
-    assert (stage.forge.kept == {}) is (ended == "kept")
+    assert (home(stage).kept == {}) is (ended == "kept")
 
 
 @pytest.mark.parametrize("verb", ["get_part", "delete_instance", "put_part", "remove_deploy_tokens"])
 def test_a_collection_that_is_cut_short_is_made_whole_by_the_next(stage: Stage, verb: str) -> None:
     hand_over(stage)
     saved(stage, WEIGHTS)
-    where = stage.cloud if verb == "delete_instance" else stage.forge
+    where = {"delete_instance": stage.cloud, "remove_deploy_tokens": stage.forge}.get(verb, home(stage))
     where.refuse[verb] = refusal(ErrorClass.INTERRUPTED)
     assert brought_back(stage)
     del where.refuse[verb]
-    stage.forge.kept = {key: value for key, value in stage.forge.kept.items() if "collected" not in key[1]}
+    home(stage).kept = {key: value for key, value in home(stage).kept.items() if "collected" not in key[1]}
     assert brought_back(stage) == []
     assert {name: (stage.run.outputs / name).read_bytes() for name in WEIGHTS} == WEIGHTS
     assert (stage.cloud.find(stage.name), stage.forge.tokens) == ([], [])
@@ -209,8 +224,8 @@ def test_a_collection_that_is_cut_short_is_made_whole_by_the_next(stage: Stage, 
 def test_bytes_that_changed_on_the_way_are_never_taken_for_weights(stage: Stage) -> None:
     hand_over(stage)
     saved(stage, WEIGHTS)
-    part, _ = stage.forge.kept[stage.name, "save-1-0-1"]
-    stage.forge.kept[stage.name, "save-1-0-1"] = part, b"xxxx"
+    part, _ = home(stage).kept[stage.name, "save-1-0-1"]
+    home(stage).kept[stage.name, "save-1-0-1"] = part, b"xxxx"
     (failure,) = brought_back(stage)
     assert failure.retry
     assert [vm.status for vm in stage.cloud.find(stage.name)] == ["TERMINATED"]
@@ -229,18 +244,18 @@ def test_what_is_too_big_for_artifacts_stays_with_a_link_and_is_never_removed(st
     hand_over(stage)
     saved(stage, {"weights/a": bytes(2 << 20)}, piece=1 << 20)
     assert brought_back(stage) == []
-    home = stage.run.outputs
-    assert not (home / "weights/a").exists()
-    assert (home / "glgpu/train.log").is_file()
-    note = read_elsewhere((home / "glgpu/elsewhere.json").read_bytes())
+    outputs = stage.run.outputs
+    assert not (outputs / "weights/a").exists()
+    assert (outputs / "glgpu/train.log").is_file()
+    note = read_elsewhere((outputs / "glgpu/elsewhere.json").read_bytes())
     assert [file.path for file in note.files] == ["weights/a"]
     stage.forge.job_ends["5"] = "kept"
     assert brought_back(stage) == []
-    kept = {name for _, name in stage.forge.kept}
+    kept = {name for _, name in home(stage).kept}
     assert kept == {"elsewhere-5.json", *(part.name for bundle in note.bundles for part in bundle.parts)}
     # Nor by any later schedule.
     assert brought_back(stage) == []
-    assert {name for _, name in stage.forge.kept} == kept
+    assert {name for _, name in home(stage).kept} == kept
     links = json.loads((stage.run.artifacts / "glgpu/annotations.json").read_bytes())["glgpu"]
     assert any("too big" in one["external_link"]["label"] for one in links)
 
@@ -249,7 +264,7 @@ def test_beside_a_note_of_another_version_nothing_is_removed(stage: Stage) -> No
     leave(stage, "elsewhere-4.json", b'{"schema_version": 2}')
     leave(stage, "save-1-0-1", b"weights")
     assert brought_back(stage) == []
-    assert {name for _, name in stage.forge.kept} == {"elsewhere-4.json", "save-1-0-1"}
+    assert {name for _, name in home(stage).kept} == {"elsewhere-4.json", "save-1-0-1"}
     assert "elsewhere-4.json of" in stage.log
 
 
@@ -260,7 +275,7 @@ def test_collect_and_cleanup_end_as_the_training_did_and_cleanup_cleans_up_first
         collect(stage.run, stage.clock.now, lambda _name: stage.run)
     assert caught.value.exit_code == 20
     hand_over(stage)
-    stage.forge.kept = {key: value for key, value in stage.forge.kept.items() if "collected" not in key[1]}
+    home(stage).kept = {key: value for key, value in home(stage).kept.items() if "collected" not in key[1]}
     with pytest.raises(Failure) as caught:
         cleanup(stage.run, stage.clock.now, lambda _name: stage.run)
     assert caught.value.exit_code == 20
@@ -270,15 +285,62 @@ def test_collect_and_cleanup_end_as_the_training_did_and_cleanup_cleans_up_first
 def test_without_a_token_nothing_is_collected_and_that_is_said(stage: Stage) -> None:
     hand_over(stage)
     stage.forge.may_administer = False
+    (vm,) = stage.cloud.find(stage.name)
+    stage.cloud.change(vm.name, vm.zone, metadata={})
+    stage.set(storage={"bucket": None})
     assert brought_back(stage) == []
     assert "detached trainings, if there are any, are not collected" in stage.log
+    assert [vm.status for vm in stage.cloud.find(stage.name)] == ["TERMINATED"]
+
+
+def test_a_bucket_takes_no_token_and_keeps_what_nobody_sees_to_be_artifacts(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    stage.set(storage={"bucket": BUCKET})
+    stage.forge.may_administer = False
+    hand_over(stage)
+    saved(stage, WEIGHTS)
+    assert brought_back(stage) == []
+    assert {name: (stage.run.outputs / name).read_bytes() for name in WEIGHTS} == WEIGHTS
+    assert not (stage.run.outputs / "glgpu/elsewhere.json").exists()
+    assert stage.cloud.find(stage.name) == []
+    note = read_elsewhere(home(stage).kept[stage.name, "elsewhere-5.json"][1])
+    assert {file.path for file in note.files} == {*WEIGHTS, "glgpu/train.log"}
+    assert (note.store, note.bucket) == ("bucket", BUCKET)
+    for _ in range(2):
+        assert brought_back(stage) == []
+        left = {name for _, name in home(stage).kept}
+        assert left == {"elsewhere-5.json", *(part.name for bundle in note.bundles for part in bundle.parts)}
+    assert stage.log.count("takes GLGPU_GITLAB_TOKEN to see") == 1
+    assert "job_artifacts" not in stage.forge.verbs()
+
+
+def test_a_schedule_that_knows_no_bucket_learns_it_from_the_vm(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    stage.set(storage={"bucket": BUCKET})
+    hand_over(stage)
+    saved(stage, WEIGHTS)
+    stage.set(storage={"bucket": None})
+    assert brought_back(stage) == []
+    assert (stage.run.outputs / "weights/a").read_bytes() == b"aaa"
+    assert collected_mark("5") in stage.buckets[BUCKET].parts(stage.run.name)
+
+
+def test_a_place_that_cannot_be_seen_keeps_no_other_one_from_being_looked_at(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    stage.set(storage={"bucket": BUCKET})
+    hand_over(stage, "")
+    saved(stage, WEIGHTS)
+    stage.forge.refuse["runs_with_parts"] = refusal(ErrorClass.GITLAB, "the registry is turned off")
+    assert brought_back(stage) == []
+    assert "in the project's package registry cannot be seen: the registry is turned off" in stage.log
+    assert (stage.run.outputs / "weights/a").read_bytes() == b"aaa"
 
 
 @pytest.mark.parametrize("status", ["", "TERMINATED"])
 def test_a_gitlab_that_does_not_tell_is_a_failure_only_where_a_detached_vm_waits(stage: Stage, status: str) -> None:
     hand_over(stage, status)
     saved(stage, WEIGHTS)
-    stage.forge.refuse["runs_with_parts"] = refusal(ErrorClass.GITLAB_AUTH, "GitLab answers 401")
+    home(stage).refuse["runs_with_parts"] = refusal(ErrorClass.GITLAB_AUTH, "GitLab answers 401")
     assert len(brought_back(stage)) == bool(status)
     assert "GitLab answers 401" in stage.log
     assert [vm.status for vm in stage.cloud.find(stage.name)] == [status] * bool(status)

@@ -1,22 +1,24 @@
-"""A Cloud Storage bucket through google-cloud-storage: Terraform's states in it, and outputs too big for artifacts."""
+"""A Cloud Storage bucket through google-cloud-storage: Terraform's states in it, and outputs that VMs or jobs leave."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, BinaryIO, Literal
 
 from glgpu.clients.google_calls import GoogleCalls
 from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import Backend
+from glgpu.interfaces import Admission, Backend
 from glgpu.job import Job
-from glgpu.run_names import AnyName
+from glgpu.run_names import PREFIX, AnyName, RunName, read_name, server_hash
+from glgpu.saved import of_detached
 
 FOLDER = "glgpu/states"
 OUTPUTS = "glgpu/outputs"
+ENDPOINT = "https://storage.googleapis.com"
 PIECE = 8 << 20
 """Bytes that an upload sends at a time: what the library holds in memory, and sends again after a drop."""
 STATE, LOCK = "default.tfstate", "default.tflock"
@@ -31,10 +33,12 @@ class CloudStorage:
         bucket: Its name.
     """
 
+    store: Literal["packages", "bucket"] = "bucket"
+
     def __init__(self, job: Job, bucket: str) -> None:
-        self.where = f"the bucket {bucket}"
+        self.bucket = bucket
+        self.where = self.kept_in = f"the bucket {bucket}"
         self._job = job
-        self._name = bucket
         self._google = GoogleCalls(job)
 
     def state_writable(self, name: str) -> bool:
@@ -62,7 +66,7 @@ class CloudStorage:
 
     def state_backend(self, name: str) -> Backend:
         """How Terraform finds a state there; its credentials are those of the google provider."""
-        settings = {"bucket": self._name, "prefix": f"{FOLDER}/{name}"}
+        settings = {"bucket": self.bucket, "prefix": f"{FOLDER}/{name}"}
         if self._job.google_endpoint:
             settings["storage_custom_endpoint"] = f"{self._job.google_endpoint}/storage/v1/"
         return Backend("gcs", settings, {})
@@ -72,7 +76,7 @@ class CloudStorage:
         prefix = f"{FOLDER}/{name}/"
         found = self._google.call(
             "looking at Terraform's state",
-            lambda: [blob.name for blob in self._client.list_blobs(self._name, prefix=prefix, **self._options)],
+            lambda: [blob.name for blob in self._client.list_blobs(self.bucket, prefix=prefix, **self._options)],
             missing_is_none=True,
         )
         if f"{prefix}{STATE}" in (found or []):
@@ -114,7 +118,7 @@ class CloudStorage:
         prefix = f"{OUTPUTS}/{run}/"
         found = self._google.call(
             "looking for outputs in the bucket",
-            lambda: list(self._client.list_blobs(self._name, prefix=prefix, **self._options)),
+            lambda: list(self._client.list_blobs(self.bucket, prefix=prefix, **self._options)),
         )
         parts = [Part(one.name.removeprefix(prefix), one.size, (one.metadata or {}).get("sha256", "")) for one in found]
         return {part.name: part for part in parts}
@@ -153,10 +157,47 @@ class CloudStorage:
 
     def page(self, run: AnyName) -> str:
         """Address of the run's folder in Google's console."""
-        return f"https://console.cloud.google.com/storage/browser/{self._name}/{OUTPUTS}/{run}"
+        return f"https://console.cloud.google.com/storage/browser/{self.bucket}/{OUTPUTS}/{run}"
+
+    def admit(self, run: AnyName, until: float) -> Admission:
+        """The run's VM has what it needs: its account may create objects, and only that.
+
+        The XML API takes what has no end yet (https://cloud.google.com/storage/docs/xml-api/put-object-upload). An
+        account that may create objects may not overwrite one; the header says that this is not wanted either.
+        """
+        del until  # it ends with the VM
+        address = f"{self._job.google_endpoint or ENDPOINT}/{self.bucket}/{OUTPUTS}/{run}/"
+        return Admission(address, ("x-goog-if-generation-match: 0",), own_account=True)
+
+    def dismiss(self, run: AnyName) -> int:
+        """There is nothing to end: the account goes with the VM."""
+        del run
+        return 0
+
+    def runs_with_parts(self) -> list[RunName]:
+        """Every run of our project of which a VM has left something; what jobs have left is the team's."""
+        found: dict[str, list[str]] = {}
+        where = f"{OUTPUTS}/{PREFIX}{server_hash(self._job.server_url)}-{self._job.project_id}-"
+        listed = self._google.call(
+            "looking for outputs in the bucket",
+            lambda: list(
+                self._client.list_blobs(self.bucket, prefix=where, fields="items(name),nextPageToken", **self._options)
+            ),
+        )
+        for one in listed:
+            run, _, name = one.name.removeprefix(f"{OUTPUTS}/").partition("/")
+            found.setdefault(run, []).append(name)
+        names = [read_name(run) for run, parts in found.items() if of_detached(parts)]
+        return [RunName(self._job.server_url, one.project_id, one.run, one.kind) for one in names if one is not None]
+
+    def drop_parts(self, run: AnyName, names: Collection[str]) -> None:
+        """Remove parts of a run; not found is success."""
+        for name in names:
+            gone = partial(self._part(run, name).delete, **self._options)
+            self._google.call("removing outputs from the bucket", gone, missing_is_none=True)
 
     def _part(self, run: AnyName, name: str) -> Any:
-        return self._client.bucket(self._name).blob(f"{OUTPUTS}/{run}/{name}")
+        return self._client.bucket(self.bucket).blob(f"{OUTPUTS}/{run}/{name}")
 
     def _delete(self, name: str, file: str) -> None:
         self._google.call(
@@ -164,7 +205,7 @@ class CloudStorage:
         )
 
     def _blob(self, name: str, file: str) -> Any:
-        return self._client.bucket(self._name).blob(f"{FOLDER}/{name}/{file}")
+        return self._client.bucket(self.bucket).blob(f"{FOLDER}/{name}/{file}")
 
     @property
     def _options(self) -> dict[str, Any]:

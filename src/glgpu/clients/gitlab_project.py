@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,6 +21,7 @@ import requests
 from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure, unwrapped
 from glgpu.interfaces import (
+    Admission,
     Backend,
     ForgeEnvironment,
     ForgePipeline,
@@ -47,6 +49,8 @@ LIMIT_ROW = re.compile(
 """Of the page that shows an instance's limits (app/views/help/instance_configuration in gitlabhq/gitlabhq)."""
 SOON_SECONDS = 10.0
 """How long GitLab may take to say what only helps to decide better."""
+TOKEN_MARGIN_SECONDS = 3600.0
+"""How much longer than its VM a deploy token lives: clocks differ."""
 PROBE_LOCK = "00000000-0000-4000-8000-676c67707500"
 """Lock id of the question whether a state may be written."""
 STATES_QUERY = """\
@@ -77,6 +81,9 @@ class GitlabProject:
     """
 
     where = "GitLab"
+    store: Literal["packages", "bucket"] = "packages"
+    bucket = ""
+    kept_in = "the project's package registry"
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -383,9 +390,24 @@ class GitlabProject:
         package = self._package(run)
         return urljoin(self._job.server_url, str(package["_links"]["web_path"])) if package else self._job.server_url
 
-    def drop_off(self, run: AnyName) -> str:
-        """The beginning of the address at which a VM leaves a part in the package registry."""
-        return f"{self._job.api_url}{self._project_path}/packages/generic/{KEPT_AS.format(run.kind)}/{run.run}/"
+    def admit(self, run: AnyName, until: float) -> Admission:
+        """Let the run's VM add to the package registry with a deploy token of the run's own.
+
+        One from an earlier try goes: its secret was told once, to that one.
+        """
+        self.dismiss(run)
+        user, secret = self.add_deploy_token(str(run), until + TOKEN_MARGIN_SECONDS)
+        login = base64.b64encode(f"{user}:{secret}".encode()).decode()
+        return Admission(
+            f"{self._job.api_url}{self._project_path}/packages/generic/{KEPT_AS.format(run.kind)}/{run.run}/",
+            (f"Authorization: Basic {login}",),
+            secret,
+            authority=Path(self._job.ca_file).read_bytes() if self._job.ca_file else b"",
+        )
+
+    def dismiss(self, run: AnyName) -> int:
+        """Remove the deploy token with which the run's VM leaves its outputs."""
+        return self.remove_deploy_tokens(str(run))
 
     def runs_with_parts(self) -> list[RunName]:
         """Every run of which the package registry keeps something."""

@@ -28,13 +28,14 @@ from glgpu.rehearsal.compute_errors import (
     api_disabled,
     denied_by_policy,
     malformed,
+    may_not_act_as,
     not_found,
     permission_denied,
     rate_limited,
     unauthenticated,
     unavailable,
 )
-from glgpu.rehearsal.compute_instances import SSH_PORT_ITEM, Instances
+from glgpu.rehearsal.compute_instances import SSH_PORT_ITEM, Instances, TokenOfVm
 from glgpu.rehearsal.compute_methods import INSERT_FAULTS, Firewalls, Methods, Request, resource_path
 from glgpu.rehearsal.compute_operations import Operations
 from glgpu.rehearsal.compute_permissions import permission, permissions
@@ -106,7 +107,8 @@ class ComputeEngine:
         machines: Whoever runs the VMs.
         project: Id of the one project.
         tokens: The access tokens that it takes.
-        allows: Whether whoever has a token has a permission in the project.
+        allows: Whether whoever has a token has a permission in the project, or on a service account.
+        token_of_vm: What a VM's service account logs in with.
         latency: Seconds that each operation takes.
 
     Attributes:
@@ -127,7 +129,8 @@ class ComputeEngine:
         *,
         project: str,
         tokens: Container[str],
-        allows: Callable[[str, str], bool] = lambda _token, _permission: True,
+        allows: Callable[[str, str, str], bool] = lambda _token, _permission, _account: True,
+        token_of_vm: TokenOfVm = lambda _email, _scopes: None,
         latency: float = 0.0,
     ) -> None:
         self.endpoint = ""
@@ -141,6 +144,7 @@ class ComputeEngine:
         self._project = project
         self._tokens = tokens
         self._allows = allows
+        self._token_of_vm = token_of_vm
         self._latency = latency
         self._api = compute_api()
         self._runner: web.AppRunner | None = None
@@ -162,8 +166,9 @@ class ComputeEngine:
         self.operations = Operations(self._clock, self._links, user, self._latency)
         firewalls = Firewalls()
         self.instances = Instances(
-            self._folder, self._clock, self._links, self.operations, self._machines, firewalls.admits, self._faults
-        )
+            self._folder, self._clock, self._links, self.operations, self._machines, firewalls.admits, self._faults,
+            self._token_of_vm,
+        )  # fmt: skip
         self._methods = Methods(self._api, self._clock, self._links, self.operations, self.instances, firewalls)
 
     async def stop(self) -> None:
@@ -260,8 +265,11 @@ class ComputeEngine:
         if names.get("project") != self._project and not _is_public(method, names):
             raise permission_denied(permission(method), f"projects/{names.get('project')}")
         for needed in [] if _is_public(method, names) else permissions(method, body or {}):
-            if not self._allows(token, needed):
+            if not self._allows(token, needed, ""):
                 raise permission_denied(needed, path)
+        for account in (body or {}).get("serviceAccounts", []) if method.id == "compute.instances.insert" else []:
+            if not self._allows(token, "iam.serviceAccounts.actAs", account["email"]):
+                raise may_not_act_as(account["email"])
         answer = await self._methods.answer(Request(method, names, dict(pairs), body or {}, fault))
         if fault is not None and fault.action == "address":
             answer = with_address(answer, fault.argument)

@@ -137,6 +137,12 @@ def unauthenticated(*, given: bool) -> ApiError:
     return ApiError(401, reason, message + expected, status="UNAUTHENTICATED", details=[info], location="Authorization")
 
 
+def may_not_act_as(email: str) -> ApiError:
+    """A service account for a VM, of somebody who may not use it, or that is not there."""
+    text = f"The user does not have access to service account '{email}'. Ask a project owner to grant you the "
+    return ApiError(400, "badRequest", text + "iam.serviceAccountUser role on the service account")
+
+
 def permission_denied(permission: str, path: str) -> ApiError:
     """A known caller who may not do this."""
     return ApiError(403, "forbidden", f"Required '{permission}' permission for '{path}'")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +60,10 @@ USING_RESOURCES = frozenset({"PROVISIONING", "STAGING", "RUNNING", "STOPPING"})
 """States in which an instance's GPUs, vCPUs and address count against the limits."""
 
 
+TokenOfVm = Callable[[str, Sequence[str]], tuple[str, int] | None]
+"""What the metadata server hands out for a service account and its scopes: a token, and for how many seconds."""
+
+
 @dataclass
 class Instance:
     """One instance.
@@ -99,6 +103,12 @@ class Instance:
         """Google's word for its state."""
         return str(self.resource["status"])
 
+    @property
+    def account(self) -> tuple[str, tuple[str, ...]] | None:
+        """E-mail address and scopes of its service account, if it has one."""
+        accounts = self.resource.get("serviceAccounts", [])
+        return (str(accounts[0]["email"]), tuple(accounts[0].get("scopes", ()))) if accounts else None
+
     def metadata(self) -> dict[str, str]:
         """Its metadata items."""
         return {item["key"]: item.get("value", "") for item in self.resource["metadata"].get("items", [])}
@@ -125,6 +135,7 @@ class Instances:
         machines: MachineRoom,
         admits: Callable[[set[str], str, int], bool],
         faults: Faults,
+        token_of_vm: TokenOfVm,
     ) -> None:
         self.project_quotas = dict(catalogue.PROJECT_QUOTAS)
         self.region_quotas = {region: dict(catalogue.REGION_QUOTAS) for region in catalogue.REGIONS}
@@ -138,6 +149,7 @@ class Instances:
         self._machines = machines
         self._admits = admits
         self._faults = faults
+        self._token_of_vm = token_of_vm
         self._instances: list[Instance] = []
         self._disks: list[Resource] = []
         self._shapes = Shapes(clock, links)
@@ -500,6 +512,7 @@ class Instances:
             gpu_type=gpu[0] if gpu else None,
             gpu_count=gpu[1] if gpu else 0,
             boot_image=instance.order.image.path,
+            account=instance.account,
         )
 
     def _hypervisor(self, instance: Instance) -> Hypervisor:
@@ -517,6 +530,7 @@ class Instances:
             powered_off=lambda: self._guest_powered_off(instance),
             print=lambda text: self.write_serial(instance, text),
             preempted=instance.preempted,
+            token=lambda: self._token_of_vm(*instance.account) if instance.account else None,
         )
 
     def _effective_metadata(self, instance: Instance) -> dict[str, str]:

@@ -14,6 +14,8 @@ from glgpu.rehearsal.google_errors import Refusal
 from glgpu.rehearsal.world_clock import WorldClock
 
 OWNER = "roles/owner"
+EVERYTHING = "https://www.googleapis.com/auth/cloud-platform"
+"""The scope that every API takes."""
 
 PREDEFINED: Mapping[str, tuple[str, ...]] = {
     OWNER: ("*",),
@@ -86,16 +88,19 @@ class Principal:
         name: E-mail address, or the ``principal://`` of a federated identity.
         members: By which names policies mean it.
         federated: Whether it is a token of the Security Token Service, which has yet to be exchanged for an account's.
+        scopes: What the token is for at all, whatever the roles say.
     """
 
     name: str
     members: frozenset[str]
     federated: bool = False
+    scopes: frozenset[str] = frozenset({EVERYTHING})
 
 
-def service_account(email: str) -> Principal:
+def service_account(email: str, scopes: Iterable[str] = (EVERYTHING,)) -> Principal:
     """The principal of a service account."""
-    return Principal(email, frozenset({f"serviceAccount:{email}", "allAuthenticatedUsers", "allUsers"}))
+    members = frozenset({f"serviceAccount:{email}", "allAuthenticatedUsers", "allUsers"})
+    return Principal(email, members, scopes=frozenset(scopes))
 
 
 def user(email: str) -> Principal:

@@ -64,6 +64,7 @@ class Method:
         parameters: What the document says of its path and query parameters.
         request: Name of the request body's schema, or None.
         response: Name of the answer's schema.
+        scopes: The OAuth scopes of which a token needs one.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Method:
     parameters: Mapping[str, Schema]
     request: str | None
     response: str
+    scopes: tuple[str, ...] = ()
 
     @property
     def resource(self) -> str:
@@ -102,6 +104,7 @@ class ApiDescription:
                 parameters=entry.get("parameters", {}),
                 request=entry.get("request", {}).get("$ref"),
                 response=entry.get("response", {}).get("$ref", ""),
+                scopes=tuple(entry.get("scopes", ())),
             )
             self._methods.setdefault((method.http_method, len(method.segments)), []).append(method)
 

@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -22,7 +22,7 @@ from glgpu import permissions
 from glgpu.rehearsal.call_log import CallLog
 from glgpu.rehearsal.compute_resources import Resource
 from glgpu.rehearsal.faults import Faults, Rule
-from glgpu.rehearsal.google_access import OWNER, Access, Principal, Tokens, service_account, user
+from glgpu.rehearsal.google_access import EVERYTHING, OWNER, Access, Principal, Tokens, service_account, user
 from glgpu.rehearsal.google_api import ApiDescription, Method, Violation, read_api, without_nulls
 from glgpu.rehearsal.google_errors import (
     Refusal,
@@ -30,6 +30,7 @@ from glgpu.rehearsal.google_errors import (
     Unforeseen,
     api_disabled,
     caller_denied,
+    insufficient_scopes,
     not_served,
     unauthenticated,
     unavailable,
@@ -62,6 +63,7 @@ LOGGED_BODY = 1 << 20
 """Bytes of a body that are logged: states are, weights are not."""
 
 NOT_IMPLEMENTED = 501
+VM_TOKEN_SECONDS = 3599
 NUMBER = "481516234299"
 """The project's number."""
 
@@ -138,10 +140,22 @@ class GoogleCloud:
         """Who the jobs are."""
         return service_account(self.account)
 
-    def allows(self, token: str, permission: str) -> bool:
-        """Whether whoever has a token has a permission in the project."""
+    def allows(self, token: str, permission: str, account: str = "") -> bool:
+        """Whether whoever has a token has a permission in the project, or on a service account of it."""
         principal = self.project.tokens.find(token)
-        return principal is not None and self.project.access.allows(principal, permission)
+        if principal is None or EVERYTHING not in principal.scopes:
+            return False
+        if account and self.identities.account(account) is None:
+            return False
+        further = [self.identities.policy_of(account)] if account else []
+        return self.project.access.allows(principal, permission, *further)
+
+    def token_of_vm(self, email: str, scopes: Sequence[str]) -> tuple[str, int] | None:
+        """What the metadata server of a VM hands out for its service account: a token, and for how many seconds."""
+        account = self.identities.account(email)
+        if account is None or account.get("disabled"):
+            return None
+        return self.project.tokens.issue(service_account(email, scopes), VM_TOKEN_SECONDS), VM_TOKEN_SECONDS
 
     def owner(self, email: str = "owner@example.com") -> Principal:
         """Somebody who may do everything in the project."""
@@ -190,6 +204,24 @@ class GoogleCloud:
         self.project.access.roles[role] = {"name": role, "title": "glgpu", "stage": "GA", "includedPermissions": held}
         member = f"serviceAccount:{self.account}"
         self.storage.buckets[name].policy.bindings.append({"role": role, "members": [member]})
+
+    def make_uploader(self, email: str, bucket: str | None = None) -> None:
+        """An account that VMs may be given, and that may add to a bucket, as ``terraform/bootstrap`` makes it."""
+        self.project.access.accounts.setdefault(
+            email,
+            {
+                "name": f"projects/{self.project.id}/serviceAccounts/{email}",
+                "projectId": self.project.id,
+                "uniqueId": str(10**20 + secrets.randbelow(10**20)),
+                "email": email,
+            },
+        )
+        jobs = {"role": "roles/iam.serviceAccountUser", "members": [f"serviceAccount:{self.account}"]}
+        self.identities.policy_of(email).bindings.append(jobs)
+        if bucket is None:
+            return
+        adds = {"role": "roles/storage.objectCreator", "members": [f"serviceAccount:{email}"]}
+        self.storage.buckets[bucket].policy.bindings.append(adds)
 
     def trust(self, issuer: str, gitlab_project: int) -> str:
         """Let the jobs of a GitLab project be the service account; the provider's full name.
@@ -265,9 +297,28 @@ class GoogleCloud:
             answer = self.storage.resume(query["upload_id"], headers, body)
             return answer if isinstance(answer, Reply) else _json_reply(200, answer)
         bucket, _, name = path.partition("/")
+        if verb == "PUT" and name and not list(self._candidates(verb, path)):
+            return await self._serve_xml_upload(bucket, unquote(name), headers, body)
         if verb == "GET" and bucket in self.storage.buckets and name:
             return self.storage.download(bucket, unquote(name), self._authenticate(headers), headers)
         return await self._serve_method(verb, parts.path, parts.query, headers, body)
+
+    async def _serve_xml_upload(self, bucket: str, name: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        """An upload over the XML API, which Google describes in no document."""
+        await self._unless_broken(self._faults.at("storage.objects.insert"))
+        found = self._apis["storage.v1"].find("POST", f"b/{bucket}/o")
+        assert found is not None
+        method, names = found
+        try:
+            principal = self._authenticate(headers)
+            self._require_scope(principal, method)
+            self._require_service(method)
+            generation = headers.get("x-goog-if-generation-match")
+            query = {"name": name} | ({} if generation is None else {"ifGenerationMatch": generation})
+            media = Request(method.id, names, query, {}, principal, headers, body, self.endpoint)
+            return self.storage.upload(media)
+        except Refusal as refusal:
+            return self.storage.refused(refusal)
 
     async def _serve_method(self, verb: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> Reply:
         """Serve a call that the APIs' descriptions know, whether there is a slash at its end or not."""
@@ -276,6 +327,8 @@ class GoogleCloud:
         pairs = parse_qsl(query, keep_blank_values=True)
         api.check_query(method, pairs)
         principal = NOBODY if anonymous else self._authenticate(headers)
+        if not anonymous:
+            self._require_scope(principal, method)
         found = _joined(pairs)
         media = body
         if uploads and found.get("uploadType") == "multipart":
@@ -318,6 +371,10 @@ class GoogleCloud:
             raise unauthenticated(given=bool(scheme))
         return principal
 
+    def _require_scope(self, principal: Principal, method: Method) -> None:
+        if EVERYTHING not in principal.scopes and principal.scopes.isdisjoint(method.scopes):
+            raise insufficient_scopes(method.id)
+
     def _require_service(self, method: Method) -> None:
         """Refuse what a switched-off service would do; the service that switches services on is always there."""
         service = f"{method.id.partition('.')[0]}.googleapis.com"
@@ -349,6 +406,9 @@ class GoogleCloud:
             case "reset":
                 raise ConnectionCut
             case "silence":
+                point = fault.point if fault else ""
+                facts = {"status": None, "headers": {}, "body": "", "unserved": "", "fault": "silence"}
+                self._calls.add("google", "", point, at=self._clock.now(), **facts)
                 await self._stopping.wait()
                 raise ConnectionCut
             case "slow":

@@ -91,6 +91,18 @@ def unauthenticated(*, given: bool) -> Refusal:
     )
 
 
+def insufficient_scopes(method: str) -> Refusal:
+    """A token that is not for this, whatever its owner may do."""
+    info = {
+        "@type": ERROR_INFO,
+        "reason": "ACCESS_TOKEN_SCOPE_INSUFFICIENT",
+        "domain": "googleapis.com",
+        "metadata": {"method": method},
+    }
+    text = "Request had insufficient authentication scopes."
+    return Refusal(403, text, reason="insufficientPermissions", details=[info])
+
+
 def denied(permission: str, resource: str) -> Refusal:
     """A known caller without a permission, as IAM's own APIs say it."""
     return Refusal(

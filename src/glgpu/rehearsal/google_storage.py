@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
+from xml.sax.saxutils import escape
 
 import google_crc32c
 
@@ -23,6 +24,8 @@ BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 WIDE_PLACES = ("ASIA", "EU", "US")
 """Locations of several regions; every other is one region."""
 DEFAULT_PAGE = 1000
+XML_CODES = {400: "InvalidArgument", 401: "AuthenticationRequired", 403: "AccessDenied", 412: "PreconditionFailed"}
+"""What the XML API calls a refusal (https://cloud.google.com/storage/docs/xml-api/reference-status)."""
 RESUME = 308
 """The status that asks for the rest of an upload."""
 CHANGEABLE = (
@@ -269,11 +272,7 @@ class Storage:
     # Objects
 
     def _insert_object(self, request: Request) -> Answer:
-        bucket = self._bucket(request, "storage.objects.create")
-        name = self._object_name(request)
-        self._check_preconditions(bucket, name, request.query)
-        if bucket.live(name) is not None:
-            self._require(request.principal, bucket, "storage.objects.delete")
+        self._check_upload(request)
         if request.query.get("uploadType") != "resumable":
             kind = request.body.get("contentType") or request.headers.get("content-type", "")
             return self._store(request, request.media, kind)
@@ -283,6 +282,37 @@ class Storage:
         bucket_name = request.names["bucket"]
         path = f"/upload/storage/v1/b/{bucket_name}/o?uploadType=resumable&upload_id={upload_id}"
         return Reply(200, b"", {"Location": request.address + path, "X-GUploader-UploadID": upload_id})
+
+    def _check_upload(self, request: Request) -> None:
+        """Who may create an object may not therefore replace one."""
+        bucket = self._bucket(request, "storage.objects.create")
+        name = self._object_name(request)
+        self._check_preconditions(bucket, name, request.query)
+        if bucket.live(name) is not None:
+            self._require(request.principal, bucket, "storage.objects.delete")
+
+    def upload(self, request: Request) -> Reply:
+        """Take an object over the XML API (https://cloud.google.com/storage/docs/xml-api/put-object-upload).
+
+        Raises:
+            Refusal: As of any upload.
+        """
+        self._check_upload(request)
+        resource = self._store(request, request.media, request.headers.get("content-type", ""))
+        headers = {
+            "ETag": f'"{base64.b64decode(resource["md5Hash"]).hex()}"',
+            "X-Goog-Generation": resource["generation"],
+            "X-Goog-Metageneration": resource["metageneration"],
+            "X-Goog-Hash": f"crc32c={resource['crc32c']},md5={resource['md5Hash']}",
+            "X-Goog-Stored-Content-Length": resource["size"],
+        }
+        return Reply(200, b"", headers)
+
+    @staticmethod
+    def refused(refusal: Refusal) -> Reply:
+        """A refusal as the XML API says it."""
+        code = XML_CODES.get(refusal.code, "InternalError")
+        return _xml_error(refusal.code, "NoSuchBucket" if refusal.code == 404 else code, escape(str(refusal)))
 
     def resume(self, upload_id: str, headers: Mapping[str, str], piece: bytes) -> Answer:
         """Take a piece of an upload; its address is credential enough.

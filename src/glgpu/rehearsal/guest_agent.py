@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -26,6 +27,7 @@ PANIC = (
 )
 START_UP = "startup-script"
 LOOP_SECONDS = 0.5
+TOKEN_MARGIN_SECONDS = 240.0
 
 Start = Callable[[dict[str, Any], tuple[int, int, int]], Awaitable[asyncio.Future[int]]]
 """Starts a process in the VM, with its three descriptors; the future is that of its exit code."""
@@ -46,6 +48,7 @@ class GuestAgent:
         self._hardware = hardware
         self._hypervisor = hypervisor
         self._now = now
+        self._token, self._token_ends = "", 0.0
 
     # --- the serial console
 
@@ -119,6 +122,8 @@ class GuestAgent:
         match question["verb"], root:
             case "GET", "preempted" if not name:
                 return await self._preempted(question["query"])
+            case "GET", "service-accounts":
+                return self._account(name)
             case "GET", "name":
                 return {"status": 200, "text": self._hardware.name}
             case "GET", "attributes":
@@ -128,6 +133,34 @@ class GuestAgent:
                 namespace, _, key = name.partition("/")
                 taken = self._hypervisor.publish(namespace, key, question["data"])
                 return {"status": 200 if taken else 403, "text": ""}
+        return {"status": 404, "text": ""}
+
+    def _account(self, path: str) -> dict[str, Any]:
+        """What there is to know of the VM's service account, and a token of it.
+
+        https://cloud.google.com/compute/docs/access/authenticate-workloads#applications: a token is handed out again
+        until minutes before its end.
+        """
+        account = self._hardware.account
+        if account is None:
+            return {"status": 404, "text": ""}
+        email, scopes = account
+        if path.rpartition("/")[0] not in ("default", email):
+            return {"status": 404, "text": ""}
+        match path.rpartition("/")[2]:
+            case "email":
+                return {"status": 200, "text": email}
+            case "scopes":
+                return {"status": 200, "text": "".join(f"{scope}\n" for scope in scopes)}
+            case "token":
+                if self._now() > self._token_ends - TOKEN_MARGIN_SECONDS:
+                    made = self._hypervisor.token()
+                    if made is None:
+                        return {"status": 404, "text": ""}
+                    self._token, self._token_ends = made[0], self._now() + made[1]
+                left = int(self._token_ends - self._now())
+                said = {"access_token": self._token, "expires_in": left, "token_type": "Bearer"}
+                return {"status": 200, "text": json.dumps(said, separators=(",", ":"))}
         return {"status": 404, "text": ""}
 
     async def _preempted(self, query: Mapping[str, str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Hardware:
         gpu_type: Accelerator type, or None.
         gpu_count: How many GPUs the guest sees.
         boot_image: Path of the boot image.
+        account: E-mail address and scopes of its service account; None: it has none.
     """
 
     instance_id: str
@@ -29,6 +30,7 @@ class Hardware:
     gpu_type: str | None
     gpu_count: int
     boot_image: str
+    account: tuple[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Hypervisor:
         powered_off: Tell that the guest has powered itself off; the instance becomes TERMINATED.
         print: Write to the first serial port.
         preempted: Set as soon as Google has said that it takes the VM away.
+        token: A new access token of its service account, and for how many seconds it is good; None: there is none.
     """
 
     metadata: Callable[[], dict[str, str]]
@@ -50,6 +53,7 @@ class Hypervisor:
     powered_off: Callable[[], None]
     print: Callable[[str], None]
     preempted: asyncio.Event = field(default_factory=asyncio.Event)
+    token: Callable[[], tuple[str, int] | None] = lambda: None
 
 
 class MachineRoom(Protocol):

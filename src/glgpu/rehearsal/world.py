@@ -142,6 +142,7 @@ class World:
             project=GOOGLE_PROJECT,
             tokens=tokens,
             allows=self.google.allows,
+            token_of_vm=self.google.token_of_vm,
             latency=self._latency,
         )
         self.registry = ContainerRegistry(self.clock, self.calls)
@@ -221,10 +222,18 @@ class World:
         ]
         named = {one.key: one.value for one in variables}
         with suppress(Failure):  # a wrong glgpu.yml is for the jobs to refuse
-            bucket = load_settings(repository / config, named).storage.bucket
-            if bucket and bucket not in self.google.storage.buckets:
-                self.google.make_bucket(bucket)
+            settings = load_settings(repository / config, named)
+            self._make_google_things(settings)
         return Adopted(project, token, user, sha, branch)
+
+    def _make_google_things(self, settings: Settings) -> None:
+        """What a team has made that names a bucket, and accounts for its VMs."""
+        bucket = settings.storage.bucket
+        if bucket and bucket not in self.google.storage.buckets:
+            self.google.make_bucket(bucket)
+        for account in (settings.storage.uploader, settings.machine.service_account):
+            if account and account not in self.google.project.access.accounts:
+                self.google.make_uploader(account, bucket)
 
     def _ready_token(self) -> Variable:
         return Variable("GOOGLE_OAUTH_ACCESS_TOKEN", self.google_token, masked=True)

@@ -35,11 +35,12 @@ def destroy(run: Run, *, detached_too: bool = False) -> None:
         attempts.get(partial(step, run))
     detached = attempts.undisturbed(partial(left_to_itself, run))
     if detached and not detached_too:
+        names = [f"{one.name} in {one.zone}" for one in detached]
         run.console.say(
-            f"the training goes on without a job, on {', '.join(detached)}: left alone. Its VM saves its outputs and "
+            f"the training goes on without a job, on {', '.join(names)}: left alone. Its VM saves its outputs and "
             "powers off, and the scheduled `glgpu cleanup` collects them; the branch's stop job ends it before that"
         )
-        run.record.add("left-to-itself", instances=detached)
+        run.record.add("left-to-itself", instances=names)
         return
     with run.console.section("rescue", "What is not home yet"):
         attempts.get(partial(rescue, run))
@@ -47,7 +48,7 @@ def destroy(run: Run, *, detached_too: bool = False) -> None:
         hurry = run.job.in_ci and any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures)
         attempts.get(partial(tear_down, run, hurry=hurry))
         if detached:
-            attempts.get(partial(note_end, run))
+            attempts.get(partial(note_end, run, detached))
     # The report is worth no delay of the teardown.
     if not hurry:
         attempts.get(partial(take_over_charts, run))

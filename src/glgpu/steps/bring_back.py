@@ -26,7 +26,7 @@ from glgpu.elsewhere import (
 )
 from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.gpu_samples import Samples, read_samples
-from glgpu.interfaces import Instance
+from glgpu.interfaces import DropOff, Instance
 from glgpu.run_names import RunName
 from glgpu.run_record import write_atomically
 from glgpu.saved import (
@@ -42,11 +42,11 @@ from glgpu.saved import (
 from glgpu.steps.annotate import annotate
 from glgpu.steps.bring_together import damaged, split
 from glgpu.steps.context import Run
-from glgpu.steps.detach import is_detached, leave_note
+from glgpu.steps.detach import is_detached, leave_note, places
 from glgpu.steps.download import download
 from glgpu.steps.end_vms import instances_of
 from glgpu.steps.follow import LOG_FILE
-from glgpu.steps.move_out import artifact_bytes
+from glgpu.steps.move_out import artifact_bytes, note_of
 from glgpu.steps.persist import Attempts
 from glgpu.steps.report import write_report
 from glgpu.steps.sums import OWN_FOLDER, write_sums
@@ -74,47 +74,68 @@ def bring_back(run: Run, now: Callable[[], float], named: Callable[[RunName], Ru
     Raises:
         Failure: INTERRUPTED.
     """
-    if not run.forge.may_administer:
-        run.console.say("detached trainings, if there are any, are not collected: that takes GLGPU_GITLAB_TOKEN")
-        return []
     attempts = Attempts(run)
-    for name in attempts.get(partial(_candidates, run)) or []:
-        attempts.get(partial(_see_to, named(name), now))
+    for name, home in attempts.get(partial(_candidates, run, attempts)) or []:
+        attempts.get(partial(_see_to, named(name), home, now))
         if any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures):
             break
     return attempts.failures
 
 
-def _candidates(run: Run) -> list[RunName]:
-    """Runs of our project that have a detached VM, or have left something in the registry.
+def _candidates(run: Run, attempts: Attempts) -> list[tuple[RunName, DropOff]]:
+    """Runs of our project that have a detached VM, or of which one has left something, each with where that is.
 
     Raises:
-        Failure: the cloud does not tell; GitLab does not, and there is a detached VM.
+        Failure: the cloud does not tell.
     """
     own = run.name.own_labels
     labels = {key: own[key] for key in ("glgpu", "glgpu-server", "glgpu-project")}
     vms = run.cloud.labelled({**labels, "glgpu-until": "deadline"})
+    homes = places(run, vms)
+    if not homes:
+        run.console.say(
+            "detached trainings, if there are any, are not collected: that takes GLGPU_GITLAB_TOKEN, or storage.bucket"
+        )
+    found = list[tuple[str, DropOff]]()
+    for home in homes:
+        kept = attempts.get(partial(_kept, run, home, insist=bool(vms))) or []
+        found += [(one.run, home) for one in kept if one.kind == run.name.kind]
+    if not attempts.failures:
+        # One that has left nothing yet is seen to where it will.
+        listed = {number for number, _ in found}
+        for vm in vms:
+            number = vm.labels.get("glgpu-run", "")
+            if number and number not in listed:
+                found += [(number, home) for home in places(run.knowing(vm))[:1]]
+    names = {number: RunName(run.name.server_url, run.name.project_id, number, run.name.kind) for number, _ in found}
+    return [(names[number], home) for number, home in sorted(found, key=lambda one: one[0])]
+
+
+def _kept(run: Run, home: DropOff, *, insist: bool) -> list[RunName]:
+    """Runs of which something is kept in a place.
+
+    Raises:
+        Failure: it does not tell, and there is a detached VM, whose outputs may be there.
+    """
     try:
-        kept = run.forge.runs_with_parts()
+        return home.runs_with_parts()
     except Failure as failure:
-        if failure.klass is ErrorClass.INTERRUPTED or vms:
+        if failure.klass is ErrorClass.INTERRUPTED or insist:
             raise
-        run.console.say(f"what detached trainings have left cannot be seen: {failure.cause}")
-        kept = []
-    found = [*(one.labels.get("glgpu-run", "") for one in vms), *(one.run for one in kept)]
-    return [RunName(run.name.server_url, run.name.project_id, one, run.name.kind) for one in sorted(set(found)) if one]
+        run.console.say(f"what detached trainings have left in {home.kept_in} cannot be seen: {failure.cause}")
+        return []
 
 
-def _see_to(run: Run, now: Callable[[], float]) -> None:
-    parts = run.forge.parts(run.name)
-    ours = _ours(run, parts)
+def _see_to(run: Run, home: DropOff, now: Callable[[], float]) -> None:
+    parts = home.parts(run.name)
+    ours = _ours(run, home, parts)
     instances = instances_of(run)
     detached = [one for one in instances if is_detached(one)]
     if len(detached) < len(instances) or not (detached or ours):
         return  # its pipeline sees to it, or it has left nothing
-    if not detached and _is_settled(run, parts, ours):
+    if not detached and _is_settled(run, home, parts, ours):
         return
-    save = _newest(run, parts)
+    save = _newest(run, home, parts)
     running = [one for one in detached if one.status not in ("TERMINATED", "SUSPENDED")]
     if running and not (save and save.whole):
         run.console.say(f"{running[0].name} is {running[0].status}: its training goes on")
@@ -127,22 +148,22 @@ def _see_to(run: Run, now: Callable[[], float]) -> None:
         )
         return
     if save is None and (ENDED in parts or HANDED_OVER not in parts):
-        run.forge.drop_parts(run.name, ours)
+        home.drop_parts(run.name, ours)
         return
     with run.console.section(f"collect-{run.name.run}", f"The detached training of {run.name}"):
-        _collect(run, now, parts, save)
+        _collect(run, home, now, parts, save)
 
 
-def _collect(run: Run, now: Callable[[], float], parts: Mapping[str, Part], save: Save | None) -> None:
+def _collect(run: Run, home: DropOff, now: Callable[[], float], parts: Mapping[str, Part], save: Save | None) -> None:
     attempts = Attempts(run)
     _take_over_records(run)
     if save is not None:
         # Nothing goes before it is home.
-        _bring_home(run, save)
-    lost = _judged(save) if save is not None else _vanished(run, now)
+        _bring_home(run, home, save)
+    lost = _judged(save) if save is not None else _vanished(run, home, now)
     attempts.get(partial(tear_down, run))
     if not attempts.failures:
-        _note(run, parts)
+        _note(run, home, parts)
     if lost is not None:
         run.record.add("failed", failure=lost.klass, cause=lost.cause, exit_code=lost.exit_code)
         attempts.failures.append(lost)
@@ -152,37 +173,44 @@ def _collect(run: Run, now: Callable[[], float], parts: Mapping[str, Part], save
         raise worst
 
 
-def _note(run: Run, parts: Mapping[str, Part]) -> None:
+def _note(run: Run, home: DropOff, parts: Mapping[str, Part]) -> None:
     """Note who has collected it: once GitLab has that job's artifacts, the next one removes what the VM has left."""
     if not run.job.in_ci:
-        run.console.say(f"what the VM has left stays in {run.forge.page(run.name)} until a job has collected it")
+        run.console.say(f"what the VM has left stays until a job has collected it: {home.page(run.name)}")
         return
     mark = collected_mark(run.job.job_id)
     if mark not in parts:
-        leave_note(run, mark, b"collected\n")
+        leave_note(run, home, mark, b"collected\n")
 
 
-def _is_settled(run: Run, parts: Mapping[str, Part], ours: Sequence[str]) -> bool:
+def _is_settled(run: Run, home: DropOff, parts: Mapping[str, Part], ours: Sequence[str]) -> bool:
     """Whether a run without a VM needs no more looking after: another job has collected it."""
     marks = collected_by(parts)
     if not marks:
         return False
+    if not run.forge.may_administer:
+        run.console.say(
+            f"job {marks[-1]} has collected {run.name}. Whether GitLab has its artifacts takes GLGPU_GITLAB_TOKEN to "
+            f"see, so that the VM's copy stays: {home.page(run.name)}"
+        )
+        home.drop_parts(run.name, ours)
+        return True
     kept = run.forge.job_artifacts(marks[-1])
     if kept == "none":
         run.console.say(f"job {marks[-1]} has collected {run.name}, but GitLab has no artifacts of it: once more")
         return False
     if kept == "kept":
-        run.forge.drop_parts(run.name, ours)
+        home.drop_parts(run.name, ours)
         run.console.say(f"the outputs of {run.name} are artifacts of job {marks[-1]}: its VM's copy is removed")
     return True
 
 
-def _ours(run: Run, parts: Mapping[str, Part]) -> list[str]:
+def _ours(run: Run, home: DropOff, parts: Mapping[str, Part]) -> list[str]:
     """What a settled run needs no longer: all that it has left, but for what was too big for artifacts."""
     ours = of_detached(parts)
     for name in [one for one in parts if MANIFEST_PART.fullmatch(one)] if ours else []:
         try:
-            note = read_elsewhere(_read(run, name))
+            note = read_elsewhere(_read(run, home, name))
         except ValueError as error:
             run.console.say(f"{name} of {run.name} cannot be understood, so that all of it stays: {error}")
             return []
@@ -191,12 +219,12 @@ def _ours(run: Run, parts: Mapping[str, Part]) -> list[str]:
     return ours
 
 
-def _newest(run: Run, parts: Mapping[str, Part]) -> Save | None:
+def _newest(run: Run, home: DropOff, parts: Mapping[str, Part]) -> Save | None:
     """The newest save of everything, else the newest of the checkpoints; one that is not understood counts as none."""
     best: Save | None = None
     for name in manifests(parts):
         try:
-            save = read_save(_read(run, name))
+            save = read_save(_read(run, home, name))
         except (ValueError, KeyError, IndexError, TypeError) as error:
             run.console.say(f"{name} of {run.name} cannot be understood: {error}")
             continue
@@ -206,9 +234,9 @@ def _newest(run: Run, parts: Mapping[str, Part]) -> Save | None:
     return best
 
 
-def _read(run: Run, name: str) -> bytes:
+def _read(run: Run, home: DropOff, name: str) -> bytes:
     data = bytearray()
-    run.forge.get_part(run.name, name, 0, data.extend)
+    home.get_part(run.name, name, 0, data.extend)
     return bytes(data)
 
 
@@ -226,7 +254,7 @@ def _take_over_records(run: Run) -> None:
             run.record.merge(text)
 
 
-def _bring_home(run: Run, save: Save) -> None:
+def _bring_home(run: Run, home: DropOff, save: Save) -> None:
     """Fetch what fits into the job's artifacts; the rest stays where it is, and is noted."""
     room = artifact_bytes(run, zipped_size({file.path: file.size for file in save.files}))
     fetched, stays = list[Bundle](), list[Bundle]()
@@ -236,12 +264,16 @@ def _bring_home(run: Run, save: Save) -> None:
         (fetched if size <= room else stays).append(bundle)
         room -= size if size <= room else 0
     for bundle in fetched:
-        _fetch(run, bundle)
+        _fetch(run, home, bundle)
     here = [file for bundle in fetched for file in bundle.files]
     write_sums(run.outputs, {file.path: file.sha256 for file in here if not _is_own(file)})
     _take_samples(run)
     if stays:
-        _note_elsewhere(run, stays)
+        _tell_of(run, note_of(run, home, stays))
+    # Where nobody sees whether GitLab has the artifacts, all of it stays.
+    lasting = stays if run.forge.may_administer else save.bundles
+    if lasting and run.job.in_ci:
+        leave_note(run, home, f"elsewhere-{run.job.job_id}.json", note_of(run, home, lasting).text())
     files = [file for file in save.files if not _is_own(file)]
     size = sum(file.size for file in files)
     run.record.add("training-ended", exit_code=save.exit_code, out_of_memory=save.out_of_memory, reason=save.reason)
@@ -253,7 +285,7 @@ def _bring_home(run: Run, save: Save) -> None:
     annotate(run, f"run {run.name.run}: the pipeline whose training this was", pipeline)
 
 
-def _fetch(run: Run, bundle: Bundle) -> None:
+def _fetch(run: Run, home: DropOff, bundle: Bundle) -> None:
     """Bring the files of a bundle here, whole and as they were on the VM."""
     name = hashlib.sha256(repr(bundle.files).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     source = run.outputs / f".glgpu-{name}.part"
@@ -261,7 +293,7 @@ def _fetch(run: Run, bundle: Bundle) -> None:
         source.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(error, "outputs/") from None
-    download(partial(run.forge.get_part, run.name), bundle.parts, source, run.clock, run.console.say)
+    download(partial(home.get_part, run.name), bundle.parts, source, run.clock, run.console.say)
     split(source, bundle, run.outputs)
     wrong = damaged(run.outputs, {file.path: file.sha256 for file in bundle.files})
     if wrong:
@@ -272,21 +304,18 @@ def _fetch(run: Run, bundle: Bundle) -> None:
         )
 
 
-def _note_elsewhere(run: Run, stays: Sequence[Bundle]) -> None:
-    page = run.forge.page(run.name)
-    note = Elsewhere(str(run.name), run.job.job_id, "packages", "", page, tuple(stays))
+def _tell_of(run: Run, note: Elsewhere) -> None:
+    """Tell where files are that were too big for artifacts."""
     try:
         write_atomically(run.outputs / MANIFEST, note.text())
     except OSError as error:
         raise cannot_write(error, MANIFEST) from None
-    if run.job.in_ci:
-        leave_note(run, f"elsewhere-{run.job.job_id}.json", note.text())
     count = len(note.files)
-    annotate(run, f"run {run.name.run}: {count} files, too big for artifacts", page)
+    annotate(run, f"run {run.name.run}: {count} files, too big for artifacts", note.page)
     run.record.add(
-        "outputs-moved", files=count, bytes=sum(file.size for file in note.files), where="packages", page=page
+        "outputs-moved", files=count, bytes=sum(file.size for file in note.files), where=note.store, page=note.page
     )
-    run.console.say(f"{count} files are too big for artifacts and stay where the VM has left them: {page}")
+    run.console.say(f"{count} files are too big for artifacts and stay where the VM has left them: {note.page}")
     run.console.say(f"`glgpu fetch {run.name.run}` brings it all together")
 
 
@@ -355,10 +384,10 @@ def _judged(save: Save) -> Failure | None:
     return None
 
 
-def _vanished(run: Run, now: Callable[[], float]) -> Failure:
+def _vanished(run: Run, home: DropOff, now: Callable[[], float]) -> Failure:
     """Its VM is gone, and has saved nothing."""
     try:
-        end = float(json.loads(_read(run, HANDED_OVER))["hard_end"])
+        end = float(json.loads(_read(run, home, HANDED_OVER))["hard_end"])
     except (ValueError, KeyError, TypeError):
         end = 0.0
     if now() >= end - HARD_END_SECONDS:

@@ -14,10 +14,11 @@ from glgpu.machines import Candidate, candidates, cuts
 from glgpu.resources import resource_text
 from glgpu.steps.attempt import Attempt
 from glgpu.steps.context import SETTINGS_ITEM, Run, left_settings
-from glgpu.steps.detach import can_detach, is_detached
+from glgpu.steps.detach import is_detached, way_home
 from glgpu.steps.end_vms import clear_away
 from glgpu.steps.failover import HICCUP_SECONDS, TROUBLE, Queue, Try, none_left, table_of
 from glgpu.steps.state import state_for
+from glgpu.way_home import account_of_vm
 
 START_UP_ITEM = "glgpu-startup"
 """Metadata item that tells the start-up script how many GPUs there are, and which image to pull (vm/startup.sh)."""
@@ -36,7 +37,7 @@ def plan_lifetime(run: Run) -> Lifetime:
     claim = limits.claim_minutes * 60.0
     times = [time for time in (job.job_timeout, job.script_timeout) if time is not None] if job.in_ci else []
     if wants_to_detach(run.settings, job):
-        if can_detach(run):
+        if way_home(run) is not None:
             return Lifetime("pipeline", soft_end=now + claim, hard_end=now + (hours or DEFAULT_HOURS) * 3600)
         hours = None  # It is followed after all, and no job can hold that many.
     if hours is not None:
@@ -91,7 +92,6 @@ def bring_up(run: Run, lifetime: Lifetime, scarce: Collection[str] = ()) -> Iter
 def terraform_variables(run: Run, candidate: Candidate, lifetime: Lifetime) -> dict[str, object]:
     """The variables of `terraform/gpu-vm` for a candidate; nothing secret."""
     machine, network = run.settings.machine, run.settings.network
-    account = {"email": machine.service_account} if machine.service_account else None
     gpu = {"type": candidate.gpu, "count": candidate.count, "attached": candidate.attached} if candidate.gpu else None
     return {
         "name": str(run.name),
@@ -110,7 +110,7 @@ def terraform_variables(run: Run, candidate: Candidate, lifetime: Lifetime) -> d
             "spot": candidate.spot,
             "max_run_seconds": max(60, int(lifetime.hard_end - run.clock.now())),
             "disk": {"size_gb": machine.disk_gb, "type": candidate.disk_type, "image": candidate.image},
-            "service_account": account,
+            "service_account": account_of_vm(run.settings, run.job),
         },
         "network": {
             "name": network.name,

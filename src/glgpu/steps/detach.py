@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import json
 import math
 import re
 import tarfile
-from pathlib import Path
+from collections.abc import Sequence
 
 from glgpu.elsewhere import PART_BYTES, Part
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import Instance
+from glgpu.interfaces import Admission, DropOff, Instance
 from glgpu.job_times import script_seconds, wants_to_detach
 from glgpu.lifetime import Lifetime, spoken
 from glgpu.masking import Masker
@@ -25,18 +24,36 @@ from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.door import Guest
 from glgpu.steps.end_vms import instances_of
 from glgpu.steps.guest import ask
+from glgpu.way_home import MAKE_WAY, no_way, saves_to_bucket
 
-NO_WAY = "the package registry takes them by a deploy token, which GLGPU_GITLAB_TOKEN makes; that is not set here"
-TOKEN_MARGIN_SECONDS = 3600.0
-"""How much longer than its VM the deploy token lives: clocks differ."""
+BUCKET_VARIABLE = "GLGPU_STORAGE_BUCKET"
 PROBE_SECONDS = 90.0
 SAVING_SHARE = 0.2
 """Of the time that is left: how much the VM keeps for ending the container and saving."""
 
 
-def can_detach(run: Run) -> bool:
-    """Whether there may be a way home, as far as can be known before there is a VM."""
-    return run.job.in_ci and run.forge.may_administer
+def way_home(run: Run) -> DropOff | None:
+    """Where the run's VM would leave its outputs, as far as can be known before there is one; None: nowhere.
+
+    The bucket goes first: it takes no token of GitLab's.
+    """
+    if not run.job.in_ci:
+        return None
+    if saves_to_bucket(run.settings):
+        return run.bucket_for(run.settings.storage.bucket or "")
+    return run.forge if run.forge.may_administer else None
+
+
+def places(run: Run, instances: Sequence[Instance] = ()) -> list[DropOff]:
+    """Wherever VMs of the project may have left something, whatever the settings say now.
+
+    Args:
+        run: The run; a scheduled one has no glgpu.yml.
+        instances: VMs of the project, which know their bucket.
+    """
+    named = [run.settings.storage.bucket, *(run.knowing(one).settings.storage.bucket for one in instances)]
+    found: list[DropOff] = [run.bucket_for(name) for name in dict.fromkeys(named) if name]
+    return [*found, *([run.forge] if run.forge.may_administer else [])]
 
 
 def check_detaching(run: Run, *, trains: bool) -> None:
@@ -51,13 +68,20 @@ def check_detaching(run: Run, *, trains: bool) -> None:
     """
     if not wants_to_detach(run.settings, run.job, own=trains):
         return
-    if can_detach(run):
+    home = way_home(run)
+    if home is not None:
         _look_at_schedule(run)
+        if home.bucket and run.job.variables.get(BUCKET_VARIABLE) != home.bucket:
+            run.console.say(
+                f"the scheduled cleanup reads no glgpu.yml, and loses sight of {home.kept_in} when the VM is gone: set "
+                f"the CI variable {BUCKET_VARIABLE} to {home.bucket}"
+            )
         return
+    nowhere = f"no VM could leave its outputs anywhere: {no_way(run.settings)}"
     if run.settings.train.follow == "auto":
         run.console.say(
-            f"machine.max_hours is more than this job has, but no VM could leave its outputs anywhere ({NO_WAY}): the "
-            f"training is followed, and ends with its job after {spoken(_job_seconds(run))}"
+            f"machine.max_hours is more than this job has, but {nowhere}. So the training is followed, and ends "
+            f"with its job after {spoken(_job_seconds(run))}"
         )
         return
     if not run.job.in_ci:
@@ -66,11 +90,7 @@ def check_detaching(run: Run, *, trains: bool) -> None:
             "train.follow is false, but only a job can leave a training to its VM: nobody would collect it here",
             "add `--set train.follow=true`",
         )
-    raise Failure(
-        ErrorClass.CONFIG,
-        f"train.follow is false, but no VM could leave its outputs anywhere: {NO_WAY}",
-        "set the CI variable GLGPU_GITLAB_TOKEN (Maintainer, scope api), or leave train.follow out",
-    )
+    raise Failure(ErrorClass.CONFIG, f"train.follow is false, but {nowhere}", MAKE_WAY)
 
 
 def _look_at_schedule(run: Run) -> None:
@@ -100,12 +120,11 @@ def leaves_it(run: Run, instance: Instance, guest: Guest) -> bool:
     """
     if is_detached(instance):
         return True
-    return (
-        wants_to_detach(run.settings, run.job, own=True) and can_detach(run) and _prove_way_home(run, instance, guest)
-    )
+    home = way_home(run) if wants_to_detach(run.settings, run.job, own=True) else None
+    return home is not None and _prove(run, home, instance, guest)
 
 
-def _prove_way_home(run: Run, instance: Instance, guest: Guest) -> bool:
+def _prove(run: Run, home: DropOff, instance: Instance, guest: Guest) -> bool:
     """Have the VM leave something where its outputs are to go, with what it will use for them, and take it away again.
 
     Returns:
@@ -115,38 +134,44 @@ def _prove_way_home(run: Run, instance: Instance, guest: Guest) -> bool:
         Failure: what stands in the way, with `follow: false`.
     """
     try:
-        _give(run, instance, guest)
-        ask(
-            run,
-            guest.machine,
-            "see-home",
-            "probe",
-            timeout=PROBE_SECONDS,
-            klass=ErrorClass.CONFIG,
-            doing="proving the way home",
-        )
-        if PROBE not in run.forge.parts(run.name):
+        _give(run, home, instance, guest)
+        # One that a killed job has not taken away is in the way of the next.
+        home.drop_parts(run.name, [PROBE])
+        _probe(run, home, guest)
+        if PROBE not in home.parts(run.name):
             raise Failure(
-                ErrorClass.GITLAB,
-                f"the VM has left its probe, but GitLab does not show it in {run.forge.page(run.name)}",
-                "look at the project's package registry, or set `train.follow: true`",
+                ErrorClass.CONFIG,
+                f"the VM has left its probe, but nobody sees it in {home.kept_in}: {home.page(run.name)}",
+                "look there, or set `train.follow: true`",
             )
-        run.forge.drop_parts(run.name, [PROBE])
+        home.drop_parts(run.name, [PROBE])
     except Failure as failure:
         if failure.klass is ErrorClass.INTERRUPTED:
             raise
-        revoke(run)
+        revoke(run, home)
         if run.settings.train.follow == "auto":
             run.console.say(f"there is no way home for a detached training: {failure.cause}")
             run.console.say(f"it is followed instead, and ends with its job after {spoken(_job_seconds(run))}")
             run.record.add("not-detached", cause=failure.cause)
             return False
         raise
-    run.console.say(
-        f"the way home is proved: the VM can leave its outputs in the package registry of {run.job.project_path}"
-    )
-    run.record.add("way-home-proved", store="packages")
+    run.console.say(f"the way home is proved: the VM can leave its outputs in {home.kept_in}")
+    run.record.add("way-home-proved", store=home.store)
     return True
+
+
+def _probe(run: Run, home: DropOff, guest: Guest) -> None:
+    doing = f"proving the way home to {home.kept_in}"
+    try:
+        ask(run, guest.machine, "see-home", "probe", timeout=PROBE_SECONDS, klass=ErrorClass.CONFIG, doing=doing)
+    except Failure as failure:
+        if not home.bucket or failure.klass not in (ErrorClass.PERMISSION, ErrorClass.NOT_FOUND, ErrorClass.CONFIG):
+            raise
+        remedy = (
+            "see that the VM's account, storage.uploader as a rule, may create objects there "
+            "(docs/how-to/long-trainings.md), or set `train.follow: true`"
+        )
+        raise Failure(failure.klass, failure.cause, remedy, failure.evidence) from None
 
 
 def hand_over(run: Run, instance: Instance, guest: Guest) -> None:
@@ -154,7 +179,8 @@ def hand_over(run: Run, instance: Instance, guest: Guest) -> None:
 
     The watch begins before the label says so: a VM that is labelled is one that nobody waits for any more.
     """
-    if is_detached(instance) and HANDED_OVER in run.forge.parts(run.name):
+    home = way_home(run)
+    if home is None or (is_detached(instance) and HANDED_OVER in home.parts(run.name)):
         run.console.say("an earlier job has left the training to its VM, which sees it home")
         return
     end = hard_end_of(instance)
@@ -174,71 +200,86 @@ def hand_over(run: Run, instance: Instance, guest: Guest) -> None:
         "commit": run.job.sha,
         "hard_end": int(end),
     }
-    data = json.dumps(note, indent=1).encode() + b"\n"
-    leave_note(run, HANDED_OVER, data)
-    run.record.add("handed-over", until=int(end), store="packages")
+    leave_note(run, home, HANDED_OVER, json.dumps(note, indent=1).encode() + b"\n")
+    run.record.add("handed-over", until=int(end), store=home.store)
     run.console.say(
         f"the training goes on without this job, for {spoken(left)} at most: its VM saves its outputs and powers off, "
         "and the scheduled `glgpu cleanup` collects them"
     )
 
 
-def left_to_itself(run: Run) -> list[str]:
-    """The VMs of a run that have been handed their training, as ``NAME in ZONE``.
+def left_to_itself(run: Run) -> list[Instance]:
+    """The VMs of a run that have been handed their training.
 
     Raises:
         Failure: the cloud cannot be asked, and the record says that there is one.
     """
     try:
-        return [f"{one.name} in {one.zone}" for one in instances_of(run) if is_detached(one)]
+        return [one for one in instances_of(run) if is_detached(one)]
     except Failure as failure:
         if failure.klass is ErrorClass.INTERRUPTED or run.record.find("handed-over"):
             raise
         return []
 
 
-def note_end(run: Run) -> None:
-    """Note that somebody has ended a detached run, for whoever would wait for its outputs."""
-    if run.forge.may_administer and HANDED_OVER in run.forge.parts(run.name):
-        leave_note(run, ENDED, b"by job %s\n" % run.job.job_id.encode())
+def note_end(run: Run, instances: Sequence[Instance]) -> None:
+    """Note that somebody has ended a detached run, for whoever would wait for its outputs.
+
+    Args:
+        run: The run.
+        instances: Its VMs, as they were.
+    """
+    for home in places(run, instances):
+        if HANDED_OVER in home.parts(run.name):
+            leave_note(run, home, ENDED, b"by job %s\n" % run.job.job_id.encode())
 
 
 def _job_seconds(run: Run) -> float:
     return script_seconds(run.job, run.settings, own=True)
 
 
-def leave_note(run: Run, name: str, data: bytes) -> None:
+def leave_note(run: Run, home: DropOff, name: str, data: bytes) -> None:
     """Leave a small part beside what the VM leaves."""
-    run.forge.put_part(run.name, Part(name, len(data), hashlib.sha256(data).hexdigest()), io.BytesIO(data))
+    home.put_part(run.name, Part(name, len(data), hashlib.sha256(data).hexdigest()), io.BytesIO(data))
 
 
-def revoke(run: Run) -> None:
-    """Remove the deploy token with which the VM leaves its outputs."""
-    count = run.forge.remove_deploy_tokens(str(run.name))
+def revoke(run: Run, home: DropOff) -> None:
+    """End what the VM leaves its outputs with."""
+    count = home.dismiss(run.name)
     if count:
         run.record.add("deploy-token-removed", count=count)
 
 
-def _give(run: Run, instance: Instance, guest: Guest) -> None:
+def _give(run: Run, home: DropOff, instance: Instance, guest: Guest) -> None:
     """Bring the VM what it needs: the keeper, where to, and what opens that place; secrets by standard input alone."""
     machine = guest.machine
     end = hard_end_of(instance)
     end = end if math.isfinite(end) else run.clock.now() + 24 * 3600.0
     ask(run, machine, "keeper", stdin=resource_text("vm/keeper.sh"), doing="bringing the VM its keeper")
-    # One from an earlier try of this job: its secret was told once, to that one.
-    run.forge.remove_deploy_tokens(str(run.name))
-    user, secret = run.forge.add_deploy_token(str(run.name), end + TOKEN_MARGIN_SECONDS)
-    run.console.masker.add(secret)
-    run.record.add("deploy-token-made", name=str(run.name))
-    login = base64.b64encode(f"{user}:{secret}".encode()).decode()
-    files = {
-        "address": run.forge.drop_off(run.name).encode(),
-        "login": f"Authorization: Basic {login}\n".encode(),
-        "authority": Path(run.job.ca_file).read_bytes() if run.job.ca_file else b"",
+    admission = home.admit(run.name, end)
+    if admission.secret:
+        run.console.masker.add(admission.secret)
+        run.record.add("deploy-token-made", name=str(run.name))
+    ask(
+        run,
+        machine,
+        "see-home",
+        "take",
+        stdin=_tar(_files(run, admission)),
+        doing="bringing the VM what opens the way home",
+    )
+
+
+def _files(run: Run, admission: Admission) -> dict[str, bytes]:
+    """What the keeper keeps."""
+    return {
+        "address": admission.address.encode(),
+        "headers": "".join(f"{line}\n" for line in admission.headers).encode(),
+        "account": b"own\n" if admission.own_account else b"",
+        "authority": admission.authority,
         "mask": _mask(run),
         "part": str(PART_BYTES).encode(),
     }
-    ask(run, machine, "see-home", "take", stdin=_tar(files), doing="bringing the VM what opens the way home")
 
 
 def _mask(run: Run) -> bytes:

@@ -73,7 +73,9 @@ def move_out(run: Run, *, last_copy: bool) -> None:
     if not chosen:
         return
     size = sum(chosen.values())
-    depot, where = _depot(run)
+    bucket = run.settings.storage.bucket
+    depot: Depot = run.bucket_for(bucket) if bucket else run.forge
+    where = depot.kept_in
     run.console.say(
         f"artifacts have room for {_mb(limit)}, outputs/ has {_mb(sum(sizes.values()))}: "
         f"{_files(len(chosen))} ({_mb(size)}) to be kept in {where}"
@@ -134,11 +136,6 @@ def _sizes(folder: Path) -> dict[str, int]:
     return found
 
 
-def _depot(run: Run) -> tuple[Depot, str]:
-    bucket = run.settings.storage.bucket
-    return (run.bucket_for(bucket), f"the bucket {bucket}") if bucket else (run.forge, "the project's package registry")
-
-
 def _keep(run: Run, depot: Depot, chosen: Mapping[str, int]) -> Elsewhere:
     """Have everything kept, and a note of it beside it."""
     there = depot.parts(run.name)
@@ -152,20 +149,18 @@ def _keep(run: Run, depot: Depot, chosen: Mapping[str, int]) -> Elsewhere:
             bundles.append(bundle)
     except OSError as error:
         raise cannot_write(error, error.filename or "outputs/") from None
-    bucket = run.settings.storage.bucket
-    note = Elsewhere(
-        str(run.name),
-        run.job.job_id,
-        "bucket" if bucket else "packages",
-        bucket or "",
-        depot.page(run.name),
-        tuple(bundles),
-    )
+    note = note_of(run, depot, bundles)
     text = note.text()
     # A name of its own, for a registry may refuse a second file of one name.
     part = Part(f"elsewhere-{run.job.job_id}.json", len(text), hashlib.sha256(text).hexdigest())
     _put(run, depot, part, lambda: io.BytesIO(text), there)
     return note
+
+
+def note_of(run: Run, depot: Depot, bundles: Sequence[Bundle]) -> Elsewhere:
+    """What tells of files that this job leaves in a depot."""
+    page = depot.page(run.name)
+    return Elsewhere(str(run.name), run.job.job_id, depot.store, depot.bucket, page, tuple(bundles))
 
 
 def _measured(strand: Sequence[tuple[Path, int]], paths: Sequence[str], sums: Mapping[str, str]) -> Bundle:

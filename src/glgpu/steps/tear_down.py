@@ -65,7 +65,7 @@ def tear_down(run: Run, *, hurry: bool = False) -> None:
         _delete_disks(run, attempts)
     if run.forge.may_administer:
         attempts.insist(partial(_revoke, run), removes="the deploy key in GitLab")
-        attempts.insist(partial(revoke, run), removes="the deploy token in GitLab")
+        attempts.insist(partial(revoke, run, run.forge), removes="the deploy token in GitLab")
     left = _proof(run, found, ending)
     for store in states if left is None else []:
         # The state goes last, and only after the proof: until then it is one more way to find the VM.

@@ -1,8 +1,8 @@
 #!/bin/sh
 # What sees a detached training home, on the VM itself and as root: `sh keeper VERB RUN HOME [WORDS]`. Once the container
 # has ended, or has to, outputs, checkpoints and log go to where the job has proved that they can go; then the VM powers
-# off. What opens that place comes by standard input alone and stays in /run, which is memory, and which no container
-# sees; /dev/shm is the container's too where it shares the host's.
+# off. What opens that place comes by standard input alone, or from Google's metadata server, and stays in /run, which is
+# memory, and which no container sees; /dev/shm is the container's too where it shares the host's.
 set -eu
 umask 077
 
@@ -11,6 +11,7 @@ run=$2
 home=$3
 shift 3
 keep=${GLGPU_ROOT:-}/run/glgpu/keeper
+account=http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default
 list=$keep/list
 manifest=$keep/manifest
 # Bytes from which on a file travels alone.
@@ -22,24 +23,54 @@ engine() { docker "$@"; }
 
 say() { printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*" >&2; }
 
-# put NAME: standard input goes there. A place that takes nothing for a minute is given up.
-put() {
-    set -- "$(cat "$keep/address")$1"
-    [ ! -s "$keep/authority" ] || set -- "$1" --cacert "$keep/authority"
-    curl -sSf --connect-timeout 20 --speed-limit 1000 --speed-time 60 -o /dev/null -H "@$keep/login" -T - "$@"
+# The header fields with which a request is let in. A token of the VM's own account is good for minutes to an hour, so that
+# it is asked for each time; it is on no command line.
+log_in() {
+    cp "$keep/headers" "$keep/login.new"
+    if [ -s "$keep/account" ]; then
+        said=$(curl -sf -m 20 --retry 3 -H 'Metadata-Flavor: Google' "$account/token") || {
+            echo "Google's metadata server gives this VM no token of an account" >&2
+            return 1
+        }
+        printf '%s' "$said" | sed -n 's/.*"access_token" *: *"\([^"]*\)".*/Authorization: Bearer \1/p' \
+            >>"$keep/login.new"
+    fi
+    mv "$keep/login.new" "$keep/login"
 }
 
-# send NAME: the same; the checksum of what went is in $keep/sum afterwards.
+# put NAME: standard input goes there. A place that takes nothing for a minute is given up. What has no known length goes
+# in chunks, which is HTTP/1.1.
+put() {
+    log_in || return 1
+    set -- "$(cat "$keep/address")$1"
+    [ ! -s "$keep/authority" ] || set -- "$1" --cacert "$keep/authority"
+    curl -sSf --http1.1 --connect-timeout 20 --speed-limit 1000 --speed-time 60 -o /dev/null -D "$keep/answer" \
+        -H "@$keep/login" -T - "$@"
+}
+
+# send NAME: the same; the checksum of what went is in $keep/sha256.sum afterwards. Cloud Storage answers with an MD5 of
+# what has come.
 send() {
-    rm -f "$keep/pipe"
-    mkfifo "$keep/pipe"
-    sha256sum <"$keep/pipe" >"$keep/sum" &
-    if tee "$keep/pipe" | put "$1"; then
-        wait "$!"
-    else
+    name=$1
+    set -- "$keep/sha256"
+    [ ! -s "$keep/account" ] || set -- "$@" "$keep/md5"
+    for pipe in "$@"; do
+        rm -f "$pipe"
+        mkfifo "$pipe"
+        "${pipe##*/}sum" <"$pipe" >"$pipe.sum" &
+    done
+    tee "$@" | put "$name" || {
         wait
         return 1
-    fi
+    }
+    wait
+    [ -s "$keep/account" ] || return 0
+    came=$(tr -d '\r' <"$keep/answer" | sed -n 's/^[Xx]-[Gg]oog-[Hh]ash:.*md5=\([^ ,]*\).*/\1/p')
+    [ -z "$came" ] || came=$(printf '%s' "$came" | base64 -d | od -An -v -tx1 | tr -d ' \n')
+    [ -z "$came" ] || [ "$came" = "$(cut -c 1-32 "$keep/md5.sum")" ] || {
+        echo "$name has not come as it went" >&2
+        return 1
+    }
 }
 
 # below yes|no PATH...: the big files below the paths, or the others, NUL-terminated.
@@ -66,7 +97,8 @@ piece() {
 }
 
 # bundle NUMBER: the list's files, one after the other, cut into parts; the manifest tells of each. Never two at a time:
-# GitLab wants the files of a package one by one.
+# GitLab wants the files of a package one by one. No name is used twice: whoever may only add to a bucket may not write
+# over what may have come in spite of a failure.
 bundle() {
     [ -s "$list" ] || return 0
     part=$(cat "$keep/part")
@@ -85,12 +117,12 @@ bundle() {
         [ "$size" -le "$part" ] || size=$part
         index=$((index + 1))
         tries=1
-        until piece "$begin" "$size" | send "save-$1-$count-$index"; do
+        until piece "$begin" "$size" | send "save-$1-$count-$index-$tries"; do
             [ "$tries" -lt 3 ] || return 1
             tries=$((tries + 1))
             sleep 2
         done
-        echo "part save-$1-$count-$index $size $(cut -d ' ' -f 1 "$keep/sum")" >>"$manifest"
+        echo "part save-$1-$count-$index-$tries $size $(cut -d ' ' -f 1 "$keep/sha256.sum")" >>"$manifest"
         begin=$((begin + size))
     done
 }
@@ -117,8 +149,9 @@ save() {
 
 case $verb in
 take)
-    # A tar by standard input: `address`, `login` (a header), `authority` (certificates), `mask` (for sed), `part` (bytes).
-    rm -rf "$keep"
+    # A tar by standard input: `address`, `headers`, `account` (not empty: they want a token of the VM's own account beside
+    # them), `authority` (certificates), `mask` (for sed), `part` (bytes). Where a watch has begun already, it goes on, with
+    # these.
     mkdir -p "$keep"
     tar -x -C "$keep" -f - --no-same-owner
     ;;
@@ -165,7 +198,8 @@ watch)
             sleep 2
         fi
     done
-    number=1
+    # Another VM of this run, before or after this one, has other numbers.
+    number=$(date +%s)
     if [ -e "$home/preempted" ]; then
         reason=preempted
         # Seconds are left: what a next run needs most goes first.
@@ -175,7 +209,7 @@ watch)
     fi
     pause=5
     until save "$number" all "$@" ${checkpoints:+"$checkpoints"}; do
-        say "try $number to leave the outputs failed; the next one in $pause s"
+        say "save $number failed; the next one in $pause s"
         sleep "$pause"
         number=$((number + 1))
         pause=$((pause * 2))

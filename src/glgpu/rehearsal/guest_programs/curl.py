@@ -1,6 +1,6 @@
 """``curl`` of a VM: its metadata server, and uploads to whatever answers over HTTP.
 
-Served of the metadata server are ``GET .../instance/{name,attributes/KEY,preempted}`` and ``PUT
+Served of the metadata server are ``GET .../instance/{name,attributes/KEY,preempted,service-accounts/...}`` and ``PUT
 .../instance/guest-attributes/NAMESPACE/KEY``, with the header ``Metadata-Flavor: Google`` as Google demands it
 (https://cloud.google.com/compute/docs/metadata/querying-metadata). To others goes what standard input gives (``-T -``),
 in chunks as it comes. What curl itself knows beside that is refused.
@@ -38,6 +38,8 @@ def main(argv: list[str]) -> int:
         word = words.pop(0)
         if word in VALUED and words:
             options.setdefault(word, []).append(words.pop(0))
+        elif word == "--http1.1":
+            continue  # it knows no other
         elif word.startswith("-") and not word.startswith("--") and set(word[1:]) <= set(SWITCHES):
             switches += word[1:]
         elif word.startswith("-"):
@@ -55,15 +57,15 @@ def main(argv: list[str]) -> int:
         print(f"curl: (6) Could not resolve host: {url.hostname}", file=sys.stderr)
         return UNKNOWN_HOST
     if "-T" in options:
-        return refuse(405)
+        return refuse(405, switches)
     verb = options.get("-X", ["GET"])[-1]
     data = options.get("--data-raw", [""])[-1]
     if "Metadata-Flavor: Google" not in options.get("-H", []) or not url.path.startswith(ROOT):
-        return refuse(403)
+        return refuse(403, switches)
     query = dict(parse_qsl(url.query))
     answer = Guest().ask(do="metadata", verb=verb, path=url.path.removeprefix(ROOT), query=query, data=data)
     if answer["status"] != 200:
-        return refuse(answer["status"])
+        return refuse(answer["status"], switches)
     if "-D" in options:
         tag = f"ETag: {answer['etag']}\r\n" if "etag" in answer else ""
         Path(options["-D"][-1]).write_text(f"HTTP/1.1 200 OK\r\nMetadata-Flavor: Google\r\n{tag}\r\n", newline="")
@@ -72,9 +74,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def refuse(status: int) -> int:
-    """Say that the server refused, as with ``-S``."""
-    print(f"curl: (22) The requested URL returned error: {status}", file=sys.stderr)
+def refuse(status: int, switches: str) -> int:
+    """Say that the server refused, unless with ``-s`` and without ``-S``."""
+    if "s" not in switches or "S" in switches:
+        print(f"curl: (22) The requested URL returned error: {status}", file=sys.stderr)
     return REFUSED
 
 
@@ -117,8 +120,11 @@ def upload(url: SplitResult, options: dict[str, list[str]], switches: str) -> in
     except (OSError, http.client.HTTPException):
         print("curl: (56) Recv failure: Connection reset by peer", file=sys.stderr)
         return CUT_OFF
+    if "-D" in options:
+        head = "".join(f"{name}: {value}\r\n" for name, value in answer.getheaders())
+        Path(options["-D"][-1]).write_text(f"HTTP/1.1 {answer.status} {answer.reason}\r\n{head}\r\n", newline="")
     if answer.status >= 400:
-        return refuse(answer.status)
+        return refuse(answer.status, switches)
     if "-o" not in options:
         sys.stdout.buffer.write(text)
     return 0
