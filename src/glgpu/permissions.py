@@ -68,7 +68,7 @@ ORGANISATION = ("orgpolicy.policy.get",)
 """To read organisation policies in force: part of the basic roles, and not grantable to one's own role everywhere."""
 
 ACT_AS = ("iam.serviceAccounts.actAs",)
-"""On the service account that the VM itself gets, where ``machine.service_account`` names one."""
+"""On the service account that the VM itself gets, where settings name one for it."""
 
 TUNNEL = ("iap.tunnelInstances.accessViaIAP",)
 """In the project, where ``network.access`` is ``iap``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glgpu.errors import ErrorClass, Failure
 from glgpu.job import Job
 from glgpu.job_times import wants_to_detach
 from glgpu.settings import Settings
@@ -9,6 +10,7 @@ from glgpu.settings import Settings
 STORAGE_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 """The least of Cloud Storage's scopes with which one may create an object
 (https://cloud.google.com/storage/docs/oauth-scopes); the account's role says what of it counts."""
+BUCKET_VARIABLE = "GLGPU_STORAGE_BUCKET"
 MAKE_WAY = (
     "set storage.bucket and storage.uploader (docs/how-to/long-trainings.md), or the CI variable GLGPU_GITLAB_TOKEN "
     "(Maintainer, scope api), or leave train.follow out"
@@ -40,3 +42,15 @@ def no_way(settings: Settings) -> str:
     if settings.storage.bucket:
         return f"storage.bucket takes them from the account of storage.uploader, which is not set, and {registry}"
     return f"storage.bucket is not set, and {registry}"
+
+
+def unseen(settings: Settings, job: Job) -> Failure | None:
+    """What is to be said where whoever collects might not know of the bucket; the training itself goes well."""
+    bucket = settings.storage.bucket
+    if not saves_to_bucket(settings) or job.variables.get(BUCKET_VARIABLE) == bucket:
+        return None
+    return Failure(
+        ErrorClass.CONFIG,
+        f"the scheduled cleanup reads no glgpu.yml: it learns of the bucket {bucket} only from VMs that are there",
+        f"set the CI variable {BUCKET_VARIABLE} to {bucket}",
+    )

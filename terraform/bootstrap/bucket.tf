@@ -3,7 +3,7 @@ locals {
   with_bucket = var.bucket == null ? 0 : 1
 }
 
-# States and checkpoints. It goes with `terraform destroy` only when it is empty.
+# States and outputs. It goes with `terraform destroy` only when it is empty.
 resource "google_storage_bucket" "runs" {
   count = local.with_bucket
 
@@ -25,6 +25,19 @@ resource "google_storage_bucket" "runs" {
     condition {
       days_since_noncurrent_time = var.bucket.old_days
       num_newer_versions         = var.bucket.old_versions
+      with_state                 = "ARCHIVED"
+    }
+  }
+
+  # Outputs never take each other's names, so that of one that was deleted no newer version comes.
+  lifecycle_rule {
+    action {
+      type = "Delete"
+    }
+
+    condition {
+      days_since_noncurrent_time = 7
+      matches_prefix             = ["glgpu/outputs/"]
       with_state                 = "ARCHIVED"
     }
   }
@@ -62,13 +75,14 @@ resource "google_storage_bucket_iam_member" "jobs" {
   member = google_service_account.jobs.member
 }
 
-# For the VM of a run that goes on without its job: it adds checkpoints, and can neither read nor overwrite any.
+# For the VM of a run that goes on without its job: it adds outputs, and can neither read nor list, overwrite or delete any.
+# States are not its business: whoever could put one there would have a say in what a job's Terraform does.
 resource "google_service_account" "uploader" {
   count = local.with_bucket
 
   project      = var.project
   account_id   = "${var.name}-uploader"
-  display_name = "VMs that save their checkpoints by themselves"
+  display_name = "VMs that save their outputs by themselves"
 
   depends_on = [google_project_service.needed]
 }
@@ -79,6 +93,11 @@ resource "google_storage_bucket_iam_member" "uploader" {
   bucket = google_storage_bucket.runs[0].name
   role   = "roles/storage.objectCreator"
   member = google_service_account.uploader[0].member
+
+  condition {
+    title      = "outputs"
+    expression = "resource.name.startsWith(\"projects/_/buckets/${google_storage_bucket.runs[0].name}/objects/glgpu/outputs/\")"
+  }
 }
 
 # Whoever gives a VM an account must be allowed to act as that account.

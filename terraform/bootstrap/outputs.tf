@@ -5,7 +5,10 @@ locals {
       GLGPU_WIF_PROVIDER        = google_iam_workload_identity_pool_provider.gitlab.name
       GLGPU_WIF_SERVICE_ACCOUNT = google_service_account.jobs.email
     },
-    var.bucket == null ? {} : { GLGPU_STORAGE_BUCKET = google_storage_bucket.runs[0].name },
+    var.bucket == null ? {} : {
+      GLGPU_STORAGE_BUCKET   = google_storage_bucket.runs[0].name
+      GLGPU_STORAGE_UPLOADER = google_service_account.uploader[0].email
+    },
   )
 }
 
@@ -29,7 +32,7 @@ output "service_account" {
 }
 
 output "uploader" {
-  description = "The account for VMs that save their checkpoints by themselves (machine.service_account), null without a bucket."
+  description = "The account of VMs whose trainings no job waits for (storage.uploader), null without a bucket."
   value       = one(google_service_account.uploader[*].email)
 }
 

@@ -1,6 +1,6 @@
 variable "bucket" {
   description = <<-EOT
-    The bucket for Terraform's states and for checkpoints; null for none. location: a region or multi-region, such as
+    The bucket for Terraform's states and for outputs; null for none. location: a region or multi-region, such as
     europe-west4. name: by default PROJECT-NAME. versioning: keep what was overwritten, which a lost state is restored
     from. old_versions and old_days: a version that was overwritten is deleted when so many newer ones are there and so
     many days have gone.

@@ -208,6 +208,9 @@ def test_a_vm_may_add_to_its_bucket_and_do_nothing_else_there(google: Google, tm
     assert (
         put(Admission(admission.address.replace(BUCKET, "not-made"), ()), "w", b"", f"Authorization: {token}")[0] == 404
     )
+    # Not a state, which a job's Terraform would go by.
+    state = f"{google.endpoint}/{BUCKET}/glgpu/states/{run}/default.tfstate"
+    assert put(Admission(state, ()), "", b"{}", f"Authorization: {token}")[0] == 403
     data = bytearray()
     home.get_part(run, "w", 0, data.extend)
     assert data == b"weights"

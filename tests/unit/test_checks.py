@@ -59,6 +59,7 @@ SETTINGS = {
     "GLGPU_MACHINE_GPU": "nvidia-l4", "GLGPU_MACHINE_ZONES": "europe-west4-a,europe-west1-b",
 }  # fmt: skip
 METRICS = ("NVIDIA_L4_GPUS", "PREEMPTIBLE_NVIDIA_L4_GPUS", "CPUS", "SSD_TOTAL_GB", "IN_USE_ADDRESSES")
+WITH_BUCKET = {"GLGPU_STORAGE_BUCKET": "team", "GLGPU_STORAGE_UPLOADER": "uploader@my-dl.iam.gserviceaccount.com"}
 REFUSAL = Failure(ErrorClass.NETWORK, "nobody answers", "look at the network")
 
 
@@ -350,6 +351,39 @@ def test_a_schedule_is_recognised_as_init_recognises_it() -> None:
     assert said(known(schedules=[hidden])) == {}
     of_another_task = ForgeSchedule("glgpu cleanup", "main", True, "ada", "active", {}, "success", NOW, 2)
     assert said(known(schedules=[of_another_task])) == {"cleanup-schedule": ["warning CONFIG"]}
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"GLGPU_TRAIN_FOLLOW": "true", "GLGPU_GITLAB_TOKEN": ""}, []),
+        ({"GLGPU_TRAIN_FOLLOW": "false"}, []),
+        ({"GLGPU_TRAIN_FOLLOW": "false", "GLGPU_GITLAB_TOKEN": ""}, ["error CONFIG"]),
+        (
+            {"GLGPU_MACHINE_MAX_HOURS": "40", "RUNNER_SCRIPT_TIMEOUT": "2h", "GLGPU_GITLAB_TOKEN": ""},
+            ["warning CONFIG"],
+        ),
+        ({"GLGPU_TRAIN_FOLLOW": "false", "GLGPU_GITLAB_TOKEN": "", "GLGPU_STORAGE_BUCKET": "team"}, ["error CONFIG"]),
+        ({"GLGPU_TRAIN_FOLLOW": "false", "GLGPU_GITLAB_TOKEN": "", **WITH_BUCKET}, []),
+    ],
+)
+def test_a_training_that_no_job_waits_for_needs_a_way_home(own: dict[str, str], says: list[str]) -> None:
+    assert said(known(own)).get("way-home", []) == says
+
+
+def test_a_bucket_that_only_glgpu_yml_names_is_lost_sight_of() -> None:
+    facts = known({"GLGPU_TRAIN_FOLLOW": "false", **WITH_BUCKET})
+    variables = {name: value for name, value in facts.job.variables.items() if name != "GLGPU_STORAGE_BUCKET"}
+    facts = dataclasses.replace(facts, job=dataclasses.replace(facts.job, variables=variables))
+    assert said(facts) == {"way-home": ["warning CONFIG"]}
+
+
+@pytest.mark.parametrize("setting", ["machine.service_account", "storage.uploader"])
+def test_the_account_that_we_may_not_give_the_vm_is_named_with_its_setting(setting: str) -> None:
+    variable = f"GLGPU_{setting.replace('.', '_').upper()}"
+    facts = known({variable: "vm@my-dl.iam.gserviceaccount.com"}, missing_act_as=["iam.serviceAccounts.actAs"])
+    (verdict,) = [one.verdict for check in CHECKS if check.name == "act-as" for one in findings(check, facts)]
+    assert verdict.cause == f"{setting}: we may not act as vm@my-dl.iam.gserviceaccount.com"
 
 
 def test_an_include_that_only_the_token_may_not_read_is_a_warning() -> None:

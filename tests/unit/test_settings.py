@@ -348,6 +348,7 @@ def another(dotted: str) -> list[tuple[Any, str]]:
         "machine.disk_type": [("pd-ssd", "pd-ssd"), ("pd-balanced", "pd-balanced")],
         "machine.spot": [("only", "only"), ("never", "never")],
         "machine.service_account": [("a@b", "a@b"), ("c@d", "c@d")],
+        "storage.uploader": [("a@b", "a@b"), ("c@d", "c@d")],
         "machine.tags": [(["a", "b"], "a,b"), (["c"], "c")],
         "train.command": [(["a", "b c"], "a 'b c'"), (["d"], "d")],
         "train.outputs": [(["a", "b c/"], "a,b c/"), (["d"], "d")],

@@ -194,7 +194,7 @@ GOOGLE_ASKED = COMPUTE_ASKED | _words(
 BY_SETTINGS = (
     GOOGLE_ASKED
     | IN_REGISTRY
-    | _words("training secrets lifetimes candidates driver gcloud access own-address host-keys")
+    | _words("training secrets lifetimes way-home candidates driver gcloud access own-address host-keys")
 ) - {"google-credentials", "google-project"} | {"cleanup-schedule", "gitlab-token"}
 
 
@@ -259,6 +259,11 @@ def _revoked(scene: Scene) -> None:
 
 def _no_token(scene: Scene) -> None:
     del scene.environment["GLGPU_GITLAB_TOKEN"]
+
+
+def _nowhere_to_go(scene: Scene) -> None:
+    _no_token(scene)
+    scene.environment["GLGPU_TRAIN_FOLLOW"] = "false"
 
 
 def _old_gitlab(scene: Scene) -> None:
@@ -444,6 +449,8 @@ DEFECTS: Sequence[Defect] = (
     _defect(
         "token-absent", "gitlab-token", "no GitLab token", _no_token, "token", hides=GITLAB_ASKED | {"host-keys"}
     ),
+    _defect("no-way-home", "gitlab-token way-home", "a training that no job waits for, without token and bucket",
+            _nowhere_to_go, "token", "GLGPU_TRAIN_FOLLOW", hides=GITLAB_ASKED | {"host-keys"}),
     _defect("gitlab-old", "gitlab-version", "GitLab 16.11", _old_gitlab, "CI_SERVER_VERSION"),
     _by_setting("runner-old", "runner-version", "a runner of version 16.9", CI_RUNNER_VERSION="16.9.1"),
     _defect("token-read-only", "gitlab-token-scope", "a token that may only read", _weak_scope, "token-scope"),

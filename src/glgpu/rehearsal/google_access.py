@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from glgpu.rehearsal import google_conditions as conditions
 from glgpu.rehearsal.compute_resources import Resource, fingerprint
 from glgpu.rehearsal.google_errors import Refusal
 from glgpu.rehearsal.world_clock import WorldClock
@@ -163,9 +164,10 @@ class Policy:
             {"bindings": self.bindings} if self.bindings else {}
         )
 
-    def roles_of(self, principal: Principal) -> Iterable[str]:
-        """Roles that it gives somebody; those under a condition count as not given."""
-        return (b["role"] for b in self.bindings if "condition" not in b and principal.members & set(b["members"]))
+    def roles_of(self, principal: Principal, resource: str) -> Iterable[str]:
+        """Roles that it gives somebody on a resource."""
+        mine = (binding for binding in self.bindings if principal.members & set(binding["members"]))
+        return (binding["role"] for binding in mine if _holds(binding.get("condition"), resource))
 
 
 @dataclass
@@ -190,11 +192,18 @@ class Access:
         """Add a member to a role in the project."""
         self.policy.bindings.append({"role": role, "members": [member]})
 
-    def allows(self, principal: Principal, permission: str, *further: Policy) -> bool:
-        """Whether somebody has a permission, by the project's policy or one of ``further``."""
+    def allows(self, principal: Principal, permission: str, *further: Policy, resource: str = "") -> bool:
+        """Whether somebody has a permission, by the project's policy or one of ``further``.
+
+        Args:
+            principal: Who asks.
+            permission: What for.
+            *further: Policies that count beside the project's.
+            resource: Full name of what it is done to, for roles that are given under a condition.
+        """
         if permission in self.denied:
             return False
-        held = {role for policy in (self.policy, *further) for role in policy.roles_of(principal)}
+        held = {role for policy in (self.policy, *further) for role in policy.roles_of(principal, resource)}
         return any(fnmatch.fnmatchcase(permission, pattern) for role in held for pattern in self._permissions(role))
 
     def _permissions(self, role: str) -> Iterable[str]:
@@ -225,7 +234,13 @@ class Access:
                 raise Refusal(400, f"Role {role} is not supported for this resource.", reason="badRequest")
             for member in binding.get("members", []):
                 self._check_member(member)
-            key = f"{role} {binding.get('condition')}"
+            condition = binding.get("condition")
+            if condition is not None:
+                try:
+                    conditions.parse(condition.get("expression", ""))
+                except conditions.Wrong as error:
+                    raise Refusal(400, f"Invalid condition: {error}", reason="badRequest") from None
+            key = f"{role} {condition}"
             entry = merged.setdefault(key, {**binding, "members": []})
             entry["members"] = sorted({*entry["members"], *binding.get("members", [])})
         return Policy([binding for binding in merged.values() if binding["members"]])
@@ -245,6 +260,16 @@ class Access:
             and email not in self.accounts
         ):
             raise Refusal(400, f"Service account {email} does not exist.", reason="badRequest")
+
+
+def _holds(condition: Resource | None, resource: str) -> bool:
+    """Whether a condition of a binding is met (https://cloud.google.com/iam/docs/conditions-attribute-reference)."""
+    if condition is None:
+        return True
+    try:
+        return conditions.parse(condition["expression"])({"resource": {"name": resource}}) is True
+    except conditions.Wrong:
+        return False
 
 
 def tested(permissions: Iterable[Any]) -> list[str]:

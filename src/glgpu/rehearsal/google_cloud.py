@@ -220,7 +220,12 @@ class GoogleCloud:
         self.identities.policy_of(email).bindings.append(jobs)
         if bucket is None:
             return
-        adds = {"role": "roles/storage.objectCreator", "members": [f"serviceAccount:{email}"]}
+        below = f"projects/_/buckets/{bucket}/objects/glgpu/outputs/"
+        adds = {
+            "role": "roles/storage.objectCreator",
+            "members": [f"serviceAccount:{email}"],
+            "condition": {"title": "outputs", "expression": f'resource.name.startsWith("{below}")'},
+        }
         self.storage.buckets[bucket].policy.bindings.append(adds)
 
     def trust(self, issuer: str, gitlab_project: int) -> str:
@@ -407,8 +412,7 @@ class GoogleCloud:
                 raise ConnectionCut
             case "silence":
                 point = fault.point if fault else ""
-                facts = {"status": None, "headers": {}, "body": "", "unserved": "", "fault": "silence"}
-                self._calls.add("google", "", point, at=self._clock.now(), **facts)
+                self._calls.add("google", "", point, at=self._clock.now(), unserved="", fault="silence")
                 await self._stopping.wait()
                 raise ConnectionCut
             case "slow":

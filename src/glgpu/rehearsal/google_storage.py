@@ -205,13 +205,14 @@ class Storage:
         bucket = self.buckets.get(request.names["bucket"])
         if bucket is None:
             raise not_found("The specified bucket does not exist.")
-        self._require(request.principal, bucket, permission)
+        self._require(request, bucket, permission)
         return bucket
 
-    def _require(self, principal: Principal, bucket: Bucket, *permissions: str) -> None:
-        for permission in permissions:
-            if not self._project.access.allows(principal, permission, bucket.policy):
-                raise _no_access(principal, permission, permission.split(".")[1].removesuffix("s"))
+    def _require(self, request: Request, bucket: Bucket, permission: str) -> None:
+        named = request.names.get("object") or request.body.get("name") or request.query.get("name")
+        resource = _full_name(request.names["bucket"], named if permission.startswith("storage.objects.") else "")
+        if not self._project.access.allows(request.principal, permission, bucket.policy, resource=resource):
+            raise _no_access(request.principal, permission, permission.split(".")[1].removesuffix("s"))
 
     def _list_buckets(self, request: Request) -> Resource:
         if not self._project.allows(request, "storage.buckets.list"):
@@ -289,7 +290,7 @@ class Storage:
         name = self._object_name(request)
         self._check_preconditions(bucket, name, request.query)
         if bucket.live(name) is not None:
-            self._require(request.principal, bucket, "storage.objects.delete")
+            self._require(request, bucket, "storage.objects.delete")
 
     def upload(self, request: Request) -> Reply:
         """Take an object over the XML API (https://cloud.google.com/storage/docs/xml-api/put-object-upload).
@@ -406,7 +407,8 @@ class Storage:
             request: Header fields of the request.
         """
         bucket = self.buckets[bucket_name]
-        if not self._project.access.allows(principal, "storage.objects.get", bucket.policy):
+        resource = _full_name(bucket_name, name)
+        if not self._project.access.allows(principal, "storage.objects.get", bucket.policy, resource=resource):
             return _xml_error(403, "AccessDenied", "Access denied.")
         found = bucket.live(name)
         if found is None:
@@ -529,6 +531,11 @@ def _download(found: StoredObject, request: Mapping[str, str]) -> Reply:
     piece = found.content[first : last + 1]
     headers["Content-Range"] = f"bytes {first}-{first + len(piece) - 1}/{len(found.content)}"
     return Reply(206, piece, headers)
+
+
+def _full_name(bucket: str, name: str | None) -> str:
+    """What conditions call a bucket, or an object in it."""
+    return f"projects/_/buckets/{bucket}/objects/{name}" if name else f"projects/_/buckets/{bucket}"
 
 
 def _no_access(principal: Principal, permission: str, kind: str) -> Refusal:

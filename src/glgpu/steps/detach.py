@@ -24,9 +24,8 @@ from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.door import Guest
 from glgpu.steps.end_vms import instances_of
 from glgpu.steps.guest import ask
-from glgpu.way_home import MAKE_WAY, no_way, saves_to_bucket
+from glgpu.way_home import MAKE_WAY, no_way, saves_to_bucket, unseen
 
-BUCKET_VARIABLE = "GLGPU_STORAGE_BUCKET"
 PROBE_SECONDS = 90.0
 SAVING_SHARE = 0.2
 """Of the time that is left: how much the VM keeps for ending the container and saving."""
@@ -71,11 +70,9 @@ def check_detaching(run: Run, *, trains: bool) -> None:
     home = way_home(run)
     if home is not None:
         _look_at_schedule(run)
-        if home.bucket and run.job.variables.get(BUCKET_VARIABLE) != home.bucket:
-            run.console.say(
-                f"the scheduled cleanup reads no glgpu.yml, and loses sight of {home.kept_in} when the VM is gone: set "
-                f"the CI variable {BUCKET_VARIABLE} to {home.bucket}"
-            )
+        trouble = unseen(run.settings, run.job)
+        if trouble is not None:
+            run.console.say(f"{trouble.cause}; {trouble.remedy}")
         return
     nowhere = f"no VM could leave its outputs anywhere: {no_way(run.settings)}"
     if run.settings.train.follow == "auto":

@@ -67,6 +67,11 @@ run "the_bucket_is_closed_and_keeps_old_versions_for_a_while" {
     condition     = google_storage_bucket_iam_member.uploader[0].role == "roles/storage.objectCreator"
     error_message = "the uploader may only create"
   }
+
+  assert {
+    condition     = google_storage_bucket_iam_member.uploader[0].condition[0].expression == "resource.name.startsWith(\"projects/_/buckets/my-dl-glgpu/objects/glgpu/outputs/\")"
+    error_message = "and only outputs"
+  }
 }
 
 run "without_a_bucket_there_is_nothing_of_it" {

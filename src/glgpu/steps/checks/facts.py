@@ -37,6 +37,7 @@ from glgpu.job import Job
 from glgpu.machines import DEFAULT_IMAGE, Candidate, candidates
 from glgpu.permissions import ACT_AS, BUCKET, LOOK, RUN, TUNNEL
 from glgpu.settings import Settings
+from glgpu.way_home import account_of_vm
 
 T = TypeVar("T")
 AT_ONCE = 256
@@ -324,6 +325,10 @@ def gather(sources: Sources, pool: ThreadPoolExecutor) -> Facts:
         tunnel = TUNNEL if settings.get().network.access == "iap" else ()
         return rights.missing_permissions((*RUN, *tunnel))
 
+    def missing_act_as() -> list[str]:
+        account = account_of_vm(settings.get(), job)
+        return rights.missing_on_account(str(account["email"]), ACT_AS) if account else []
+
     return Facts(
         now=sources.now(),
         job=job,
@@ -345,13 +350,7 @@ def gather(sources: Sources, pool: ThreadPoolExecutor) -> Facts:
         disabled_apis=of_google(lambda: rights.disabled_services(needed_apis(job, settings.get()))),
         missing_to_run=of_google(missing_to_run),
         missing_to_look=of_google(lambda: rights.missing_permissions(LOOK)),
-        missing_act_as=of_google(
-            lambda: (
-                rights.missing_on_account(settings.get().machine.service_account or "", ACT_AS)
-                if settings.get().machine.service_account
-                else []
-            )
-        ),
+        missing_act_as=of_google(missing_act_as),
         missing_on_bucket=of_google(
             lambda: (
                 rights.missing_on_bucket(settings.get().storage.bucket or "", BUCKET)

@@ -83,8 +83,9 @@ def permissions_to_look(facts: Facts) -> Iterator[Verdict]:
 
 @check("act-as", "Google Cloud", "whether we may give the VM its service account", f"{CREDENTIALS}, IAM API")
 def act_as(facts: Facts) -> Iterator[Verdict]:
-    """Only where machine.service_account names one."""
-    account = facts.settings.get().machine.service_account
+    """Only where it gets one."""
+    machine, storage = facts.settings.get().machine, facts.settings.get().storage
+    setting = "machine.service_account" if machine.service_account else "storage.uploader"
     try:
         missing = facts.missing_act_as.get()
     except Failure as failure:
@@ -95,7 +96,7 @@ def act_as(facts: Facts) -> Iterator[Verdict]:
     if missing:
         yield error(
             ErrorClass.PERMISSION,
-            f"machine.service_account: we may not act as {account}",
+            f"{setting}: we may not act as {machine.service_account or storage.uploader}",
             "let whoever keeps that account grant us roles/iam.serviceAccountUser on it, or leave the setting out",
         )
 

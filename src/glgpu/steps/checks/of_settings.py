@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from glgpu.errors import ErrorClass, Failure
 from glgpu.job import HOSTED_SECONDS
-from glgpu.job_times import misfits
+from glgpu.job_times import misfits, wants_to_detach
 from glgpu.lifetime import spoken
 from glgpu.settings import check_secrets
 from glgpu.steps.checks.facts import Facts
 from glgpu.steps.checks.judging import Verdict, check, error, failed, warning
+from glgpu.way_home import MAKE_WAY, no_way, saves_to_bucket, unseen
 
 
 @check("variables", "settings", "whether the job's own variables can be understood", "nothing")
@@ -75,4 +76,18 @@ def hosted_runner(facts: Facts) -> Iterator[Verdict]:
         )
 
 
-CHECKS = (variables, settings, training, secrets, lifetimes, hosted_runner)
+@check("way-home", "settings", "whether the outputs of a training that no job waits for come home", "glgpu.yml, a job")
+def way_home(facts: Facts) -> Iterator[Verdict]:
+    """That the VM's account may add to the bucket, only the VM itself can prove, before it trains."""
+    settings, job = facts.settings.get(), facts.job
+    if not wants_to_detach(settings, job):
+        return
+    if not saves_to_bucket(settings) and not job.gitlab_token:
+        judged = error if settings.train.follow is False else warning
+        yield judged(ErrorClass.CONFIG, f"no VM could leave its outputs anywhere: {no_way(settings)}", MAKE_WAY)
+    trouble = unseen(settings, job)
+    if trouble is not None:
+        yield warning(trouble.klass, trouble.cause, trouble.remedy)
+
+
+CHECKS = (variables, settings, training, secrets, lifetimes, hosted_runner, way_home)
