@@ -78,6 +78,13 @@ def test_a_connection_that_breaks_is_not_the_drivers(stage: Stage) -> None:
     assert caught.value.exit_code == 13
 
 
+def test_a_connection_that_stays_broken_before_the_gpu_was_seen_is_not_the_drivers_either(stage: Stage) -> None:
+    stage.machine.said["gpu"] = done("", 255, "Connection reset by peer")
+    with pytest.raises(Failure) as caught:
+        check_gpus(stage.run, stage.machine)
+    assert caught.value.exit_code == 13
+
+
 def test_a_head_that_reads_otherwise_is_no_failure(stage: Stage) -> None:
     stage.machine.said["gpu-inside"] = done("| a table of tomorrow |\n")
     inside(stage)

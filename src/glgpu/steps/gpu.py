@@ -55,6 +55,8 @@ def check_gpus(run: Run, machine: Machine) -> None:
             break
         if done.code == NOT_FOUND or run.clock.now() > end or "fewer than" in done.complaint:
             said = _said(done)
+            if done.code == 255:
+                raise _broken("looking for the VM's GPUs", said)
             raise Failure(ErrorClass.DRIVER, f"the VM's GPU is not usable: {_first(said)}", _other_driver(run), said)
         run.clock.sleep(3.0)
     gpus = done.text.strip().splitlines()
@@ -90,7 +92,7 @@ def check_inside(run: Run, machine: Machine, image: str, pinned: str) -> None:
 def _not_inside(run: Run, machine: Machine, image: str, done: Done, said: str) -> Failure:
     doing = f"using the GPU inside {image}"
     if done.code == 255:
-        return Failure(ErrorClass.SSH, f"{doing}: the connection to the VM broke: {said}", "retry the job", said)
+        return _broken(doing, said)
     needs = _NEEDS_CUDA.search(said)
     if needs is None:
         return explain(said, unknown=ErrorClass.DRIVER, doing=doing)
@@ -102,6 +104,10 @@ def _not_inside(run: Run, machine: Machine, image: str, done: Done, said: str) -
         f"use {older}, or {_other_driver(run)}",
         said,
     )
+
+
+def _broken(doing: str, said: str) -> Failure:
+    return Failure(ErrorClass.SSH, f"{doing}: the connection to the VM broke: {said}", "retry the job", said)
 
 
 def _other_driver(run: Run) -> str:
