@@ -165,6 +165,15 @@ def test_what_is_home_goes_back_and_is_not_fetched_again(stage: Stage) -> None:
     assert again.bring_home() == 0
 
 
+def test_a_vm_that_takes_nothing_is_not_waited_for_without_end(stage: Stage) -> None:
+    home = Home()
+    write(stage, "checkpoints/a", b"1")
+    following(stage, home).bring_home()
+    stage.machine.allowed.clear()
+    following(stage, home).put_back()
+    assert stage.machine.allowed == [module.BRING_SECONDS]
+
+
 def test_nothing_goes_back_that_this_job_did_not_bring(stage: Stage) -> None:
     other = stage.run.outputs / "checkpoints/of-another-run"
     other.parent.mkdir(parents=True)

@@ -197,7 +197,7 @@ class Checkpoints:
         if not here:
             return 0, 0
         paths = [*self._paths, *self._outputs]
-        with self._machine.stream(command(run, "put", self._code, *paths)) as stream:
+        with self._machine.stream(command(run, "put", self._code, *paths), timeout=BRING_SECONDS) as stream:
             with suppress(BrokenPipeError):  # the exit code and its reason tell more
                 with tarfile.open(fileobj=stream.stdin, mode="w|", format=tarfile.PAX_FORMAT) as archive:
                     for name, path in here.items():
