@@ -118,3 +118,32 @@ def test_a_program_that_ends_with_0_when_it_is_told_to_end_goes_on_like_any_othe
     assert files["outputs/weights/w"] == b"w"
     assert log.count("step 40") == 1
     assert len(happened(files, "preempted")) == 1
+
+
+@pytest.mark.every_fault
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("line", ["Google takes the VM", "Another VM goes on with the training", "asking for"])
+def test_when_stop_is_pressed_while_the_run_has_no_vm_it_gets_no_other_one(tmp_path: Path, line: str) -> None:
+    with world() as made:
+        variables = {"GLGPU_TRAIN_COMMAND": LASTING_TRAINING, "GLGPU_MACHINE_SPOT": "only", **OUTPUTS}
+        given = [Variable(name, value) for name, value in variables.items()]
+        adopted = made.adopt(repository(tmp_path / "tiny"), variables=given)
+        here = Played(made, adopted)
+
+        async def story() -> Mapping[str, Outcome]:
+            playing = asyncio.ensure_future(here.player.play())
+            await here.printed("train", "step 5")
+            for instance in made.compute.instances.spot_running():
+                made.compute.instances.preempt(instance, notice=True)
+            await here.printed("train", line)
+            (environment,) = adopted.project.environments.values()
+            made.gitlab.stop_environment(adopted.project, environment, adopted.user)
+            return await playing
+
+        try:
+            played = made.call(asyncio.wait_for(story(), SECONDS))
+            assert played["stop"].status == "success", here.logs["stop"]
+            assert (played["train"].status, played["train"].exit_code) == ("failed", 23), here.logs["train"]
+            assert here.left() == {}
+        finally:
+            here.close()
