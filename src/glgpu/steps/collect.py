@@ -5,6 +5,7 @@ What is home already is not sent again: a collection that was cut short goes on 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tarfile
@@ -196,13 +197,15 @@ def _read(stdout: bytes) -> Iterator[tuple[str, str]]:
 def _receive(
     run: Run, machine: Machine, base: str, paths: list[str], got: dict[str, tuple[str, int]], seconds: float
 ) -> None:
-    """Unpack what comes; each file is in ``got`` as soon as it is whole."""
+    arrivals = _Arrivals(run, got)
     with machine.stream(command(run, "send", base, *paths), timeout=seconds) as stream:
         stream.stdin.close()
         try:
-            with tarfile.open(fileobj=stream.stdout, mode="r|", bufsize=CHUNK, errorlevel=2) as archive:
+            with tarfile.open(
+                fileobj=stream.stdout, mode="r|", bufsize=CHUNK, errorlevel=2, encoding="utf-8"
+            ) as archive:
                 for entry in archive:
-                    _unpack(run, archive, entry, got)
+                    arrivals.take(archive, entry)
             code = stream.wait(60)
         except (tarfile.TarError, EOFError) as error:
             code, reason = 255, str(error)
@@ -212,28 +215,41 @@ def _receive(
             raise Failure(ErrorClass.SSH, f"the outputs did not come through whole: {reason}", "retry the job", reason)
 
 
-def _unpack(run: Run, archive: tarfile.TarFile, entry: tarfile.TarInfo, got: dict[str, tuple[str, int]]) -> None:
-    name = _relative(entry.name)
-    if not name:
-        return
-    target = run.outputs / name
-    if not _may_come(name):
-        _leave_out(run, name)
-        return
-    try:
-        make_room(run.outputs, target)
-        if entry.isdir():
-            target.mkdir(exist_ok=True)
-        elif entry.isfile():
-            source = archive.extractfile(entry)
-            assert source is not None
-            got[name] = (_write(source, target), entry.size)
-        elif entry.issym():
-            _link(run, name, entry.linkname, target)
-        else:
-            run.console.say(f"left out: {name!r}: neither file, folder nor link")
-    except OSError as error:
-        raise cannot_write(error, repr(name)) from None
+class _Arrivals:
+    """Unpacks what comes; each file is in ``got`` as soon as it is whole."""
+
+    def __init__(self, run: Run, got: dict[str, tuple[str, int]]) -> None:
+        self._run = run
+        self._got = got
+        self._room: set[str] = set()
+        """Folders that are there: nothing that comes later takes the place of a folder."""
+
+    def take(self, archive: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
+        """Unpack one entry."""
+        run, name = self._run, _relative(entry.name)
+        if not name:
+            return
+        target = run.outputs / name
+        if not _may_come(name):
+            _leave_out(run, name)
+            return
+        try:
+            folder = os.path.dirname(name)
+            if folder not in self._room:
+                make_room(run.outputs, target)
+                self._room.add(folder)
+            if entry.isdir():
+                target.mkdir(exist_ok=True)
+            elif entry.isfile():
+                source = archive.extractfile(entry)
+                assert source is not None
+                self._got[name] = (_write(source, target), entry.size)
+            elif entry.issym():
+                _link(run, name, entry.linkname, target)
+            else:
+                run.console.say(f"left out: {name!r}: neither file, folder nor link")
+        except OSError as error:
+            raise cannot_write(error, repr(name)) from None
 
 
 def _leave_out(run: Run, name: str) -> None:
@@ -242,18 +258,22 @@ def _leave_out(run: Run, name: str) -> None:
 
 def _write(source: IO[bytes], target: Path) -> str:
     """Write a file so that it is there whole or not at all, and return its SHA-256."""
-    part = target.with_name(f".glgpu-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.part")
+    # Ten thousand files are no rarity: what is asked of the system for each of them counts.
+    folder, name = os.path.split(target)
+    part = os.path.join(folder, f".glgpu-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.part")
     digest = hashlib.sha256()
     try:
-        with part.open("wb") as file:
+        with open(part, "wb") as file:
             while data := source.read(CHUNK):
                 digest.update(data)
                 file.write(data)
-        # The container's owner and mode mean nothing here: artifacts must be readable by whoever uploads them.
-        part.chmod(0o644)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+            # The container's owner and mode mean nothing here: artifacts must be readable by whoever uploads them.
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(part, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        raise
     return digest.hexdigest()
 
 

@@ -425,7 +425,7 @@ choose)
     ;;
 send)
     # send BASE PATH...: the chosen files, and every folder and link below the paths, as tar; root reads them, for the
-    # container's files are root's.
+    # container's files are root's. GNU's format: POSIX's has a second header for each file's times.
     cd "$1"
     shift
     {
@@ -433,7 +433,7 @@ send)
         for path in "$@"; do
             [ ! -e "./$path" ] || sudo -n find "./$path" ! -type f -print0
         done
-    } | sudo -n tar -c -f - --format=pax --hard-dereference --no-recursion --null --verbatim-files-from -T -
+    } | sudo -n tar -c -f - --format=gnu --hard-dereference --no-recursion --null --verbatim-files-from -T -
     ;;
 keeper)
     # What sees a detached training home, by standard input: vm/keeper.sh.
