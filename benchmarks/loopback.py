@@ -89,8 +89,11 @@ class Loopback:
 
 
 @contextmanager
-def loopback() -> Iterator[Loopback]:
+def loopback(within: Path | None = None) -> Iterator[Loopback]:
     """A server for the length of a block.
+
+    Args:
+        within: Where its files are; by default where temporary files are.
 
     Raises:
         NotMeasured: There is no sshd.
@@ -98,7 +101,7 @@ def loopback() -> Iterator[Loopback]:
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     if sshd is None:
         raise NotMeasured("no sshd on this machine (Debian: apt install openssh-server)")
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=within) as name:
         folder = Path(name)
         for part in ("bin", "home/glgpu/code", "job"):
             (folder / part).mkdir(parents=True)
@@ -114,7 +117,11 @@ def loopback() -> Iterator[Loopback]:
         ) as server:
             try:
                 _await(port, server, folder / "sshd.log")
-                yield _connected(folder, port, made)
+                connected = _connected(folder, port, made)
+                try:
+                    yield connected
+                finally:
+                    connected.machine.hang_up()
             finally:
                 server.terminate()
 
