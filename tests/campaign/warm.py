@@ -38,8 +38,11 @@ import array, json, os, signal, socket, sys
 with open("/proc/self/comm", "w") as name:
     name.write({front!r})
 child, held = 0, []
-def pass_on(number, _):
-    os.kill(child, number) if child else held.append(number)
+def pass_on(number, _=None):
+    try:
+        os.kill(child, number) if child else held.append(number)
+    except ProcessLookupError:
+        pass  # it has ended, and its code is on its way
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, pass_on)
 def note(**facts):
@@ -54,7 +57,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as parent:
     answers = parent.makefile()
     child = json.loads(answers.readline())["pid"]
     for number in held:
-        os.kill(child, number)
+        pass_on(number)
     line = answers.readline()
     code = json.loads(line)["code"] if line else -9
 note(ended=sys.argv[1:], pid=os.getpid(), code=code)
