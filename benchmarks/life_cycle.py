@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import secrets
+import sys
 import tempfile
 import threading
 import time
@@ -20,8 +21,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from results import Line, medians
+from results import Line, medians, seconds
 
+from glgpu.clients.terraform_program import terraform_program
 from glgpu.console import Console
 from glgpu.masking import Masker
 from glgpu.rehearsal.ci_yaml import Job
@@ -177,7 +179,7 @@ def measure(scale: float) -> list[Line]:
 
 
 def without_latencies() -> list[Line]:
-    """What glgpu itself takes."""
+    """What glgpu itself takes, and what of it the least is that its foundations take."""
     runs: dict[str, list[Run]] = {GLGPU: [], SCRIPT: []}
 
     def once(who: str) -> float:
@@ -192,7 +194,25 @@ def without_latencies() -> list[Line]:
         lines.append(
             Line(f"latency 0: {what}", SCRIPT, mine - its, f"{mine:.1f} s, {its:.1f} s", "{:+.1f} s", most=2.5)
         )
-    return lines
+    least = {name: floor() for name, floor in (("Google's library", imports), ("Terraform", terraform))}
+    told = ", ".join(f"{name} {spent:.1f} s" for name, spent in least.items())
+    what = "of that: three imports of google-cloud-compute; Terraform making and destroying nothing"
+    return [*lines, Line(what, "no script", sum(least.values()), told, "{:.1f} s")]
+
+
+def imports() -> float:
+    """Seconds in which three jobs have Google's library ready."""
+    argv = [sys.executable, "-c", "import google.cloud.compute_v1"]
+    return 3 * medians({"": partial(seconds, argv)}, ROUNDS)[""]
+
+
+def terraform() -> float:
+    """Seconds that Terraform takes to make what is nothing, and to destroy it: of a state that is here."""
+    program, _ = terraform_program("")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "main.tf").write_text('resource "terraform_data" "nothing" {}\n')
+        verbs = (["init"], ["apply", "-auto-approve"], ["init"], ["destroy", "-auto-approve"])
+        return sum(seconds([program, *verb], folder=folder) for verb in verbs)
 
 
 def with_latencies(scale: float) -> list[Line]:
