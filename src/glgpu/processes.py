@@ -144,7 +144,8 @@ class Running:
         env: Its environment; ours by default.
         cwd: Its working directory.
         stdin: Whether to keep a pipe to it.
-        stderr: Whether to keep its standard error apart; else it goes where standard output goes.
+        stderr: Whether to keep its standard error apart, or a file that it goes to; else it goes where standard output
+            goes.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Running:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         stdin: bool = False,
-        stderr: bool = False,
+        stderr: bool | IO[bytes] = False,
     ) -> None:
         self.argv = list(argv)
         try:
@@ -162,7 +163,7 @@ class Running:
                 self.argv,
                 stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE if stderr else subprocess.STDOUT,
+                stderr=(subprocess.PIPE if stderr else subprocess.STDOUT) if isinstance(stderr, bool) else stderr,
                 env=dict(env) if env is not None else environment(),
                 cwd=cwd,
                 start_new_session=True,

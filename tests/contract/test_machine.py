@@ -6,6 +6,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,19 @@ case $1 in
 -S) shift 2 && exec {ssh} -S /proc/login "$@" ;;
 esac
 exit 1
+"""
+
+
+HOLDS_ON = """\
+#!/bin/sh
+# As with sshd, whose side of a command stays open until that ends: somebody else has its standard error, too.
+case $1 in
+-M) echo && exec cat ;;
+esac
+setsid sleep 60 >/dev/null </dev/null &
+echo $! >{folder}/holder
+echo first
+exec sleep 60
 """
 
 
@@ -253,6 +267,20 @@ def test_where_no_socket_can_be_each_command_logs_in_for_itself(
         with machine.stream("exit 7") as stream:
             assert stream.wait(20) == 7
     assert len(real.lab.requests("vm", "login")) == before + 4  # the first sees it once it is in
+
+
+def test_whoever_leaves_a_command_does_not_wait_for_its_end(
+    real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ssh").write_text(HOLDS_ON.format(folder=tmp_path))
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with open_door(real.run, real.vm) as way:
+        machine = way.connect(Endpoint("vm", "z", real.vm.address, 22), "ssh-ed25519 A")
+        with machine.stream("anything") as stream:
+            assert next(stream.chunks()) == b"first\n"
+    holder = int((tmp_path / "holder").read_text())
+    os.kill(holder, signal.SIGTERM)  # it is there: nobody has waited for it
 
 
 def test_a_newcomer_whom_the_rule_does_not_name_hears_nothing(real: Real) -> None:

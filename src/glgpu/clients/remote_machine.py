@@ -6,11 +6,11 @@ import os
 import re
 import secrets
 import selectors
+import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -25,6 +25,7 @@ USER = "glgpu"
 CONNECT_SECONDS = 10
 LOST = 255
 """ssh's own exit code: there is no connection (ssh(1))."""
+COMPLAINT_BYTES = 8192
 STAY = "echo; exec cat"
 """The command of the shared login: a line as soon as there is one, and an end as soon as there is no glgpu any more."""
 _NO_SOCKET = re.compile(r"unix_listener|mux listener|Control(?:Path|Socket)")
@@ -118,7 +119,7 @@ class RemoteMachine:
             with refused:
                 yield refused
             return
-        with RemoteStream(self._start(self._shared(script))) as stream:
+        with self._start(self._shared(script)) as stream:
             left = None if timeout is None else max(timeout - (time.monotonic() - begun), 0.0)
             cut = threading.Timer(left, stream.cut) if left is not None else None
             if cut is not None:
@@ -145,7 +146,7 @@ class RemoteMachine:
             if self._login is not None:
                 self._login.close()
             self._socket = f"login-{secrets.token_hex(4)}"
-            login = RemoteStream(self._start([self._ssh, "-M", "-S", self._socket, *self._argv, STAY]))
+            login = self._start([self._ssh, "-M", "-S", self._socket, *self._argv, STAY])
             try:
                 if next(login.chunks(timeout), b""):
                     self._login = login
@@ -165,18 +166,31 @@ class RemoteMachine:
         """The command line of a command; without a login to share, ssh connects by itself."""
         return [self._ssh, "-S", self._socket, *self._argv, script]
 
-    def _start(self, argv: Sequence[str]) -> Running:
-        return Running(argv, env=self._env, stdin=True, stderr=True, cwd=self._folder)
+    def _start(self, argv: Sequence[str]) -> RemoteStream:
+        return RemoteStream(argv, self._folder, self._env)
 
 
 class RemoteStream:
-    """A command that runs on the VM; its standard error is drained beside us so that it never blocks."""
+    """A command that runs on the VM.
 
-    def __init__(self, process: Running) -> None:
-        self._process = process
-        self._tail: deque[bytes] = deque(maxlen=40)
-        self._drain = threading.Thread(target=self._read_errors, daemon=True)
-        self._drain.start()
+    Args:
+        argv: The command line of its ssh.
+        folder: Where that runs.
+        env: Its environment; None: ours.
+
+    Raises:
+        Failure: TOOL_MISSING or DISK_FULL.
+    """
+
+    def __init__(self, argv: Sequence[str], folder: Path, env: Mapping[str, str] | None) -> None:
+        with ExitStack() as held:
+            # A file and no pipe: the shared login has the other end of it too, for as long as the command runs.
+            try:
+                self._errors = held.enter_context(tempfile.TemporaryFile(dir=folder))
+            except OSError as error:
+                raise cannot_write(error, folder) from None
+            self._process = held.enter_context(Running(argv, env=env, stdin=True, stderr=self._errors, cwd=folder))
+            self._held = held.pop_all()
 
     def __enter__(self) -> RemoteStream:
         return self
@@ -202,7 +216,9 @@ class RemoteStream:
     @property
     def complaint(self) -> str:
         """The end of its standard error, complete once it has ended."""
-        return b"".join(self._tail).decode("utf-8", "replace").strip()
+        # The place in the file is one with ssh's: it must not move.
+        place = max(0, os.fstat(self._errors.fileno()).st_size - COMPLAINT_BYTES)
+        return os.pread(self._errors.fileno(), COMPLAINT_BYTES, place).decode("utf-8", "replace").strip()
 
     def chunks(self, quiet: float | None = None) -> Iterator[bytes]:
         """Its output as it comes, and an empty piece whenever there is none for ``quiet`` seconds."""
@@ -221,11 +237,9 @@ class RemoteStream:
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code; 255 when the connection broke, or did not end within ``timeout`` seconds."""
         try:
-            code = self._process.wait(timeout)
+            return _code(self._process.wait(timeout))
         except TimedOut:
             return LOST
-        self._drain.join(5)
-        return _code(code)
 
     def cut(self) -> None:
         """End it where it is; what it has said can still be read."""
@@ -233,13 +247,7 @@ class RemoteStream:
 
     def close(self) -> None:
         """End it, and have done with it."""
-        self._process.kill()
-
-    def _read_errors(self) -> None:
-        # The pipe is closed under us when the connection is given up.
-        with suppress(ValueError):
-            for line in self._process.stderr:
-                self._tail.append(line)
+        self._held.close()
 
 
 def _silent(seconds: float) -> str:
