@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from glgpu.classify import explain
+from glgpu.clients.compute_library import lighten
 from glgpu.clients.google_login import credentials
 from glgpu.errors import ErrorClass, Failure, unwrapped
 from glgpu.job import Job
@@ -98,7 +99,8 @@ class GoogleCalls:
         return clients[kind]
 
     def _new_client(self, kind: str) -> Any:
-        # Importing the library takes over a second: only commands that talk to the cloud pay for it.
+        # Importing the library takes long: only commands that talk to the cloud pay for it.
+        lighten()
         from google.api_core.client_options import ClientOptions
         from google.cloud import compute_v1
 
