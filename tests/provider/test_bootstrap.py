@@ -30,6 +30,7 @@ VARIABLES: dict[str, Any] = {
     "users": ["user:ada@example.com"],
 }
 EMAIL = f"glgpu-jobs@{PROJECT}.iam.gserviceaccount.com"
+UPLOADER = f"glgpu-uploader@{PROJECT}.iam.gserviceaccount.com"
 JOBS = f"serviceAccount:{EMAIL}"
 
 
@@ -79,11 +80,14 @@ def test_one_apply_makes_everything_and_a_second_plan_finds_it_so(bootstrap: Wor
     bucket = apis.storage.buckets[f"{PROJECT}-glgpu"]
     access = bucket.resource["iamConfiguration"]
     assert (access["publicAccessPrevention"], access["uniformBucketLevelAccess"]["enabled"]) == ("enforced", True)
-    uploader = [b["members"] for b in bucket.policy.bindings if b["role"] == "roles/storage.objectCreator"]
-    assert uploader == [[f"serviceAccount:glgpu-uploader@{PROJECT}.iam.gserviceaccount.com"]]
+    (uploader,) = [b for b in bucket.policy.bindings if b["role"] == "roles/storage.objectCreator"]
+    assert uploader["members"] == [f"serviceAccount:{UPLOADER}"]
+    below = f"projects/_/buckets/{PROJECT}-glgpu/objects/glgpu/outputs/"
+    assert uploader["condition"]["expression"] == f'resource.name.startsWith("{below}")'
     assert bootstrap.outputs()["ci_variables"] == {
         "GLGPU_PROJECT": PROJECT,
         "GLGPU_STORAGE_BUCKET": f"{PROJECT}-glgpu",
+        "GLGPU_STORAGE_UPLOADER": UPLOADER,
         "GLGPU_WIF_PROVIDER": f"{POOL}/providers/gitlab",
         "GLGPU_WIF_SERVICE_ACCOUNT": EMAIL,
     }

@@ -15,14 +15,18 @@ from typing import Any
 
 import pytest
 
-from fakes import Entry, FakeBucket, Stage, refusal
+from fakes import Entry, FakeBucket, Stage, make_stage, refusal
 from glgpu.console import Console
 from glgpu.elsewhere import Bundle, Elsewhere, MovedFile, Part, read_elsewhere
 from glgpu.errors import ErrorClass, Failure
 from glgpu.masking import Masker
 from glgpu.run_names import RunName
+from glgpu.run_record import RunRecord
+from glgpu.saved import HANDED_OVER
 from glgpu.stages.fetch import Origin, fetch
 from glgpu.steps import move_out as module
+from glgpu.steps.bring_back import bring_back
+from glgpu.steps.bring_together import run_in
 from glgpu.steps.collect import collect
 from glgpu.steps.move_out import move_out
 from glgpu.steps.sums import read_sums
@@ -154,6 +158,56 @@ def test_a_later_job_that_has_the_artifacts_gets_the_rest(trained: Stage) -> Non
     fetch(origin(trained), trained.run.outputs)
     assert contents(trained.run.outputs) == FILES
     assert "get_artifacts" not in trained.forge.verbs()
+
+
+def collected(folder: Path, *, token: bool, bucket: bool, artifact_mb: int = 1) -> Stage:
+    """A run that was left to its VM, and that a job of another pipeline has collected."""
+    stage = make_stage(folder / "cleanup", CI_PIPELINE_ID="2002", CI_JOB_ID="77")
+    stage.set(storage={"artifact_mb": artifact_mb, "bucket": "team" if bucket else None})
+    stage.forge.may_administer = token
+    home = stage.run.bucket_for("team") if bucket else stage.forge
+    name = RunName(stage.run.name.server_url, stage.run.name.project_id, "1001")
+    log = {"glgpu/train.log": b"the end\n"}
+    lines = ["glgpu-save 1", "what all", "reason ended", 'state {"ExitCode": 0, "OOMKilled": false}']
+    for index, (path, data) in enumerate({**FILES, **log}.items()):
+        digest = hashlib.sha256(data).hexdigest()
+        part = Part(f"save-1-{index}-1-1", len(data), digest)
+        home.put_part(name, part, io.BytesIO(data))
+        lines += ["bundle", f"file {len(data)} {digest}  ./{path}", f"part {part.name} {part.size} {digest}"]
+    for part_name, data in (("save-1.manifest", "\n".join([*lines, ""]).encode()), (HANDED_OVER, b"{}")):
+        part = Part(part_name, len(data), hashlib.sha256(data).hexdigest())
+        home.put_part(name, part, io.BytesIO(data))
+    outputs = stage.run.outputs / "glgpu" / str(name)
+    record = RunRecord(outputs / "glgpu/run.json", str(name), "77", stage.clock, stage.run.console.masker)
+    own = replace(stage.run, name=name, outputs=outputs, record=record)
+    assert bring_back(stage.run, stage.clock.now, lambda _: own) == []
+    stage.run.record.add("cleaned-up")
+    stage.forge.archives["77"] = ("cleanup", archive(stage.run.outputs))
+    stage.use(name=name)
+    return stage
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_of_a_run_that_was_left_to_its_vm_what_was_collected_comes_too_and_nothing_of_the_collecting_job(
+    bucket: bool, tmp_path: Path, to: Path
+) -> None:
+    stage = collected(tmp_path, token=True, bucket=bucket)
+    for _ in range(2):
+        fetch(origin(stage, bucket="team" if bucket else None), to)
+        assert contents(to) == FILES
+        assert (to / "glgpu/train.log").read_bytes() == b"the end\n"
+        assert run_in(to) == stage.name
+
+
+def test_without_any_token_of_gitlab_s_all_of_it_comes_from_the_bucket(tmp_path: Path, to: Path) -> None:
+    stage = collected(tmp_path, token=False, bucket=True, artifact_mb=100)
+    stage.forge.refuse["get_artifacts"] = refusal(ErrorClass.GITLAB_AUTH, "there is no token")
+    fetch(origin(stage, bucket="team"), to)
+    assert contents(to) == FILES
+    assert "there is no token; what is in the bucket comes all the same" in stage.log
+    stage.forge.refuse["get_artifacts"] = refusal(ErrorClass.NETWORK, "nobody answers")
+    with pytest.raises(Failure, match="nobody answers"):
+        fetch(origin(stage, bucket="team"), to.with_name("again"))
 
 
 def test_what_lies_in_a_bucket_comes_from_there(stage: Stage, to: Path) -> None:

@@ -14,6 +14,7 @@ from glgpu.elsewhere import MANIFEST, MANIFEST_PART, Bundle, Elsewhere, read_els
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import BucketFor, Depot, Forge
 from glgpu.run_names import RunName, read_name
+from glgpu.saved import of_detached
 from glgpu.steps.bring_together import damaged, run_in, split, sums_with, there, unpack
 from glgpu.steps.download import download, download_whole
 from glgpu.steps.sums import read_sums, write_sums
@@ -60,8 +61,8 @@ def fetch(origin: Origin, to: Path, *, json_to: Console | None = None) -> None:
     _check_folder(origin, to)
     note = _note_in(origin, to)
     with origin.console.section("artifacts", f"Artifacts of run {origin.name.run}"):
-        files = _artifacts(origin, to, note)
-        note = _note_in(origin, to) or _note_kept(origin)
+        files, kept = _artifacts(origin, to, note)
+        note = _note_in(origin, to) or kept or _note_kept(origin)
         if not files and note is None:
             raise _nothing(origin)
     moved = note.files if note else []
@@ -114,21 +115,35 @@ def _is_meant(origin: Origin, name: str) -> bool:
     return read is not None and (read.project_id, read.run, read.kind) == (wanted.project_id, wanted.run, wanted.kind)
 
 
-def _artifacts(origin: Origin, to: Path, note: Elsewhere | None) -> int:
-    """Unpack what the run's jobs left as artifacts, unless it is there; how many files."""
+def _artifacts(origin: Origin, to: Path, note: Elsewhere | None) -> tuple[int, Elsewhere | None]:
+    """Unpack what jobs have as artifacts of the run, unless it is there; how many files, and the note, where known."""
     moved = {file.path for file in note.files} if note else set()
     sums = {name: digest for name, digest in read_sums(to).items() if name not in moved}
     if run_in(to) and sums and not damaged(to, sums):
         origin.console.say(f"{len(sums)} files are in {to} already")
-        return len(sums)
+        return len(sums), note
     run = origin.name.run
     if origin.forge.may_administer and not run.startswith("u"):
-        jobs = origin.forge.artifact_jobs(run, STAGES)
-    else:
-        # A job's token may not look for jobs, but it opens the artifacts of one that it knows.
-        note = note or _note_kept(origin)
-        jobs = [note.job] if note and note.job else []
-    return sum(_unpacked(origin, job, to) for job in jobs)
+        count = sum(_unpacked(origin, job, to) for job in origin.forge.artifact_jobs(run, STAGES))
+        note = _note_in(origin, to) or _note_kept(origin)
+        # What was left to its VM was collected by a job of another pipeline.
+        return count + (_unpacked(origin, note.job, to) if note and _is_collected(note) else 0), note
+    # A job's token may not look for jobs, but it opens the artifacts of one that it knows.
+    note = note or _note_kept(origin)
+    if note is None or not note.job:
+        return 0, note
+    try:
+        return _unpacked(origin, note.job, to), note
+    except Failure as failure:
+        if not note.bucket or failure.klass not in (ErrorClass.GITLAB, ErrorClass.GITLAB_AUTH):
+            raise
+        origin.console.say(f"{failure.cause}; what is in the bucket comes all the same")
+        return 0, note
+
+
+def _is_collected(note: Elsewhere) -> bool:
+    """Whether the run was left to its VM: that has left the parts, and not a job."""
+    return bool(of_detached(part.name for bundle in note.bundles for part in bundle.parts))
 
 
 def _unpacked(origin: Origin, job: str, to: Path) -> int:
@@ -136,7 +151,7 @@ def _unpacked(origin: Origin, job: str, to: Path) -> int:
     get = partial(origin.forge.get_artifacts, job)
     download_whole(get, archive, origin.clock, origin.console.say)
     try:
-        count = unpack(archive, to)
+        count = unpack(archive, to, origin.name)
     except ValueError as error:
         archive.unlink(missing_ok=True)
         raise Failure(
@@ -160,7 +175,8 @@ def _note_in(origin: Origin, to: Path) -> Elsewhere | None:
 
 def _note_kept(origin: Origin) -> Elsewhere | None:
     """The newest note beside the parts themselves."""
-    depots: list[Depot] = [origin.forge, *([origin.bucket_for(origin.bucket)] if origin.bucket else [])]
+    # The bucket takes no token of GitLab's.
+    depots: list[Depot] = [*([origin.bucket_for(origin.bucket)] if origin.bucket else []), origin.forge]
     for depot in depots:
         notes = [part for name, part in depot.parts(origin.name).items() if MANIFEST_PART.fullmatch(name)]
         if notes:

@@ -9,12 +9,13 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
 from glgpu.elsewhere import Bundle, MovedFile
 from glgpu.errors import ErrorClass, Failure
+from glgpu.run_names import AnyName, read_name
 from glgpu.steps.collect import leads_out, make_room, stays_inside
 from glgpu.steps.strand import CHUNK
 from glgpu.steps.sums import OWN_FOLDER, read_sums
@@ -23,8 +24,10 @@ ROOT = "outputs/"
 """Where everything lies in an archive of artifacts."""
 
 
-def unpack(archive: Path, to: Path) -> int:
-    """Unpack an archive of artifacts, over what is there; how many files.
+def unpack(archive: Path, to: Path, run: AnyName) -> int:
+    """Unpack what an archive of artifacts has of a run, over what is there; how many files.
+
+    A job that saves several runs keeps each in a folder of its own; whatever else lies beside it is not this run's.
 
     Raises:
         ValueError: It is no whole archive.
@@ -32,9 +35,10 @@ def unpack(archive: Path, to: Path) -> int:
     count = 0
     try:
         with zipfile.ZipFile(archive) as packed:
+            root = _root(packed.namelist(), run)
             for entry in packed.infolist():
-                name = entry.filename.removeprefix(ROOT)
-                if not entry.filename.startswith(ROOT) or not stays_inside(name):
+                name = entry.filename.removeprefix(root)
+                if not entry.filename.startswith(root) or not stays_inside(name):
                     continue
                 target = to / name
                 make_room(to, target)
@@ -49,6 +53,16 @@ def unpack(archive: Path, to: Path) -> int:
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(str(error)) from None
     return count
+
+
+def _root(names: Iterable[str], run: AnyName) -> str:
+    """Where an archive has what is a run's; the server's address, which is in a name too, may be another one here."""
+    for name in names:
+        folder = name.removeprefix(f"{ROOT}{OWN_FOLDER}/").partition("/")[0]
+        read = read_name(folder) if name.startswith(f"{ROOT}{OWN_FOLDER}/") else None
+        if read is not None and (read.project_id, read.run, read.kind) == (run.project_id, run.run, run.kind):
+            return f"{ROOT}{OWN_FOLDER}/{folder}/"
+    return ROOT
 
 
 def there(to: Path, bundle: Bundle) -> bool:
