@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from google_stand_ins import PROJECT, Google, all_of_google
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 ISSUER = "https://gitlab.example.com"
 BUCKET = "my-dl-glgpu"
+DEBIAN = "projects/debian-cloud/global/images/family/debian-12"
 
 
 @pytest.fixture
@@ -101,6 +104,36 @@ def test_a_service_that_is_switched_off_refuses_and_can_be_switched_on(cloud: Go
     assert cloud.ask("POST", path, names)[0] == 403
     assert cloud.ask("POST", path, names, token=cloud.owner_token)[1]["done"] is True
     assert cloud.ask("GET", f"/v1/projects/{PROJECT}/billingInfo")[1]["billingEnabled"] is True
+
+
+def test_whoever_gives_a_vm_a_service_account_has_to_be_allowed_to_act_as_it(cloud: Google) -> None:
+    own, foreign = (f"{name}@{PROJECT}.iam.gserviceaccount.com" for name in ("uploader", "foreign"))
+    cloud.apis.make_uploader(own)
+    cloud.apis.make_uploader(foreign)
+    cloud.apis.identities.policy_of(foreign).bindings.clear()
+    answers = {email: insert_as(cloud, email) for email in (own, foreign, "nobody@example.com")}
+    assert answers.pop(own)[0] == 200
+    for status, text in answers.values():
+        assert (status, "does not have access to service account" in text) == (400, True)
+
+
+def insert_as(cloud: Google, email: str) -> tuple[int, str]:
+    """Order a VM with a service account: status and text of the answer."""
+    order = {
+        "name": f"vm-{email.partition('@')[0]}", "machineType": "zones/europe-west4-a/machineTypes/e2-small",
+        "disks": [{"boot": True, "initializeParams": {"sourceImage": DEBIAN}}],
+        "networkInterfaces": [{"network": "global/networks/default"}],
+        "serviceAccounts": [{"email": email, "scopes": SCOPES}],
+    }  # fmt: skip
+    url = f"{cloud.engine.endpoint}/compute/v1/projects/{PROJECT}/zones/europe-west4-a/instances"
+    headers = {"Authorization": f"Bearer {cloud.token}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(order).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, ""
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 def test_compute_engine_needs_a_project_that_pays(cloud: Google) -> None:

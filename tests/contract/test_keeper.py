@@ -245,6 +245,28 @@ def test_a_job_that_is_killed_before_it_labels_the_vm_leaves_one_watch_and_the_n
     assert len(manifests(vm.home.parts(vm.run.name))) == 1
 
 
+@pytest.mark.parametrize("vm", ["bucket"], indirect=True)
+def test_a_part_that_came_to_the_bucket_as_something_else_is_sent_again_under_another_name(vm: Vm) -> None:
+    vm.start("import pathlib, time\nwhile not pathlib.Path('go').exists():\n    time.sleep(0.05)\n" + WRITING)
+    assert leaves_it(vm.run, vm.instance, vm.guest)
+    begun = vm.run.clock.now()
+    hand_over(vm.run, vm.instance, vm.guest)
+    vm.lab.world.faults.visits.clear()
+    vm.lab.world.faults.rules.append(Rule("storage.objects.insert", "corrupt", 1))
+    (Path(vm.guest.home) / "code/go").touch()
+    eventually(lambda: vm.status() == "TERMINATED")
+    parts = [part.name for bundle in vm.save().bundles for part in bundle.parts]
+    assert [name.rpartition("-")[2] for name in parts] == ["2", "1"]
+    assert f"{parts[0][:-1]}1" in vm.home.parts(vm.run.name)
+    # Another VM of this run, before it or after it, has other numbers.
+    assert int(parts[0].split("-")[1]) >= int(begun)
+    assert bring_back(vm.run, vm.run.clock.now, vm.named) == []
+    assert (vm.run.outputs / "weights/w").read_text() == "weights"
+
+
+WRITING = "print('done')\npathlib.Path('weights').mkdir()\npathlib.Path('weights/w').write_text('weights')\n"
+
+
 def processes(mark: str) -> list[list[str]]:
     """Command lines of shells with this word in them."""
     found = []

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -260,3 +262,38 @@ def test_no_secret_is_anywhere(everything: Everything) -> None:
     assert any("glgpu\0train" in command for command in search.commands)
     assert any("terraform" in command for command in search.commands)
     assert search.found(played, secrets) == {}
+
+
+UPLOADER = "vm@my-dl.iam.gserviceaccount.com"
+DETACHED = f"""\
+machine: {{gpu: [nvidia-l4], zones: [europe-west4-a]}}
+storage: {{bucket: team-glgpu, uploader: {UPLOADER}}}
+train:
+  image: {REGISTRY}/team/train:1
+  command: sh -c 'mkdir weights && echo trained >weights/w'
+  outputs: [weights]
+  follow: false
+"""
+
+
+@pytest.mark.every_fault
+def test_what_a_vm_logs_in_to_the_bucket_with_is_nowhere(tmp_path: Path) -> None:
+    own = repository(tmp_path / "own", {"glgpu.yml": DETACHED})
+    with world() as made:
+        search = Search(made)
+        played = Played(made, made.adopt(own))
+        with Watch() as watch:
+            outcomes = played.play()
+            assert outcomes["train"].status == "success", played.logs["train"]
+            end = time.monotonic() + 60
+            while "(TERMINATED)" not in str(played.left()["instances"]):
+                assert time.monotonic() < end
+                time.sleep(0.2)
+        search.commands = watch.commands
+        issued = made.google.project.tokens._issued.items()
+        tokens = [token for token, (who, _) in issued if who.name == UPLOADER]
+        assert tokens
+        assert any("curl" in command for command in search.commands)
+        # The disk of its VM is still there: not even that has it.
+        assert search.found(played, {f"token {number}": token for number, token in enumerate(tokens)}) == {}
+        played.close()

@@ -84,7 +84,7 @@ class GoogleCloud:
         clock: The world's clock.
         faults: What goes wrong. Points: the methods' names (``serviceusage.services.list``). Actions:
             ``permission-denied``, ``api-disabled``, ``unavailable``, ``reset``, ``silence``, ``slow`` (argument:
-            seconds).
+            seconds); of uploads over the XML API also ``corrupt`` (other bytes come than were sent).
         calls: Where requests are logged, as ``google``.
         project: Id of the one project.
         tokens: The tokens that every Google API takes; Compute Engine's stand-in shares them.
@@ -310,7 +310,11 @@ class GoogleCloud:
 
     async def _serve_xml_upload(self, bucket: str, name: str, headers: Mapping[str, str], body: bytes) -> Reply:
         """An upload over the XML API, which Google describes in no document."""
-        await self._unless_broken(self._faults.at("storage.objects.insert"))
+        fault = self._faults.at("storage.objects.insert")
+        if fault is not None and fault.action == "corrupt":
+            body = bytes([body[0] ^ 1]) + body[1:] if body else b"!"
+        else:
+            await self._unless_broken(fault)
         found = self._apis["storage.v1"].find("POST", f"b/{bucket}/o")
         assert found is not None
         method, names = found

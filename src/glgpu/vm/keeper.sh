@@ -26,16 +26,16 @@ say() { printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*" >&2; }
 # The header fields with which a request is let in. A token of the VM's own account is good for minutes to an hour, so that
 # it is asked for each time; it is on no command line.
 log_in() {
-    cp "$keep/headers" "$keep/login.new"
+    cp "$keep/headers" "$keep/login.$$"
     if [ -s "$keep/account" ]; then
         said=$(curl -sf -m 20 --retry 3 -H 'Metadata-Flavor: Google' "$account/token") || {
             echo "Google's metadata server gives this VM no token of an account" >&2
             return 1
         }
         printf '%s' "$said" | sed -n 's/.*"access_token" *: *"\([^"]*\)".*/Authorization: Bearer \1/p' \
-            >>"$keep/login.new"
+            >>"$keep/login.$$"
     fi
-    mv "$keep/login.new" "$keep/login"
+    mv "$keep/login.$$" "$keep/login"
 }
 
 # put NAME: standard input goes there. A place that takes nothing for a minute is given up. What has no known length goes
