@@ -145,6 +145,11 @@ class TrainingLog:
     def feed(self, data: bytes) -> None:
         """Take output as it comes."""
         *lines, rest = data.split(b"\n")
+        plain = not (self._line or self._returned or b"\r" in data) and max(map(len, lines), default=0) <= LONGEST_LINE
+        if plain and lines:
+            # All at once: a hundred thousand lines are no rarity.
+            self._show(_readable(data[: len(data) - len(rest)]))
+            lines.clear()
         for line in lines:
             if self._line or self._returned or b"\r" in line or len(line) > LONGEST_LINE:
                 self._take(line)
@@ -171,10 +176,16 @@ class TrainingLog:
         if self._line:
             self._end_line()
         self._let_out()
+        tail = b"".join(self._tail)
+        self._tail.clear()
+        if len(tail) > self._tail_size:
+            # From a line's beginning on, and at least one line.
+            begin = min(tail.find(b"\n", len(tail) - self._tail_size - 1), tail.rfind(b"\n", 0, -1)) + 1
+            self._skipped += tail.count(b"\n", 0, begin)
+            tail = tail[begin:]
         if self._skipped:
             self._console.say(self._skip_remark.format(self._skipped))
-        self._write(b"".join(self._tail))
-        self._tail.clear()
+        self._write(tail)
 
     def _take(self, part: bytes) -> None:
         """Take a part of a line."""
@@ -211,24 +222,31 @@ class TrainingLog:
         self._cut = 0
         self._returned = False
 
-    def _show(self, line: bytes) -> None:
+    def _show(self, lines: bytes) -> None:
+        """Show whole lines, or put them by for the end."""
         self._shown_at = self._console.clock.now()
         if self._earlier is not None:
-            self._earlier.append(line)
+            self._earlier.extend(lines.splitlines(keepends=True))
             return
-        if not self._full and len(line) <= self._left:
-            self._left -= len(line)
-            self._shown.append(line)
+        if not self._full and len(lines) <= self._left:
+            self._left -= len(lines)
+            self._shown.append(lines)
             return
         if not self._full:
+            first, *others = lines.splitlines(keepends=True)
+            if others:
+                for line in (first, *others):
+                    self._show(line)
+                return
             self._full = True
             self._let_out()
             self._console.say(self._full_remark)
-        self._tail.append(line)
-        self._tail_bytes += len(line)
-        while self._tail_bytes > self._tail_size and len(self._tail) > 1:
-            self._tail_bytes -= len(self._tail.popleft())
-            self._skipped += 1
+        self._tail.append(lines)
+        self._tail_bytes += len(lines)
+        while self._tail_bytes - len(self._tail[0]) > self._tail_size:
+            gone = self._tail.popleft()
+            self._tail_bytes -= len(gone)
+            self._skipped += gone.count(b"\n")
 
     def _let_out(self) -> None:
         if self._shown:

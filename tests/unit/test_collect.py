@@ -10,7 +10,6 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -260,11 +259,11 @@ def test_of_a_collection_that_is_cut_short_whole_files_are_named_and_the_next_on
     written: list[Path] = []
     write = collect_module._write
 
-    def cut(source: IO[bytes], target: Path) -> str:
+    def cut(source: collect_module._Forward, size: int, target: Path) -> str:
         if len(written) == 2:
             raise Failure(klass, "cut short", "none")
         written.append(target)
-        return write(source, target)
+        return write(source, size, target)
 
     monkeypatch.setattr(collect_module, "_write", cut)
     with pytest.raises(Failure) as caught:

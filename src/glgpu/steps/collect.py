@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ TRIES = 3
 READING = "reading the outputs on the VM"
 COLLECT_SECONDS = 6 * 3600.0
 CHUNK = 1 << 20
-"""Bytes read at once; tarfile's own 10 KiB would cost more than everything else here."""
+"""Bytes read at once."""
 
 
 @dataclass(frozen=True)
@@ -197,15 +198,11 @@ def _read(stdout: bytes) -> Iterator[tuple[str, str]]:
 def _receive(
     run: Run, machine: Machine, base: str, paths: list[str], got: dict[str, tuple[str, int]], seconds: float
 ) -> None:
-    arrivals = _Arrivals(run, got)
     with machine.stream(command(run, "send", base, *paths), timeout=seconds) as stream:
         stream.stdin.close()
         try:
-            with tarfile.open(
-                fileobj=stream.stdout, mode="r|", bufsize=CHUNK, errorlevel=2, encoding="utf-8"
-            ) as archive:
-                for entry in archive:
-                    arrivals.take(archive, entry)
+            arrivals = _Arrivals(run, _Forward(stream.stdout), got)
+            arrivals.take_all()
             code = stream.wait(60)
         except (tarfile.TarError, EOFError) as error:
             code, reason = 255, str(error)
@@ -215,17 +212,57 @@ def _receive(
             raise Failure(ErrorClass.SSH, f"the outputs did not come through whole: {reason}", "retry the job", reason)
 
 
+class _Forward(io.RawIOBase):
+    """What comes, as tarfile reads a file. Its own stream would copy everything four times."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        super().__init__()
+        self._source = source
+        self._at = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        """So many bytes; fewer only at the end."""
+        data = self._source.read(size)
+        self._at += len(data)
+        return data
+
+    def tell(self) -> int:
+        """How many have been read."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go on, to a place that is still to come."""
+        assert whence == io.SEEK_SET
+        while self._at < offset and self.read(min(CHUNK, offset - self._at)):
+            pass
+        return self._at
+
+
 class _Arrivals:
     """Unpacks what comes; each file is in ``got`` as soon as it is whole."""
 
-    def __init__(self, run: Run, got: dict[str, tuple[str, int]]) -> None:
+    def __init__(self, run: Run, source: _Forward, got: dict[str, tuple[str, int]]) -> None:
         self._run = run
+        self._source = source
         self._got = got
         self._room: set[str] = set()
         """Folders that are there: nothing that comes later takes the place of a folder."""
 
-    def take(self, archive: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
-        """Unpack one entry."""
+    def take_all(self) -> None:
+        """Unpack everything.
+
+        Raises:
+            tarfile.TarError: It is not whole.
+            Failure: DISK_FULL.
+        """
+        with tarfile.TarFile(fileobj=self._source, errorlevel=2, encoding="utf-8") as archive:
+            for entry in archive:
+                self._take(entry)
+        # Behind its end an archive is filled up, and whoever sends it waits until that has been read.
+        while self._source.read(CHUNK):
+            pass
+
+    def _take(self, entry: tarfile.TarInfo) -> None:
         run, name = self._run, _relative(entry.name)
         if not name:
             return
@@ -240,10 +277,8 @@ class _Arrivals:
                 self._room.add(folder)
             if entry.isdir():
                 target.mkdir(exist_ok=True)
-            elif entry.isfile():
-                source = archive.extractfile(entry)
-                assert source is not None
-                self._got[name] = (_write(source, target), entry.size)
+            elif entry.isfile() and not entry.issparse():
+                self._got[name] = (_write(self._source, entry.size, target), entry.size)
             elif entry.issym():
                 _link(run, name, entry.linkname, target)
             else:
@@ -256,7 +291,7 @@ def _leave_out(run: Run, name: str) -> None:
     run.console.say(f"left out: {name!r}: its name leads out of the outputs, or into glgpu's own folder")
 
 
-def _write(source: IO[bytes], target: Path) -> str:
+def _write(source: _Forward, size: int, target: Path) -> str:
     """Write a file so that it is there whole or not at all, and return its SHA-256."""
     # Ten thousand files are no rarity: what is asked of the system for each of them counts.
     folder, name = os.path.split(target)
@@ -264,9 +299,13 @@ def _write(source: IO[bytes], target: Path) -> str:
     digest = hashlib.sha256()
     try:
         with open(part, "wb") as file:
-            while data := source.read(CHUNK):
+            while size:
+                data = source.read(min(CHUNK, size))
+                if not data:
+                    raise EOFError("it ends in the middle of a file")
                 digest.update(data)
                 file.write(data)
+                size -= len(data)
             # The container's owner and mode mean nothing here: artifacts must be readable by whoever uploads them.
             os.fchmod(file.fileno(), 0o644)
         os.replace(part, target)

@@ -6,11 +6,10 @@ Docker keeps a long line in pieces of 16 KiB, and gives each piece a time stamp 
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 
 PIECE = 16_384
 _STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d) ")
-_WHOLE_LINES = re.compile(rb"(?:%b[^\n]{0,%d}\n)+" % (_STAMP.pattern, PIECE - 1))
-_STAMP_OF_LINE = re.compile(rb"^" + _STAMP.pattern, re.MULTILINE)
 _LONGEST_STAMP = 36
 
 
@@ -44,9 +43,9 @@ class LogReader:
         new, at, size = [], 0, len(data)
         while at < size:
             if not self._inside:
-                if not self._repeats and (lines := _WHOLE_LINES.match(data, at)):
-                    new.append(self._whole(lines[0]))
-                    at = lines.end()
+                if not self._repeats and (whole := self._whole(data, at)):
+                    text, at = whole
+                    new.append(text)
                     continue
                 stamp = _STAMP.match(data, at)
                 if stamp is None:
@@ -71,15 +70,24 @@ class LogReader:
         self._buffer = data[at:]
         return b"".join(new)
 
-    def _whole(self, lines: bytes) -> bytes:
-        """The container's part of whole lines that are all new: what nearly all output comes as."""
-        stamp, _, text = lines[lines.rfind(b"\n", 0, -1) + 1 :].partition(b" ")
-        run, end = 0, len(lines)
-        while end and lines.startswith(stamp, begin := lines.rfind(b"\n", 0, end - 1) + 1):
-            run, end = run + 1, begin
-        self._at_since = run + (self._at_since if end == 0 and stamp == self._since else 0)
-        self._since, self._in_piece, self._bytes_to_skip = stamp, len(text), 0
-        return _STAMP_OF_LINE.sub(b"", lines)
+    def _whole(self, data: bytes, at: int) -> tuple[bytes, int] | None:
+        """The container's part of whole lines that are all new, which nearly all output comes as; and their end."""
+        lines = data[at : data.rfind(b"\n", at) + 1].split(b"\n")[:-1]
+        stamps = list(map(_STAMP.match, lines))
+        if None in stamps or max(map(len, lines), default=0) >= PIECE:
+            # A stamp may also be in the middle of a line that long.
+            plain = (stamp is not None and len(line) < PIECE for line, stamp in zip(lines, stamps, strict=True))
+            count = sum(1 for _ in takewhile(bool, plain))
+            lines, stamps = lines[:count], stamps[:count]
+        found = [stamp for stamp in stamps if stamp is not None]
+        if not found:
+            return None
+        last = found[-1][0]
+        run = sum(1 for _ in takewhile(lambda line: line.startswith(last), reversed(lines)))
+        self._at_since = run + (self._at_since if run == len(lines) and last[:-1] == self._since else 0)
+        self._since, self._in_piece, self._bytes_to_skip = last[:-1], len(lines[-1]) - len(last) + 1, 0
+        text = b"\n".join([line[stamp.end() :] for line, stamp in zip(lines, found, strict=True)])
+        return text + b"\n", at + sum(map(len, lines)) + len(lines)
 
     def _enter(self, stamp: bytes) -> None:
         self._inside, self._length = True, 0

@@ -433,7 +433,7 @@ send)
         for path in "$@"; do
             [ ! -e "./$path" ] || sudo -n find "./$path" ! -type f -print0
         done
-    } | sudo -n tar -c -f - --format=gnu --hard-dereference --no-recursion --null --verbatim-files-from -T -
+    } | sudo -n tar -c -f - -b 512 --format=gnu --hard-dereference --no-recursion --null --verbatim-files-from -T -
     ;;
 keeper)
     # What sees a detached training home, by standard input: vm/keeper.sh.
