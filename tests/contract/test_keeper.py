@@ -238,6 +238,9 @@ def test_a_job_that_is_killed_before_it_labels_the_vm_leaves_one_watch_and_the_n
             hand_over(vm.run, vm.instance, vm.guest)
         refuse.lift("compute.instances.setLabels")
     hand_over(vm.run, vm.instance, vm.guest)
+    # Each is left in the background: the other two have gone.
+    said = Path(vm.guest.home) / "keeper.log"
+    eventually(lambda: said.read_text().count("the watch that has begun goes on") == 2)
     watching = [one for one in processes(str(vm.run.name)) if "see-home" not in one and "watch" in one]
     assert len(watching) == 1, watching
     (Path(vm.guest.home) / "code/go").touch()

@@ -168,6 +168,7 @@ alone)
 watch)
     # watch SECONDS FOLDER CHECKPOINTS OUTPUT...: until the container ends, or for so long; then all goes home.
     if [ -s "$keep/watcher" ] && kill -0 "$(cat "$keep/watcher")" 2>/dev/null; then
+        say "the watch that has begun goes on"
         exit 0
     fi
     echo $$ >"$keep/watcher"
