@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
+import glgpu.steps.bring_back as steps
 from fakes import FakeBucket, Stage, make_stage, refusal
 from glgpu.elsewhere import Part, read_elsewhere
 from glgpu.errors import ErrorClass, Failure
@@ -70,11 +72,12 @@ def saved(
     code: int = 0,
     killed: bool = False,
     piece: int = 4,
+    log: bytes = b"epoch 1\nthe end\n",
 ) -> None:
     """What a VM saves: all files in one bundle, the log in another, the manifest last."""
     state = json.dumps({"ExitCode": code, "OOMKilled": killed})
     lines = ["glgpu-save 1", f"what {what}", f"reason {reason}", f"state {state}"]
-    for index, bundle in enumerate(({**files}, {"glgpu/train.log": b"epoch 1\nthe end\n"})):
+    for index, bundle in enumerate(({**files}, {"glgpu/train.log": log})):
         lines += ["bundle"] if bundle else []
         lines += [f"file {len(data)} {hashlib.sha256(data).hexdigest()}  ./{name}" for name, data in bundle.items()]
         whole = b"".join(bundle.values())
@@ -230,6 +233,31 @@ def test_bytes_that_changed_on_the_way_are_never_taken_for_weights(stage: Stage)
     assert failure.retry
     assert [vm.status for vm in stage.cloud.find(stage.name)] == ["TERMINATED"]
     assert not (stage.run.outputs / "weights/a").exists()
+
+
+def test_of_a_log_without_line_ends_no_more_than_its_end_is_shown(stage: Stage) -> None:
+    hand_over(stage)
+    saved(stage, WEIGHTS, log=b"x" * 100_000 + b"the end", piece=50_000)
+    assert brought_back(stage) == []
+    shown = max(stage.log.splitlines(), key=len)
+    assert shown.endswith("xthe end")
+    assert len(shown) < 25_000
+
+
+def test_a_disk_that_fills_up_as_files_are_parted_is_said_and_the_vms_copy_stays(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand_over(stage)
+    saved(stage, WEIGHTS)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(steps, "split", full)
+    assert [one.klass for one in brought_back(stage)] == [ErrorClass.DISK_FULL]
+    monkeypatch.undo()
+    assert brought_back(stage) == []
+    assert (stage.run.outputs / "weights/a").read_bytes() == b"aaa"
 
 
 def test_a_name_that_leads_out_of_the_outputs_is_refused(stage: Stage) -> None:

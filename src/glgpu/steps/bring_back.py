@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import PurePosixPath
@@ -58,6 +59,8 @@ RAW_SAMPLES = "samples.csv"
 HARD_END_SECONDS = 120.0
 """Before its hard end: from then on a VM that is gone has reached it."""
 LAST_LINES = 20
+LAST_BYTES = 20_000
+"""Of a log, in which those lines are: one without ends must not fill the job log."""
 
 
 def bring_back(run: Run, now: Callable[[], float], named: Callable[[RunName], Run]) -> list[Failure]:
@@ -294,7 +297,10 @@ def _fetch(run: Run, home: DropOff, bundle: Bundle) -> None:
     except OSError as error:
         raise cannot_write(error, "outputs/") from None
     download(partial(home.get_part, run.name), bundle.parts, source, run.clock, run.console.say)
-    split(source, bundle, run.outputs)
+    try:
+        split(source, bundle, run.outputs)
+    except OSError as error:
+        raise cannot_write(error, "outputs/") from None
     wrong = damaged(run.outputs, {file.path: file.sha256 for file in bundle.files})
     if wrong:
         raise Failure(
@@ -340,7 +346,9 @@ def _take_samples(run: Run) -> None:
 
 def _show_log(run: Run) -> None:
     try:
-        lines = (run.outputs / LOG_FILE).read_bytes().splitlines()[-LAST_LINES:]
+        with (run.outputs / LOG_FILE).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            lines = file.read().splitlines()[-LAST_LINES:]
     except OSError:
         return
     run.console.say(f"the last lines of its log, which is whole in {LOG_FILE} there:")
