@@ -136,7 +136,7 @@ def test_gcloud_is_answered_as_google_would(told: dict[str, Any], folder: Path) 
     assert "nvidia-l4" in gcloud("accelerator-types", "list", f"--filter=zone:{ZONE}", "--format=value(name)").split()
     gcloud(
         "instances", "create", "by-gcloud", f"--zone={ZONE}", "--machine-type=e2-small",
-        "--image-family=debian-12", "--image-project=debian-cloud",
+        "--image-family=debian-12", "--image-project=debian-cloud", "--no-service-account", "--no-scopes",
     )  # fmt: skip
     assert gcloud("instances", "list", "--format=value(name,status)").split() == ["by-gcloud", "RUNNING"]
     described = gcloud("instances", "describe", "by-gcloud", f"--zone={ZONE}", "--format=value(machineType)")
