@@ -183,7 +183,10 @@ class Played:
         """Wait until a job has printed something."""
         event = asyncio.Event()
         self._waiting.append((name, words, event))
-        await asyncio.wait_for(event.wait(), 120)
+        try:
+            await asyncio.wait_for(event.wait(), 120)
+        except TimeoutError:
+            raise AssertionError(f"{name} has not printed {words!r}\n{self._told()}") from None
 
     def play(self, meanwhile: Callable[[Played], Awaitable[None]] | None = None) -> Mapping[str, Outcome]:
         """Play the pipeline to its end, and something meanwhile."""
@@ -194,7 +197,13 @@ class Played:
                 await meanwhile(self)
             return await playing
 
-        return self.world.call(asyncio.wait_for(story(), 200))
+        try:
+            return self.world.call(asyncio.wait_for(story(), 200))
+        except TimeoutError:
+            raise AssertionError(f"the pipeline did not end\n{self._told()}") from None
+
+    def _told(self) -> str:
+        return "\n".join(f"=== {name}\n{log[-4000:]}" for name, log in self.logs.items())
 
     def close(self) -> None:
         """End the player."""

@@ -283,6 +283,18 @@ def test_whoever_leaves_a_command_does_not_wait_for_its_end(
     os.kill(holder, signal.SIGTERM)  # it is there: nobody has waited for it
 
 
+def test_a_login_that_comes_to_no_end_is_given_up(real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ssh").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(remote_machine, "LOGIN_SECONDS", 0.1)
+    with open_door(real.run, real.vm) as way:
+        machine = way.connect(Endpoint("vm", "z", real.vm.address, 22), "ssh-ed25519 A")
+        assert machine.run("true", timeout=50).code == 255
+        with machine.stream("true") as stream:
+            assert (list(stream.chunks()), stream.wait(0)) == ([], 255)
+
+
 def test_a_newcomer_whom_the_rule_does_not_name_hears_nothing(real: Real) -> None:
     before = real.lab.world.network.caller_address
     assert real.guest.machine.run("true").code == 0

@@ -23,6 +23,8 @@ from glgpu.run_record import write_atomically
 
 USER = "glgpu"
 CONNECT_SECONDS = 10
+LOGIN_SECONDS = 30.0
+"""How long a login may take in all: ssh watches over the connection before and after it, and not in between."""
 LOST = 255
 """ssh's own exit code: there is no connection (ssh(1))."""
 COMPLAINT_BYTES = 8192
@@ -148,7 +150,7 @@ class RemoteMachine:
             self._socket = f"login-{secrets.token_hex(4)}"
             login = self._start([self._ssh, "-M", "-S", self._socket, *self._argv, STAY])
             try:
-                if next(login.chunks(timeout), b""):
+                if next(login.chunks(min(LOGIN_SECONDS, LOGIN_SECONDS if timeout is None else timeout)), b""):
                     self._login = login
                     return None
                 login.cut()
