@@ -44,8 +44,8 @@ HOLDS_ON = """\
 case $1 in
 -M) echo && exec cat ;;
 esac
-setsid sleep 60 >/dev/null </dev/null &
-echo $! >{folder}/holder
+setsid sh -c 'echo $$ >{folder}/new; mv {folder}/new {folder}/holder; exec sleep 60' >/dev/null </dev/null &
+until [ -e {folder}/holder ]; do sleep 0.01; done
 echo first
 exec sleep 60
 """
