@@ -623,6 +623,11 @@ class Login(asyncssh.SSHServer):
         del dest_port, orig_host, orig_port
         return dest_host in ("127.0.0.1", "localhost")
 
+    def unix_connection_requested(self, dest_path: str) -> bool:
+        """The same to a UNIX socket, which sshd allows as well (AllowStreamLocalForwarding)."""
+        del dest_path
+        return True
+
 
 class GuestFiles(asyncssh.SFTPServer):
     """SFTP and scp: relative paths begin in the user's home, as with sshd."""

@@ -1,0 +1,76 @@
+"""What the notebook's two sides agree on: names on the VM, verbs of the helper, and the answer to one of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from glgpu.run_names import AnyName, Kind
+
+KIND: Kind = "notebook"
+"""Kind of its runs, in names and labels."""
+STATE_VERB = "notebook-state"
+"""Verb of the helper on the VM that tells `State`, as one line of JSON."""
+TOKEN_VERB = "notebook-token"
+"""Verb that prints JupyterLab's token alone. The token is made on the VM and goes nowhere but to whoever opens it."""
+UNTIL_VERB = "notebook-until"
+"""Verb with one word, a Unix time in seconds: the VM ends the notebook then. Whoever says so moves the label too."""
+SAVE_SECONDS = 300
+"""Between two looks for changed files; each that finds some ends in a save."""
+WARN_SECONDS = 600
+"""Before the soft end: from then on JupyterLab tells whoever has it open."""
+
+
+def memory_of(run: AnyName) -> str:
+    """The folder on the VM, in memory and for the login user alone, that holds what opens the notebook."""
+    return f"/dev/shm/{run}/notebook"
+
+
+def socket_of(run: AnyName) -> str:
+    """The UNIX socket on which JupyterLab listens, and on nothing else.
+
+    So nothing of the VM's network leads there: neither from outside, nor from its loopback, nor from the container's
+    own network. ``ssh -L 127.0.0.1:PORT:SOCKET`` does, for whoever may log in. The address to open is then
+    ``http://127.0.0.1:PORT/lab?token=...``.
+    """
+    return f"{memory_of(run)}/door/socket"
+
+
+@dataclass(frozen=True)
+class State:
+    """What the VM says of its notebook.
+
+    Attributes:
+        answers: Whether JupyterLab answers now.
+        busy: Whether something is at work: a cell, a program in a terminal.
+        idle_seconds: Since when nothing has been at work, be it there or on the GPU; 0: it is.
+        soft_end: Unix time at which the VM saves and ends itself.
+        saved: Unix time of the newest save that came where it belongs; None: nothing has been saved yet.
+    """
+
+    answers: bool
+    busy: bool
+    idle_seconds: int
+    soft_end: int
+    saved: int | None
+
+
+def read_state(text: str) -> State | None:
+    """Understand the answer to `STATE_VERB`; None: there is no notebook on the VM.
+
+    Raises:
+        ValueError: It is no such answer.
+    """
+    if not text.strip():
+        return None
+    try:
+        found = json.loads(text)
+        return State(
+            answers=bool(found["answers"]),
+            busy=bool(found["busy"]),
+            idle_seconds=int(found["idle_seconds"]),
+            soft_end=int(found["soft_end"]),
+            saved=None if found["saved"] is None else int(found["saved"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not understood: {error!r}") from None
