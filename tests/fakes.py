@@ -806,6 +806,8 @@ class FakeMachine(Refusing):
         self.started: list[str] = []
         self.allowed: list[float | None] = []
         """How long each stream was allowed to take."""
+        self.tunnels: list[Callable[[], None] | None] = []
+        """For each tunnel: what happens while it lasts, before it breaks; None: it does not open."""
         self.attached_code = 0
         """How a command at our own terminal ends."""
         self.samples = b""
@@ -828,6 +830,14 @@ class FakeMachine(Refusing):
     def attached(self, script: str) -> int:
         self.visit("attached", script)
         return self.attached_code if self.reachable else 255
+
+    @contextmanager
+    def forward(self, socket: str, port: int = 0) -> Iterator[FakeTunnel]:
+        self.visit("forward", socket, port)
+        yield FakeTunnel(port or 40123, self.tunnels.pop(0))
+
+    def options(self) -> dict[str, str]:
+        return {"HostName": "203.0.113.5", "Port": "22", "StrictHostKeyChecking": "yes"}
 
     def hang_up(self) -> None:
         self.visit("hang-up")
@@ -964,6 +974,23 @@ class FakeMachine(Refusing):
         if follow and self.container and self.container["Running"]:
             self._end(self.exit_code)
         return FakeStream(0, chunks, "")
+
+
+class FakeTunnel:
+    """A tunnel, and how it fares."""
+
+    def __init__(self, port: int, lasts: Callable[[], None] | None) -> None:
+        self.port = port
+        self.complaint = "Connection timed out"
+        self._lasts = lasts
+
+    def opens(self, seconds: float) -> bool:
+        del seconds
+        return self._lasts is not None
+
+    def last(self) -> None:
+        assert self._lasts is not None
+        self._lasts()
 
 
 class FakeStream:

@@ -18,7 +18,7 @@ from glgpu import __version__
 if TYPE_CHECKING:
     from glgpu.console import Console
     from glgpu.processes import Interrupts
-    from glgpu.run_names import RunName
+    from glgpu.run_names import Kind, RunName
     from glgpu.steps.context import Run
 
 IMPORTED_OBJECTS = 20_000
@@ -272,6 +272,137 @@ def train(console: Console, interrupts: Interrupts, config: str | None, override
     staged(console, stage, config=config, overrides=overrides)
 
 
+def talks_aside(console: Console) -> Console:
+    """A console that leaves standard output to what the command itself prints; it knows the same secrets."""
+    from glgpu.settings import process_environment
+    from glgpu.wiring import make_console
+
+    talk = make_console(process_environment(), errors=True)
+    talk.masker = console.masker
+    return talk
+
+
+RUN_OPTION = click.option(
+    "--run", "run_id", metavar="RUN", help="The run: a pipeline's number, as `glgpu status` shows."
+)
+
+
+@cli.group(cls=Commands)
+def notebook() -> None:
+    """A private JupyterLab on a GPU, for as long as it is used.
+
+    Example: glgpu notebook open
+    """
+
+
+@notebook.command("open")
+@click.argument("run_id", required=False, metavar="[RUN]")
+@click.option("--no-browser", is_flag=True, help="Only say where the notebook is.")
+@settings_options
+@doorman
+def notebook_open(
+    console: Console,
+    interrupts: Interrupts,
+    run_id: str | None,
+    no_browser: bool,
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Open a notebook in the browser of this machine; Ctrl-C closes it again.
+
+    RUN is a pipeline's number; without it the only notebook of this branch, or of yours, is meant. Nobody who may not
+    log in to the VM can get at it. The connection comes back by itself, at the same address.
+
+    Example: glgpu notebook open
+    """
+    import webbrowser
+
+    from glgpu.settings import process_environment
+    from glgpu.stages.notebook_open import open_notebook
+    from glgpu.wiring import visiting
+
+    del interrupts
+    variables = process_environment()
+    with visiting(console, variables, Path.cwd(), run=run_id, config=config, overrides=overrides) as visitor:
+        open_notebook(visitor, None if no_browser else webbrowser.open)
+
+
+@notebook.command("stop")
+@click.option("--cloud-only", is_flag=True, help="What a job that failed to start one can still do.")
+@settings_options
+@doorman
+def notebook_stop(
+    console: Console, interrupts: Interrupts, cloud_only: bool, config: str | None, overrides: tuple[str, ...]
+) -> None:
+    """End this pipeline's notebook: its work comes home, then all of it goes, and that is proved.
+
+    One that is gone is no failure.
+
+    Example: glgpu notebook stop
+    """
+    from glgpu.notebook import KIND
+    from glgpu.stages.destroy import destroy_cloud_only, end_notebook
+
+    del interrupts
+    chosen = destroy_cloud_only if cloud_only else end_notebook
+    staged(console, chosen, config=config, overrides=overrides, kind=KIND, needs_settings=False)
+
+
+@notebook.command("status")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@settings_options
+@doorman
+def notebook_status(
+    console: Console, interrupts: Interrupts, as_json: bool, config: str | None, overrides: tuple[str, ...]
+) -> None:
+    """Which notebooks run, whose they are, since when they are idle, and what ends them.
+
+    Asks each VM. `glgpu status` shows them among everything else, and asks none.
+
+    Example: glgpu notebook status --json
+    """
+    from glgpu.settings import process_environment
+    from glgpu.stages.notebook_status import notebook_status as stage
+    from glgpu.wiring import visiting
+
+    del interrupts
+    talk = talks_aside(console) if as_json else console
+    with visiting(talk, process_environment(), Path.cwd(), run=None, config=config, overrides=overrides) as visitor:
+        stage(visitor, visitor.run.google_time, json_to=console if as_json else None)
+
+
+@notebook.command("extend")
+@click.argument("duration")
+@RUN_OPTION
+@settings_options
+@doorman
+def notebook_extend(
+    console: Console,
+    interrupts: Interrupts,
+    duration: str,
+    run_id: str | None,
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Give a notebook more time, within its hard end.
+
+    DURATION is written like 2h, 90m or 1h30m, and counts from the soft end that it has.
+
+    Example: glgpu notebook extend 2h
+    """
+    from glgpu.lifetime import parse_duration
+    from glgpu.settings import process_environment
+    from glgpu.stages.notebook_extend import extend
+    from glgpu.wiring import visiting
+
+    del interrupts
+    seconds = parse_duration(duration)
+    with visiting(
+        console, process_environment(), Path.cwd(), run=run_id, config=config, overrides=overrides
+    ) as visitor:
+        extend(visitor, seconds)
+
+
 @cli.command()
 @click.option("--cloud-only", is_flag=True, help="What a cancelled job can still do: save, delete, be gone.")
 @click.option("--branch", is_flag=True, help="Every run of this kind on this branch.")
@@ -399,11 +530,6 @@ def status(
     staged(talk, look, config=config, overrides=overrides, needs_settings=False)
 
 
-RUN_OPTION = click.option(
-    "--run", "run_id", metavar="RUN", help="The run: a pipeline's number, as `glgpu status` shows."
-)
-
-
 @cli.command()
 @RUN_OPTION
 @click.option("-f", "--follow", is_flag=True, help="Stay until the training ends.")
@@ -428,25 +554,39 @@ def logs(
     """
     from glgpu.settings import process_environment
     from glgpu.stages.logs import logs as stage
-    from glgpu.wiring import make_console, visiting
+    from glgpu.wiring import visiting
 
     del interrupts
     variables = process_environment()
-    talk = make_console(variables, errors=True)
-    talk.masker = console.masker
+    talk = talks_aside(console)
     with visiting(talk, variables, Path.cwd(), run=run_id, config=config, overrides=overrides) as visitor:
         stage(visitor, sys.stdout.buffer, follow=follow, last=last)
 
 
+HOST_ENTRY = "-"
+"""What `glgpu ssh --config` gets without a file."""
+
+
 @cli.command()
 @RUN_OPTION
-@settings_options
+@click.option("--kind", type=click.Choice(["train", "notebook"]), help="Of what kind the run is.  [default: any]")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated."
+)
+@click.option(
+    "--config",
+    metavar="[FILE]",
+    is_flag=False,
+    flag_value=HOST_ENTRY,
+    help="Without FILE: write a Host entry for plain ssh and VS Code. With it: path of glgpu.yml, as everywhere.",
+)
 @click.argument("words", nargs=-1, metavar="[-- COMMAND...]")
 @doorman
 def ssh(
     console: Console,
     interrupts: Interrupts,
     run_id: str | None,
+    kind: Kind | None,
     words: tuple[str, ...],
     config: str | None,
     overrides: tuple[str, ...],
@@ -456,18 +596,27 @@ def ssh(
     Without --run and GLGPU_RUN the only living run of this project or branch is meant. The door is opened for this
     machine's address and closed behind it, and the VM's host key is the one that was pinned when it booted.
 
+    With --config alone a Host entry is written below ~/.ssh/glgpu instead, and the door stays open.
+
     Example: glgpu ssh -- nvidia-smi
     """
     from glgpu.settings import process_environment
     from glgpu.stages.ssh import ssh as stage
-    from glgpu.wiring import make_console, visiting
+    from glgpu.stages.ssh import write_host
+    from glgpu.wiring import visiting
 
     del interrupts
     variables = process_environment()
-    talk = make_console(variables, errors=True)
-    talk.masker = console.masker
+    if config == HOST_ENTRY:
+        if words:
+            raise click.UsageError("--config without a file writes a Host entry, and runs nothing")
+        folder = Path.home() / ".ssh/glgpu"
+        with visiting(console, variables, Path.cwd(), run=run_id, overrides=overrides, keep_in=folder) as visitor:
+            write_host(visitor, folder, kind)
+        return
+    talk = talks_aside(console)
     with visiting(talk, variables, Path.cwd(), run=run_id, config=config, overrides=overrides) as visitor:
-        code = stage(visitor, words)
+        code = stage(visitor, words, kind)
     sys.exit(code)
 
 

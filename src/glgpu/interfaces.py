@@ -976,6 +976,26 @@ class Stream(Protocol):
         """The end of its standard error."""
 
 
+class Tunnel(Protocol):
+    """A port of this machine's own loopback that leads to a socket on the VM.
+
+    Attributes:
+        port: The port.
+    """
+
+    port: int
+
+    def opens(self, seconds: float) -> bool:
+        """Whether it leads there within so many seconds."""
+
+    def last(self) -> None:
+        """Stay until it breaks."""
+
+    @property
+    def complaint(self) -> str:
+        """Why it broke, as far as anything tells."""
+
+
 class Machine(Protocol):
     """The VM over SSH; all commands share one login."""
 
@@ -990,6 +1010,17 @@ class Machine(Protocol):
 
         255 when there is no connection. A login shell gets a terminal where this process has one.
         """
+
+    def forward(self, socket: str, port: int = 0) -> AbstractContextManager[Tunnel]:
+        """Lead a port of this machine's loopback to a UNIX socket on the VM, by a login of its own.
+
+        Args:
+            socket: The socket's path there.
+            port: The port here; 0: one that is free.
+        """
+
+    def options(self) -> dict[str, str]:
+        """OpenSSH's options for the way to the VM, ``HostName``, ``Port`` and ``User`` among them."""
 
     def hang_up(self) -> None:
         """End the shared login; the next command logs in anew."""

@@ -242,6 +242,8 @@ def ends_of(vm: Vm, outlook: Outlook, jobs: Mapping[str, str], auto_stop: float 
         if vm.run.kind == "train":
             saved = "the next cleanup, which collects what it has saved"
             ends.append(End(saved if off else "its own power-off, once its training is over and saved"))
+        elif not off:
+            ends.append(End("itself, once it is idle or at its soft end", vm.soft_end))
         ends.append(End("cleanup, at its deadline", vm.soft_end))
     elif not verdict.goes:
         destroys = {name: status for name, status in jobs.items() if without_cell(name).endswith("destroy")}

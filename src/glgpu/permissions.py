@@ -93,9 +93,12 @@ USERS = (
     "compute.instances.get",
     "compute.instances.getGuestAttributes",
     "compute.instances.list",
+    "compute.instances.setLabels",
     "compute.instances.setMetadata",
     "compute.networks.updatePolicy",
     "compute.projects.get",
     "compute.zoneOperations.get",
 )
-"""In the project, for people who open a notebook or log in to a VM from a laptop."""
+"""In the project, for people who open a notebook, give it more time, or log in to a VM from a laptop."""
+USERS_ROLE = "glgpu_users"
+"""The role that has them, as terraform/bootstrap names it by default."""

@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -221,6 +221,7 @@ def visiting(
     run: str | None,
     config: str | None = None,
     overrides: Sequence[str] = (),
+    keep_in: Path | None = None,
 ) -> Iterator[Visitor]:
     """Who looks in on a run, from a laptop or a job; keys and work files of it are gone afterwards.
 
@@ -231,6 +232,7 @@ def visiting(
         run: The run, if it is given; else that of the variables.
         config: Path of glgpu.yml from the command line.
         overrides: ``section.key=value`` from the command line.
+        keep_in: A folder in which they stay instead.
 
     Raises:
         Failure: CONFIG or USAGE.
@@ -250,7 +252,7 @@ def visiting(
     if not settings.project:
         raise _no_project()
     asked = job.run if own.get("GLGPU_RUN") or own.get("CI_PIPELINE_ID") else ""
-    with TemporaryDirectory(prefix="glgpu-") as work:
+    with nullcontext(str(keep_in)) if keep_in else TemporaryDirectory(prefix="glgpu-") as work:
         # Another run may be under way in this folder: its key and its record are left alone.
         elsewhere = replace(job, project_dir=Path(work))
         clock = SystemClock()

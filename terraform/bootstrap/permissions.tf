@@ -63,6 +63,7 @@ locals {
       "compute.instances.get",
       "compute.instances.getGuestAttributes",
       "compute.instances.list",
+      "compute.instances.setLabels",
       "compute.instances.setMetadata",
       "compute.networks.updatePolicy",
       "compute.projects.get",

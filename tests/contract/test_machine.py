@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shlex
 import shutil
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -347,3 +352,81 @@ def test_only_a_login_shell_asks_for_a_terminal(real: Real, monkeypatch: pytest.
     real.guest.machine.attached("true")
     real.guest.machine.attached("")
     assert asked == ["-T", "-t"]
+
+
+class Page(BaseHTTPRequestHandler):
+    """Answers whoever finds the socket."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"the notebook")
+
+    def address_string(self) -> str:
+        return "a socket"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[str]:
+    """A UNIX socket on the VM, whose file system is this machine's, on which something answers."""
+    with socketserver.ThreadingUnixStreamServer(str(tmp_path / "socket"), Page) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield str(tmp_path / "socket")
+        server.shutdown()
+        thread.join()
+
+
+def read(port: int) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", "/lab")
+    body = connection.getresponse().read()
+    connection.close()
+    return body
+
+
+def test_a_tunnel_leads_to_a_socket_on_the_vm_and_ends_with_its_block(real: Real, page: str) -> None:
+    with real.guest.machine.forward(page) as tunnel:
+        assert tunnel.opens(20)
+        assert read(tunnel.port) == b"the notebook"
+    with pytest.raises(ConnectionRefusedError):
+        read(tunnel.port)
+
+
+def test_a_tunnel_that_a_dropped_network_has_ended_is_made_again_on_the_same_port(real: Real, page: str) -> None:
+    with real.guest.machine.forward(page) as tunnel:
+        assert tunnel.opens(20)
+        port = tunnel.port
+        real.lab.world.network.change(dropped="reset")
+        tunnel.last()
+        assert tunnel.complaint
+    with real.guest.machine.forward(page, port) as tunnel:
+        assert not tunnel.opens(20)
+    real.lab.world.network.change()
+    with real.guest.machine.forward(page, port) as tunnel:
+        assert tunnel.opens(20)
+        assert (tunnel.port, read(port)) == (port, b"the notebook")
+
+
+def test_no_tunnel_for_whoever_may_not_log_in(real: Real, page: str, tmp_path: Path) -> None:
+    endpoint = Endpoint(
+        "vm", "z", real.vm.address, int(real.run.cloud.find(real.vm.name)[0].metadata["glgpu-ssh-port"])
+    )
+    key = real.run.cloud.find(real.vm.name)[0].metadata["glgpu-host-key"]
+    remote_machine.make_login_key(tmp_path, "a key that the VM does not know")
+    with RemoteMachine(endpoint, tmp_path, key).forward(page) as tunnel:
+        assert not tunnel.opens(20)
+        assert "Permission denied" in tunnel.complaint
+        with pytest.raises(ConnectionRefusedError):
+            read(tunnel.port)
+
+
+def test_no_tunnel_where_the_port_here_is_taken(real: Real, page: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with real.guest.machine.forward(page, port) as tunnel:
+            assert not tunnel.opens(20)
+            assert str(port) in tunnel.complaint

@@ -18,9 +18,10 @@ from glgpu.cli import cli
 from glgpu.errors import EXIT_CODES, ErrorClass
 
 COMMANDS = [
-    "init", "doctor", "gpus", "provision", "authorize", "train", "destroy", "cleanup", "collect", "status", "logs",
-    "ssh", "fetch", "run", "explain", "rehearse",
+    "init", "doctor", "gpus", "provision", "authorize", "train", "notebook", "destroy", "cleanup", "collect",
+    "status", "logs", "ssh", "fetch", "run", "explain", "rehearse",
 ]  # fmt: skip
+NOTEBOOK_COMMANDS = ["open", "stop", "status", "extend"]
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +65,12 @@ def nothing(_: Any) -> None:
 
 def test_the_commands_stand_in_the_order_of_a_runs_life() -> None:
     assert list(cli.commands) == COMMANDS
+    notebook = cli.commands["notebook"]
+    assert isinstance(notebook, click.Group)
+    assert set(NOTEBOOK_COMMANDS) <= set(notebook.commands)
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS, *(f"notebook {name}" for name in NOTEBOOK_COMMANDS)])
 def test_every_help_shows_an_example(command: str) -> None:
     told = CliRunner().invoke(cli, [*command.split(), "--help"])
     assert told.exit_code == 0

@@ -70,7 +70,7 @@ ENDED = ("success", "failed", "canceled")
 BRINGING_UP = {"provision": (*WAITING, "running"), "train": WAITING}
 """Stage -> statuses in which its job would yet bring up a VM. A train job that runs has one, and what it holds is saved
 by whoever ends that."""
-STAGES = ("provision", "authorize", "train", "notebook", "destroy", "stop", "cleanup")
+STAGES = ("start notebook", "stop notebook", "provision", "authorize", "train", "destroy", "stop", "cleanup")
 
 
 class GitlabProject:

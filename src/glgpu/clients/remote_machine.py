@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import selectors
+import socket as socketlib
 import tempfile
 import threading
 import time
@@ -77,6 +78,7 @@ class RemoteMachine:
         }
         if proxy:
             options["ProxyCommand"] = proxy.command
+        self._options = {"HostName": address, "Port": str(port), "User": USER, **options}
         self._ssh = need_tool("ssh", "to reach the VM")
         self._argv = ["-F", "/dev/null", "-T", "-p", str(port), "-l", USER]
         for name, value in options.items():
@@ -132,6 +134,25 @@ class RemoteMachine:
             finally:
                 if cut is not None:
                     cut.cancel()
+
+    @contextmanager
+    def forward(self, socket: str, port: int = 0) -> Iterator[Tunnel]:
+        """Lead a port of this machine's loopback to a UNIX socket on the VM, by a login of its own.
+
+        The one that the commands share would end with each command that breaks it.
+
+        Args:
+            socket: The socket's path there.
+            port: The port here; 0: one that is free.
+        """
+        port = port or _free_port()
+        leads = ["-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{port}:{socket}"]
+        with self._start([self._ssh, *leads, *self._argv, STAY]) as stream:
+            yield Tunnel(port, stream)
+
+    def options(self) -> dict[str, str]:
+        """OpenSSH's options for the way to the VM, ``HostName``, ``Port`` and ``User`` among them."""
+        return dict(self._options)
 
     def hang_up(self) -> None:
         """End the login that the commands share; the next one logs in anew."""
@@ -250,6 +271,41 @@ class RemoteStream:
     def close(self) -> None:
         """End it, and have done with it."""
         self._held.close()
+
+
+class Tunnel:
+    """A port of this machine's own loopback that leads to a socket on the VM.
+
+    Args:
+        port: The port.
+        stream: The login that it goes through.
+    """
+
+    def __init__(self, port: int, stream: RemoteStream) -> None:
+        self.port = port
+        self._stream = stream
+
+    def opens(self, seconds: float) -> bool:
+        """Whether it leads there within so many seconds: ssh listens before it runs a command there."""
+        return bool(next(self._stream.chunks(seconds), b""))
+
+    def last(self) -> None:
+        """Stay until it breaks."""
+        for _ in self._stream.chunks():
+            pass
+        self._stream.wait(CONNECT_SECONDS)
+
+    @property
+    def complaint(self) -> str:
+        """Why it broke, as far as anything tells."""
+        return self._stream.complaint
+
+
+def _free_port() -> int:
+    """A port of the loopback on which nobody listens now."""
+    with socketlib.socket(socketlib.AF_INET, socketlib.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _silent(seconds: float) -> str:

@@ -234,6 +234,11 @@ class Turn:
             "CI_PIPELINE_IID": str(pipeline.iid),
             "CI_PIPELINE_NAME": player.pipeline.name,
             "CI_PIPELINE_URL": f"{url}/-/pipelines/{pipeline.id}",
+            # A manual job's is who has clicked.
+            "GITLAB_USER_ID": str(entry.user.id),
+            "GITLAB_USER_LOGIN": entry.user.username,
+            "GITLAB_USER_NAME": entry.user.name,
+            "GITLAB_USER_EMAIL": f"{entry.user.username}@example.com",
             "CI_RUNNER_DESCRIPTION": f"{player.executor} runner",
             "CI_RUNNER_ID": "1",
             "CI_RUNNER_TAGS": str(list(job.tags)).replace("'", '"'),

@@ -221,9 +221,9 @@ class Player:
         await self.rest()
         return self.outcomes[name]
 
-    async def play_job(self, name: str) -> Outcome:
-        """Start a manual job."""
-        self.state.play_job(self.outcomes[name].last.entry, self.occasion.user)
+    async def play_job(self, name: str, user: gitlab_model.User | None = None) -> Outcome:
+        """Start a manual job; by default it is whoever began the pipeline that clicks."""
+        self.state.play_job(self.outcomes[name].last.entry, user or self.occasion.user)
         await self.rest()
         return self.outcomes[name]
 
@@ -374,9 +374,13 @@ class Player:
         return wanted and len(outcome.attempts) <= retry.max
 
     def _creation_variables(self, job: Job) -> dict[str, str]:
-        """What GitLab expands a job's environment and resource group with when it creates the job."""
+        """What GitLab expands a job's environment and resource group with when it creates the job.
+
+        The pipeline has a number in its project by then, and no id yet
+        (https://docs.gitlab.com/ci/variables/where_variables_can_be_used/#persisted-variables).
+        """
         layers = {name: Variable(value, expand=False) for name, value in self.predefined.items()}
-        layers["CI_PIPELINE_ID"] = Variable(str(self.entry.id))
+        layers["CI_PIPELINE_IID"] = Variable(str(self.entry.iid))
         layers |= job.variables
         layers |= {v.key: Variable(v.value, not v.raw) for v in self.occasion.settings_variables(None)}
         layers |= {name: Variable(value) for name, value in self.occasion.event.variables.items()}

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from functools import partial
 
 from glgpu.errors import ErrorClass, Failure, gravest
+from glgpu.notebook import KIND
 from glgpu.run_names import RunName, label_value
 from glgpu.steps.annotate import begin_annotations
+from glgpu.steps.bring_back import bring_saved
 from glgpu.steps.context import Run, ref_of
 from glgpu.steps.detach import left_to_itself, note_end
 from glgpu.steps.persist import Attempts
@@ -44,6 +46,9 @@ def destroy(run: Run, *, detached_too: bool = False) -> None:
         return
     with run.console.section("rescue", "What is not home yet"):
         attempts.get(partial(rescue, run))
+        if run.name.kind == KIND:
+            # Of one whose VM is gone already.
+            attempts.get(partial(bring_saved, run))
     with run.console.section("destroy", f"Everything of {run.name} goes"):
         hurry = run.job.in_ci and any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures)
         attempts.get(partial(tear_down, run, hurry=hurry))
@@ -58,12 +63,26 @@ def destroy(run: Run, *, detached_too: bool = False) -> None:
         raise worst
 
 
+def end_notebook(run: Run) -> None:
+    """The way of a notebook's stop job: whoever clicks means the one that was left to its VM.
+
+    Raises:
+        Failure: as of `destroy`.
+    """
+    destroy(run, detached_too=True)
+
+
 def destroy_cloud_only(run: Run) -> None:
     """The cancelled job's way: cloud credentials alone, by label, within after_script's few minutes.
+
+    A notebook that answers already is left alone: the click that failed may have been somebody's second one.
 
     Raises:
         Failure: STILL_ALIVE when a delete was refused.
     """
+    if run.name.kind == KIND and (left := left_to_itself(run)):
+        run.console.say(f"the notebook on {left[0].name} runs on: `stop notebook` ends it")
+        return
     with run.console.section("destroy", f"The VM of {run.name} goes"):
         cut_short(run)
 
@@ -115,13 +134,14 @@ def _clear_foreign_outputs(run: Run) -> None:
 
 
 def _take_over_record(run: Run) -> None:
-    """The complete record is ours: take over what the train job wrote, if GitLab lets us see it."""
+    """The complete record is ours: take over what the job before us wrote, if GitLab lets us see it."""
+    before = "start notebook" if run.name.kind == KIND else "train"
     try:
-        text = run.forge.artifact(run.job.run, "train", "outputs/glgpu/run.json")
+        text = run.forge.artifact(run.job.run, before, "outputs/glgpu/run.json")
     except Failure as failure:
         if failure.klass is ErrorClass.INTERRUPTED:
             raise
-        run.console.say(f"the train job's record cannot be had: {failure.cause}")
+        run.console.say(f"the record of the job {before} cannot be had: {failure.cause}")
         return
     if text:
         run.record.merge(text)

@@ -15,7 +15,7 @@ from glgpu.machines import dollars
 from glgpu.run_names import ref_slug
 from glgpu.steps.context import Run
 from glgpu.steps.listing import COLUMNS, as_json, cells
-from glgpu.steps.survey import ENVIRONMENTS, Survey, each, pool, survey, unix_time
+from glgpu.steps.survey import Survey, each, pool, survey, unix_time
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def _alive(run: Run, found: Survey) -> list[Alive]:
     """VMs and disks without one: our own project's first, then our GitLab's, then the others'."""
     outlook = found.world.outlook
     jobs = _jobs(run, found)
-    stops = {one.name: unix_time(one.stops) for one in found.environments}
+    stops: dict[str | int | None, float | None] = {}
+    for one in found.environments:
+        stops[one.name] = stops[one.pipeline] = unix_time(one.stops)
     items: list[Vm | Thing] = [*found.world.vms, *(thing for thing in found.world.things if thing.what == "disk")]
     items.sort(key=lambda one: (one.run.server != outlook.server, one.run.project_id != run.name.project_id, one.name))
     verdicts = dict(found.world.judged())
@@ -64,7 +66,9 @@ def _alive(run: Run, found: Survey) -> list[Alive]:
     for item in items:
         if isinstance(item, Vm):
             own = (item.run.server, item.run.project_id) == (outlook.server, run.name.project_id)
-            auto_stop = stops.get(f"{ENVIRONMENTS}{ref_slug(item.ref)}") if own else None
+            # A branch has one environment for all its trainings, and every notebook one of its own.
+            place = item.run.pipeline if item.run.kind == "notebook" else f"gpu/{ref_slug(item.ref)}"
+            auto_stop = stops.get(place) if own else None
             where = (item.run.project_id, item.run.pipeline or 0)
             known = jobs.get(where, {}) if item.run.server == outlook.server else {}
             alive.append(Alive(item, tuple(ends_of(item, outlook, known, auto_stop))))

@@ -85,6 +85,23 @@ def bring_back(run: Run, now: Callable[[], float], named: Callable[[RunName], Ru
     return attempts.failures
 
 
+def bring_saved(run: Run) -> None:
+    """Collect what the VM of one run has saved, where there is no VM any more that could be asked itself.
+
+    That its VM was taken away is told, and is no failure: what is there is home.
+
+    Raises:
+        Failure: what stands in the way of collecting it.
+    """
+    for home in places(run, instances_of(run)):
+        try:
+            _see_to(run, home, run.google_time)
+        except Failure as failure:
+            if failure.klass not in (ErrorClass.PREEMPTED, ErrorClass.OUT_OF_TIME):
+                raise
+            run.console.say(failure.cause)
+
+
 def _candidates(run: Run, attempts: Attempts) -> list[tuple[RunName, DropOff]]:
     """Runs of our project that have a detached VM, or of which one has left something, each with where that is.
 

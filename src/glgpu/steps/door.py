@@ -170,15 +170,22 @@ def open_door(run: Run, instance: Instance, *, insist: bool = True) -> Iterator[
 
 
 @contextmanager
-def visit_door(run: Run, instance: Instance) -> Iterator[Way]:
-    """Let a caller in who only looks in; the door is closed after a signal too, for nobody comes after."""
+def visit_door(run: Run, instance: Instance, *, stays: bool = False) -> Iterator[Way]:
+    """Let a caller in who only looks in; the door is closed after a signal too, for nobody comes after.
+
+    Args:
+        run: The run.
+        instance: Its VM.
+        stays: Whether to leave it open for this caller's address instead.
+    """
     way = Way(run, instance, visits=True)
     way.open()
     try:
         yield way
     finally:
         way.hang_up()
-        _close_quietly(run, way)
+        if not stays:
+            _close_quietly(run, way)
 
 
 @dataclass(frozen=True)

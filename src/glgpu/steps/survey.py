@@ -13,17 +13,19 @@ from typing import TypeVar
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import ForgeEnvironment, Instance, Made
 from glgpu.leftovers import Outlook, Thing, Vm, What, World
-from glgpu.run_names import PREFIX, ReadName, read_name, server_hash, without_cell
+from glgpu.run_names import PREFIX, Kind, ReadName, read_name, server_hash, without_cell
 from glgpu.steps.context import Run, hard_end_of, price_of, ref_of
 
 T = TypeVar("T")
 U = TypeVar("U")
 AT_ONCE = 16
 """Requests under way at the same time: enough to be quick, too few for Google's or GitLab's limits per minute."""
-ENVIRONMENTS = "gpu/"
-"""What the names of ci/train.yml's environments begin with."""
-DEPLOYS = "provision"
-"""What the names of the jobs end with that deploy to them."""
+ENVIRONMENTS: dict[str, tuple[str, Kind]] = {
+    "gpu/": ("provision", "train"),
+    "notebook/": ("start notebook", "notebook"),
+}
+"""What the names of our pipeline files' environments begin with -> what the names of the jobs end with that deploy to
+them, and the kind of their runs."""
 
 
 @dataclass(frozen=True)
@@ -183,18 +185,19 @@ class _ForgeLook:
         keys = self._several.submit(forge.deploy_keys)
         tokens = self._several.submit(forge.deploy_tokens)
         states = self._several.submit(forge.all_states)
-        environments = self._several.submit(forge.environments, ENVIRONMENTS)
+        environments = [self._several.submit(forge.environments, beginning) for beginning in ENVIRONMENTS]
         found = _things("deploy key", self._or_note(keys))
         found += _things("deploy token", self._or_note(tokens))
         found += _things("Terraform state", self._or_note(states))
         found = [one for one in found if (one.run.server, one.run.project_id) == self._where]
-        listed = self._or_note(environments)
-        deployed = [one for one in listed if without_cell(one.job).endswith(DEPLOYS)]
-        self.environments = [one for one in deployed if one.name.startswith(ENVIRONMENTS)]
-        for one in self.environments:
-            if one.pipeline is not None:
-                last = ReadName(*self._where, str(one.pipeline), "train")
-                found.append(Thing("environment", one.name, last, "", unix_time(one.created), one.id))
+        for (beginning, (deploys, kind)), answer in zip(ENVIRONMENTS.items(), environments, strict=True):
+            for one in self._or_note(answer):
+                if not (one.name.startswith(beginning) and without_cell(one.job).endswith(deploys)):
+                    continue
+                self.environments.append(one)
+                if one.pipeline is not None:
+                    last = ReadName(*self._where, str(one.pipeline), kind)
+                    found.append(Thing("environment", one.name, last, "", unix_time(one.created), one.id))
         return found
 
     def pipelines(self, runs: Sequence[ReadName]) -> dict[tuple[int, int], str | None]:
