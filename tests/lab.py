@@ -17,7 +17,7 @@ from glgpu.rehearsal.command import occasion
 from glgpu.rehearsal.faults import Faults, Rule
 from glgpu.rehearsal.occasion import predefined_variables
 from glgpu.rehearsal.world import GOOGLE_PROJECT, Adopted, World
-from glgpu.run_names import RunName
+from glgpu.run_names import Kind, RunName
 from glgpu.steps.bring_up import bring_up, plan_lifetime
 from glgpu.steps.context import Run
 from glgpu.wiring import make_run
@@ -55,10 +55,10 @@ class Lab:
         ids = {"CI_PIPELINE_ID": str(self._runs), "CI_JOB_ID": str(self._runs)}
         return {**os.environ, **predefined_variables(where), **settings, **ids, **own}
 
-    def run(self, checkout: Path, **own: str) -> Run:
+    def run(self, checkout: Path, *, kind: Kind = "train", **own: str) -> Run:
         """A run as a job in a checkout sees it."""
         environment = self.variables(CI_PROJECT_DIR=str(checkout), **own)
-        return make_run(Console(Masker(), stream=self.said), environment, checkout)
+        return make_run(Console(Masker(), stream=self.said), environment, checkout, kind=kind)
 
     def other(self, run: Run) -> Run:
         """Another run of the same project."""

@@ -295,6 +295,29 @@ def notebook() -> None:
     """
 
 
+@notebook.command("start")
+@click.option("--fresh", is_flag=True, help="Begin without what you have saved on this branch.  [env: GLGPU_FRESH]")
+@settings_options
+@doorman
+def notebook_start(
+    console: Console, interrupts: Interrupts, fresh: bool, config: str | None, overrides: tuple[str, ...]
+) -> None:
+    """Start the notebook of this pipeline; ends as soon as it answers.
+
+    The job `start notebook` calls it. What you have saved on this branch is taken up.
+
+    Example: glgpu notebook start --fresh
+    """
+    from glgpu.stages.notebook_start import start as stage
+
+    del interrupts
+
+    def begin(run: Run) -> None:
+        stage(run, fresh=fresh or run.job.variables.get("GLGPU_FRESH") == "true")
+
+    staged(console, begin, config=config, overrides=overrides, kind="notebook")
+
+
 @notebook.command("open")
 @click.argument("run_id", required=False, metavar="[RUN]")
 @click.option("--no-browser", is_flag=True, help="Only say where the notebook is.")

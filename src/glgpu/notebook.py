@@ -15,6 +15,8 @@ TOKEN_VERB = "notebook-token"
 """Verb that prints JupyterLab's token alone. The token is made on the VM and goes nowhere but to whoever opens it."""
 UNTIL_VERB = "notebook-until"
 """Verb with one word, a Unix time in seconds: the VM ends the notebook then. Whoever says so moves the label too."""
+SOFT_SECONDS = 8 * 3600
+"""After its start, where its hard end is not sooner: `extend` moves it."""
 SAVE_SECONDS = 300
 """Between two looks for changed files; each that finds some ends in a save."""
 WARN_SECONDS = 600

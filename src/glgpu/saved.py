@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from glgpu.elsewhere import Bundle, MovedFile, Part
 
@@ -22,7 +22,7 @@ _COLLECTED = re.compile(r"collected-by-([0-9]{1,18})")
 _OURS = re.compile(r"save-[0-9].*|collected-by-[0-9]+")
 _UNESCAPED = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 
-Reason = Literal["ended", "deadline", "preempted"]
+Reason = Literal["ended", "deadline", "preempted", "idle", "going"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Save:
 
     Attributes:
         whole: Whether outputs and checkpoints are in it; else the checkpoints alone.
-        reason: Why the VM saved: the container had ended, had to end in time, or Google took the VM back.
+        reason: Why the VM saved: the container had ended, had to end in time, or Google took the VM back; a notebook
+            was idle, or goes on, and was saved in between.
         exit_code: The container's; None: there was no container any more.
         out_of_memory: Whether the kernel ended it for want of memory.
         bundles: Files and where they are.
@@ -72,7 +73,7 @@ def read_save(text: bytes) -> Save:
         elif word:
             facts[word] = rest
     state: dict[str, Any] | None = json.loads(facts["state"])
-    if facts["reason"] not in ("ended", "deadline", "preempted"):
+    if facts["reason"] not in get_args(Reason):
         raise ValueError(f"unknown reason {facts['reason']!r}")
     for files, parts in bundles:
         if sum(file.size for file in files) != sum(part.size for part in parts):
@@ -93,7 +94,7 @@ def _file(rest: str) -> MovedFile:
     digest, _, name = line.removeprefix("\\").partition("  ")
     if escaped:
         name = re.sub(r"\\[\\nr]", lambda found: _UNESCAPED[found[0]], name)
-    return MovedFile(name.removeprefix("./"), int(size), digest)
+    return MovedFile(re.sub(r"^(?:\./)+", "", name), int(size), digest)
 
 
 def manifests(names: Iterable[str]) -> list[str]:

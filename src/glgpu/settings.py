@@ -198,7 +198,7 @@ class Train(_Section):
 class Notebook(_Section):
     """The notebook."""
 
-    idle_minutes: int = Field(60, ge=5, le=10_080, description="Minutes without work after which it ends.")
+    idle_minutes: float = Field(60, gt=0, le=10_080, description="Minutes without work after which it ends.")
     save_mb: int = Field(500, ge=1, description="Most that is saved of the workspace.")
     can_push: bool = Field(False, description="Whether saved work is also pushed as a branch.")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from glgpu.errors import ErrorClass, Failure
 from glgpu.job import Job
 from glgpu.job_times import wants_to_detach
+from glgpu.notebook import KIND
+from glgpu.run_names import Kind
 from glgpu.settings import Settings
 
 STORAGE_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
@@ -23,7 +25,7 @@ def saves_to_bucket(settings: Settings) -> bool:
     return bool(settings.storage.bucket and (settings.storage.uploader or settings.machine.service_account))
 
 
-def account_of_vm(settings: Settings, job: Job) -> dict[str, object] | None:
+def account_of_vm(settings: Settings, job: Job, kind: Kind = "train") -> dict[str, object] | None:
     """The service account that a VM of these settings gets, as ``terraform/gpu-vm`` wants it; None: none.
 
     Only what has to save by itself gets the uploader, and no more of Google than Cloud Storage with it. An account that
@@ -31,7 +33,8 @@ def account_of_vm(settings: Settings, job: Job) -> dict[str, object] | None:
     """
     if settings.machine.service_account:
         return {"email": settings.machine.service_account}
-    if saves_to_bucket(settings) and job.in_ci and wants_to_detach(settings, job):
+    alone = kind == KIND or wants_to_detach(settings, job)
+    if saves_to_bucket(settings) and job.in_ci and alone:
         return {"email": settings.storage.uploader, "scopes": [STORAGE_SCOPE]}
     return None
 

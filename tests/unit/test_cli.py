@@ -21,7 +21,7 @@ COMMANDS = [
     "init", "doctor", "gpus", "provision", "authorize", "train", "notebook", "destroy", "cleanup", "collect",
     "status", "logs", "ssh", "fetch", "run", "explain", "rehearse",
 ]  # fmt: skip
-NOTEBOOK_COMMANDS = ["open", "stop", "status", "extend"]
+NOTEBOOK_COMMANDS = ["start", "open", "stop", "status", "extend"]
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import PurePosixPath
+from typing import cast, get_args
 
 from glgpu.disk import cannot_write
 from glgpu.elsewhere import (
@@ -28,7 +29,8 @@ from glgpu.elsewhere import (
 from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.gpu_samples import Samples, read_samples
 from glgpu.interfaces import DropOff, Instance
-from glgpu.run_names import RunName
+from glgpu.notebook import KIND
+from glgpu.run_names import Kind, RunName
 from glgpu.run_record import write_atomically
 from glgpu.saved import (
     ENDED,
@@ -48,6 +50,7 @@ from glgpu.steps.download import download
 from glgpu.steps.end_vms import instances_of
 from glgpu.steps.follow import LOG_FILE
 from glgpu.steps.move_out import artifact_bytes, note_of
+from glgpu.steps.notebook import kept_work
 from glgpu.steps.persist import Attempts
 from glgpu.steps.report import write_report
 from glgpu.steps.sums import OWN_FOLDER, write_sums
@@ -116,19 +119,26 @@ def _candidates(run: Run, attempts: Attempts) -> list[tuple[RunName, DropOff]]:
         run.console.say(
             "detached trainings, if there are any, are not collected: that takes GLGPU_GITLAB_TOKEN, or storage.bucket"
         )
-    found = list[tuple[str, DropOff]]()
+    found = list[tuple[RunName, DropOff]]()
     for home in homes:
         kept = attempts.get(partial(_kept, run, home, insist=bool(vms))) or []
-        found += [(one.run, home) for one in kept if one.kind == run.name.kind]
+        found += [(one, home) for one in kept]
     if not attempts.failures:
         # One that has left nothing yet is seen to where it will.
-        listed = {number for number, _ in found}
+        listed = {name for name, _ in found}
         for vm in vms:
-            number = vm.labels.get("glgpu-run", "")
-            if number and number not in listed:
-                found += [(number, home) for home in places(run.knowing(vm))[:1]]
-    names = {number: RunName(run.name.server_url, run.name.project_id, number, run.name.kind) for number, _ in found}
-    return [(names[number], home) for number, home in sorted(found, key=lambda one: one[0])]
+            name = _name_of(run, vm)
+            if name is not None and name not in listed:
+                found += [(name, home) for home in places(run.knowing(vm))[:1]]
+    return sorted(found, key=lambda one: (one[0].run, one[0].kind))
+
+
+def _name_of(run: Run, vm: Instance) -> RunName | None:
+    """The run that a VM of ours says it belongs to."""
+    number, kind = vm.labels.get("glgpu-run", ""), vm.labels.get("glgpu-kind", "")
+    if not number or kind not in get_args(Kind):
+        return None
+    return RunName(run.name.server_url, run.name.project_id, number, cast(Kind, kind))
 
 
 def _kept(run: Run, home: DropOff, *, insist: bool) -> list[RunName]:
@@ -156,9 +166,15 @@ def _see_to(run: Run, home: DropOff, now: Callable[[], float]) -> None:
     if not detached and _is_settled(run, home, parts, ours):
         return
     save = _newest(run, home, parts)
+    notebook = run.name.kind == KIND
+    if notebook and not detached and ENDED in parts:
+        # Whoever ended it has brought its work home. The newest save stays, for whoever goes on with it.
+        home.drop_parts(run.name, ours)
+        return
     running = [one for one in detached if one.status not in ("TERMINATED", "SUSPENDED")]
-    if running and not (save and save.whole):
-        run.console.say(f"{running[0].name} is {running[0].status}: its training goes on")
+    if running and (notebook or not (save and save.whole)):
+        what = "notebook" if notebook else "training"
+        run.console.say(f"{running[0].name} is {running[0].status}: its {what} goes on")
         return
     if save is None and detached:
         if HANDED_OVER in parts:
@@ -170,7 +186,8 @@ def _see_to(run: Run, home: DropOff, now: Callable[[], float]) -> None:
     if save is None and (ENDED in parts or HANDED_OVER not in parts):
         home.drop_parts(run.name, ours)
         return
-    with run.console.section(f"collect-{run.name.run}", f"The detached training of {run.name}"):
+    what = "notebook" if notebook else "detached training"
+    with run.console.section(f"collect-{run.name.run}", f"The {what} of {run.name}"):
         _collect(run, home, now, parts, save)
 
 
@@ -180,7 +197,7 @@ def _collect(run: Run, home: DropOff, now: Callable[[], float], parts: Mapping[s
     if save is not None:
         # Nothing goes before it is home.
         _bring_home(run, home, save)
-    lost = _judged(save) if save is not None else _vanished(run, home, now)
+    lost = _judged(save, run.name.kind) if save is not None else _vanished(run, home, now)
     attempts.get(partial(tear_down, run))
     if not attempts.failures:
         _note(run, home, parts)
@@ -236,6 +253,9 @@ def _ours(run: Run, home: DropOff, parts: Mapping[str, Part]) -> list[str]:
             return []
         kept = {part.name for bundle in note.bundles for part in bundle.parts}
         ours = [one for one in ours if one not in kept]
+    if run.name.kind == KIND and (ENDED in parts or collected_by(parts)):
+        stays = kept_work(parts, _newest(run, home, parts))
+        ours = [one for one in ours if one not in stays]
     return ours
 
 
@@ -373,8 +393,10 @@ def _show_log(run: Run) -> None:
         run.console.say(f"  {line.decode('utf-8', 'replace')}")
 
 
-def _judged(save: Save) -> Failure | None:
+def _judged(save: Save, kind: Kind) -> Failure | None:
     """What is to be said against the training; None where all is well."""
+    if kind == KIND:
+        return _judged_notebook(save)
     if save.reason == "preempted":
         return Failure(
             ErrorClass.PREEMPTED,
@@ -407,6 +429,17 @@ def _judged(save: Save) -> Failure | None:
             "let it write there, or name what it writes in train.outputs",
         )
     return None
+
+
+def _judged_notebook(save: Save) -> Failure | None:
+    """A notebook has no result: only that it was cut off is to be told."""
+    if save.reason in ("idle", "deadline", "ended"):
+        return None
+    return Failure(
+        ErrorClass.PREEMPTED,
+        "the notebook's VM was taken away, or ended by somebody else; what it had saved is here",
+        "start the notebook again, which takes up what was saved; `spot: never` buys a VM that is not preempted",
+    )
 
 
 def _vanished(run: Run, home: DropOff, now: Callable[[], float]) -> Failure:

@@ -11,6 +11,7 @@ from glgpu.interfaces import Apply, Instance, Stack
 from glgpu.job_times import wants_to_detach
 from glgpu.lifetime import Lifetime
 from glgpu.machines import Candidate, candidates, cuts
+from glgpu.notebook import KIND
 from glgpu.resources import resource_text
 from glgpu.steps.attempt import Attempt
 from glgpu.steps.context import SETTINGS_ITEM, Run, left_settings
@@ -36,6 +37,9 @@ def plan_lifetime(run: Run) -> Lifetime:
     limits, hours, job = run.settings.limits, run.settings.machine.max_hours, run.job
     claim = limits.claim_minutes * 60.0
     times = [time for time in (job.job_timeout, job.script_timeout) if time is not None] if job.in_ci else []
+    if run.name.kind == KIND:
+        # No job waits for it, and nobody's time limits it but its VM's.
+        return Lifetime("pipeline", soft_end=now + claim, hard_end=now + (hours or DEFAULT_HOURS) * 3600)
     if wants_to_detach(run.settings, job):
         if way_home(run) is not None:
             return Lifetime("pipeline", soft_end=now + claim, hard_end=now + (hours or DEFAULT_HOURS) * 3600)
@@ -110,7 +114,7 @@ def terraform_variables(run: Run, candidate: Candidate, lifetime: Lifetime) -> d
             "spot": candidate.spot,
             "max_run_seconds": max(60, int(lifetime.hard_end - run.clock.now())),
             "disk": {"size_gb": machine.disk_gb, "type": candidate.disk_type, "image": candidate.image},
-            "service_account": account_of_vm(run.settings, run.job),
+            "service_account": account_of_vm(run.settings, run.job, run.name.kind),
         },
         "network": {
             "name": network.name,
@@ -257,8 +261,8 @@ def standing(run: Run) -> Instance | None:
         if is_detached(instance):
             raise Failure(
                 ErrorClass.USAGE,
-                f"the detached training of this run is over, and its VM {instance.name} is {instance.status}",
-                "run `glgpu collect`, which brings its outputs home; then start a new pipeline",
+                f"what ran in this run without a job is over, and its VM {instance.name} is {instance.status}",
+                "run `glgpu collect`, which brings home what it has saved; then start a new pipeline",
             )
         run.console.say(f"a VM of this run is {instance.status} in {instance.zone}: removing it first")
         clear_away(run, instance)

@@ -43,7 +43,15 @@ class Home:
     size: int
 
 
-def collect(run: Run, machine: Machine, home: str, paths: Iterable[str], *, seconds: float = COLLECT_SECONDS) -> Home:
+def collect(
+    run: Run,
+    machine: Machine,
+    home: str,
+    paths: Iterable[str],
+    *,
+    seconds: float = COLLECT_SECONDS,
+    folder: str | None = None,
+) -> Home:
     """Bring everything below ``paths`` from the VM into outputs/, paths kept, and write SHA256SUMS.
 
     Args:
@@ -52,12 +60,13 @@ def collect(run: Run, machine: Machine, home: str, paths: Iterable[str], *, seco
         home: The helper's folder there.
         paths: Relative to the folder of glgpu.yml.
         seconds: How long it may take in all.
+        folder: The folder that the paths are relative to; None: that of glgpu.yml.
 
     Raises:
         Failure: DISK_FULL here, SSH when it does not come through whole, OUT_OF_TIME.
     """
     wanted = [str(PurePosixPath(path)) for path in paths]
-    base = f"{home}/code/{run.base}".rstrip("/")
+    base = f"{home}/code/{run.base}".rstrip("/") if folder is None else folder
     last: Failure | None = None
     end = run.clock.now() + seconds
     sums: dict[str, str] = {}
@@ -357,4 +366,7 @@ def stays_inside(name: str) -> bool:
 
 
 def _relative(name: str) -> str:
-    return "" if name in (".", "./") else name.removeprefix("./")
+    plain = name
+    while plain.startswith("./"):
+        plain = plain.removeprefix("./")
+    return "" if plain == "." else plain

@@ -44,6 +44,7 @@ class Workload:
         base: Working directory within the repository.
         gpu: Whether the container gets the GPUs.
         shm_gb: Size of /dev/shm; None: the host's IPC namespace.
+        mounts: Folders of the VM that the container sees beside the code, as Docker's ``-v`` wants them.
     """
 
     image: str
@@ -54,6 +55,7 @@ class Workload:
     base: str
     gpu: bool
     shm_gb: float | None
+    mounts: Sequence[str] = ()
 
 
 class Sink(Protocol):
@@ -109,7 +111,7 @@ class Container:
         """
         run, machine, name = self._run, self._machine, str(self._run.name)
         ask(run, machine, "wall", doing="keeping containers away from the metadata server")
-        pinned = self._pull(work.image)
+        pinned = self.pull(work.image)
         if work.gpu:
             check_inside(run, machine, work.image, pinned)
         memory = f"/dev/shm/{name}/run"
@@ -128,6 +130,7 @@ class Container:
         argv += ["--ipc=host"] if work.shm_gb is None else ["--shm-size", f"{work.shm_gb:g}g"]
         # The same paths inside as outside: what an error message names can be looked at on the VM.
         argv += ["-v", f"{code}:{code}", "-v", f"{memory}:{memory}:ro"]
+        argv += [word for mount in work.mounts for word in ("-v", mount)]
         argv += [pinned, "/bin/sh", f"{memory}/start", *work.argv]
         ask(
             run,
@@ -233,7 +236,7 @@ class Container:
         run.clock.sleep(1.0)
         return now if since is None else since
 
-    def _pull(self, image: str) -> str:
+    def pull(self, image: str) -> str:
         """Have the image on the VM and resolve it, once, to what exactly it is."""
         run, machine = self._run, self._machine
         host, logins = _registry(image), run.job.registry_logins

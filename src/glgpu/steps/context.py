@@ -89,7 +89,7 @@ def left_settings(run: Run, hard_end: float, usd_per_hour: float | None = None) 
         usd_per_hour: What the VM costs, by estimate; None: not known.
     """
     whole = run.settings.model_dump(mode="json")
-    kept: dict[str, Any] = {key: whole[key] for key in ("project", "network", "limits", "state", "storage")}
+    kept: dict[str, Any] = {key: whole[key] for key in ("project", "network", "limits", "state", "storage", "notebook")}
     kept["train"] = {key: whole["train"][key] for key in ("outputs", "checkpoints", "on_cancel")}
     left = {"base": run.base, "ref": run.job.ref, "hard_end": int(hard_end), "settings": kept}
     if usd_per_hour is not None:

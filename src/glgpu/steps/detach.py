@@ -8,7 +8,7 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from glgpu.elsewhere import PART_BYTES, Part
 from glgpu.errors import ErrorClass, Failure
@@ -122,13 +122,31 @@ def leaves_it(run: Run, instance: Instance, guest: Guest) -> bool:
 
 
 def _prove(run: Run, home: DropOff, instance: Instance, guest: Guest) -> bool:
-    """Have the VM leave something where its outputs are to go, with what it will use for them, and take it away again.
+    """Prove the way home of a training.
 
     Returns:
-        Whether it could; False only with `follow: auto`, where the training is followed instead.
+        Whether there is one; False only with `follow: auto`, where the training is followed instead.
 
     Raises:
         Failure: what stands in the way, with `follow: false`.
+    """
+    try:
+        prove(run, home, instance, guest)
+    except Failure as failure:
+        if failure.klass is ErrorClass.INTERRUPTED or run.settings.train.follow != "auto":
+            raise
+        run.console.say(f"there is no way home for a detached training: {failure.cause}")
+        run.console.say(f"it is followed instead, and ends with its job after {spoken(_job_seconds(run))}")
+        run.record.add("not-detached", cause=failure.cause)
+        return False
+    return True
+
+
+def prove(run: Run, home: DropOff, instance: Instance, guest: Guest) -> None:
+    """Have the VM leave something where its outputs are to go, with what it will use for them, and take it away again.
+
+    Raises:
+        Failure: what stands in the way; what the VM was given for it is good no more.
     """
     try:
         _give(run, home, instance, guest)
@@ -143,18 +161,11 @@ def _prove(run: Run, home: DropOff, instance: Instance, guest: Guest) -> bool:
             )
         home.drop_parts(run.name, [PROBE])
     except Failure as failure:
-        if failure.klass is ErrorClass.INTERRUPTED:
-            raise
-        revoke(run, home)
-        if run.settings.train.follow == "auto":
-            run.console.say(f"there is no way home for a detached training: {failure.cause}")
-            run.console.say(f"it is followed instead, and ends with its job after {spoken(_job_seconds(run))}")
-            run.record.add("not-detached", cause=failure.cause)
-            return False
+        if failure.klass is not ErrorClass.INTERRUPTED:
+            revoke(run, home)
         raise
     run.console.say(f"the way home is proved: the VM can leave its outputs in {home.kept_in}")
     run.record.add("way-home-proved", store=home.store)
-    return True
 
 
 def _probe(run: Run, home: DropOff, guest: Guest) -> None:
@@ -185,7 +196,7 @@ def hand_over(run: Run, instance: Instance, guest: Guest) -> None:
     reserve = min(run.settings.limits.rescue_minutes * 60.0, left * SAVING_SHARE)
     train = run.settings.train
     words = [str(int(left - reserve)), f"{guest.home}/code/{run.base}".rstrip("/"), train.checkpoints or ""]
-    ask(run, guest.machine, "leave", *words, *train.outputs, doing="leaving the training to its VM")
+    ask(run, guest.machine, "leave", "watch", *words, *train.outputs, doing="leaving the training to its VM")
     lifetime = Lifetime("deadline", end, end)
     labels = {"glgpu-until": lifetime.until, "glgpu-expires": str(int(lifetime.soft_end))}
     run.cloud.edit_labels(instance.name, instance.zone, labels)
@@ -262,7 +273,7 @@ def _give(run: Run, home: DropOff, instance: Instance, guest: Guest) -> None:
         machine,
         "see-home",
         "take",
-        stdin=_tar(_files(run, admission)),
+        stdin=tar_of(_files(run, admission)),
         doing="bringing the VM what opens the way home",
     )
 
@@ -288,7 +299,8 @@ def _mask(run: Run) -> bytes:
     return b"".join(b"s/%s/[MASKED]/g\n" % re.sub(rb"([\\.*\[\]^$/])", rb"\\\1", form) for form in lines)
 
 
-def _tar(files: dict[str, bytes]) -> bytes:
+def tar_of(files: Mapping[str, bytes]) -> bytes:
+    """An archive of files for our eyes only, by their names."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in files.items():

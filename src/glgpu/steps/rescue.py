@@ -5,11 +5,12 @@ from __future__ import annotations
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance
 from glgpu.lifetime import SKEW_SECONDS, spoken
+from glgpu.notebook import KIND
 from glgpu.processes import time_limit
-from glgpu.steps.collect import collect
+from glgpu.steps.collect import Home, collect
 from glgpu.steps.container import Container
 from glgpu.steps.context import Run, hard_end_of
-from glgpu.steps.door import log_in, open_door
+from glgpu.steps.door import Guest, log_in, open_door
 from glgpu.steps.end_vms import instances_of
 from glgpu.steps.guest import ask
 from glgpu.steps.move_out import move_out
@@ -19,6 +20,8 @@ LOGIN_SECONDS = 30.0
 RESCUE_GRACE_SECONDS = 5
 RESCUE_SHARE = 0.4
 """Of the time that a job has in all: how much saving may take, so that the teardown itself has enough."""
+NOTEBOOK_SHARE = 0.5
+"""Of what is left then: how much the VM gets to end a notebook, and to leave its work where the next one finds it."""
 CLOSING_SECONDS = 3.0
 """Before the end of the time: what is under way is ended then, to close the door behind us."""
 
@@ -83,6 +86,10 @@ def _save(run: Run, instance: Instance, end: float) -> Failure | None:
         if state is None:
             run.console.say("no training was started on this VM: nothing to save")
             return None
+        if run.name.kind == KIND:
+            home = _end_notebook(run, guest, end)
+            run.console.say(f"saved {home.files} files of the workspace, {home.size} bytes")
+            return _handed_over(run)
         if state.get("Running"):
             try:
                 container.stop(RESCUE_GRACE_SECONDS)
@@ -95,6 +102,31 @@ def _save(run: Run, instance: Instance, end: float) -> Failure | None:
         home = collect(run, guest.machine, guest.home, paths, seconds=end - run.clock.now())
         run.console.say(f"saved {home.files} files, {home.size} bytes")
     return _handed_over(run)
+
+
+def _end_notebook(run: Run, guest: Guest, end: float) -> Home:
+    """End a notebook and bring home what has changed in its workspace; the VM leaves that for its next one too.
+
+    Raises:
+        Failure: as of `collect`.
+    """
+    words = [f"{guest.home}/code", str(run.settings.notebook.save_mb * 1024 * 1024)]
+    try:
+        ask(
+            run,
+            guest.machine,
+            "see-home",
+            "end-notebook",
+            *words,
+            timeout=(end - run.clock.now()) * NOTEBOOK_SHARE,
+            doing="ending the notebook",
+        )
+    except Failure as failure:
+        _insist(failure)
+        run.console.say(f"{failure.cause}; what was saved before comes home all the same")
+    bring_samples(run, guest.machine)
+    left = end - run.clock.now()
+    return collect(run, guest.machine, guest.home, ["."], seconds=left, folder=f"{guest.home}/work")
 
 
 def _handed_over(run: Run) -> Failure | None:

@@ -17,6 +17,8 @@ metadata=http://metadata.google.internal/computeMetadata/v1/instance
 notice=$home/preempted
 heed=$home/heed
 kept=$home/kept
+notebook=$memory/notebook
+door=$notebook/door
 export DOCKER_CONFIG="$memory/docker"
 export GIT_TERMINAL_PROMPT=0 GIT_CONFIG_NOSYSTEM=1
 
@@ -446,8 +448,96 @@ see-home)
     exec sudo -n env GLGPU_ROOT="${GLGPU_ROOT:-}" sh "$home/keeper" "$verb" "$run" "$home" "$@"
     ;;
 leave)
-    # leave WORDS...: its long watch begins, which outlives us.
-    setsid sh "$0" see-home "$run" watch "$@" </dev/null >/dev/null 2>>"$home/keeper.log" &
+    # leave WATCH WORDS...: its long watch begins, which outlives us.
+    setsid sh "$0" see-home "$run" "$@" </dev/null >/dev/null 2>>"$home/keeper.log" &
+    ;;
+written)
+    # Which of the files (DEVICE:INODE, one a line, by standard input) somebody has open for writing.
+    seen=$home/.written
+    written
+    rm -f "$seen.open"
+    ;;
+notebook-take)
+    # What serves the notebook, as tar by standard input, and in memory what opens it. The token is made here, and is the
+    # login user's alone: nobody else gets through the folder above what the container sees.
+    mkdir -p "$home/notebook" "$door/runtime"
+    tar -x -C "$home/notebook" -f - --no-same-owner
+    chmod -R go+rX "$home/notebook"
+    chmod 700 "$notebook"
+    [ -s "$notebook/token" ] ||
+        head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' >"$notebook/token"
+    cp "$notebook/token" "$door/token"
+    chmod 644 "$door/token"
+    chmod 777 "$door" "$door/runtime"
+    ;;
+notebook-mark)
+    # From here on what changes is somebody's work.
+    [ -e "$home/checked-out" ] || : >"$home/checked-out"
+    ;;
+notebook-work)
+    # Files by standard input, as tar, over the code; whoever the container runs as may change them. No other file is
+    # touched: it would count as work.
+    umask 0
+    tar -x -p -C "$code" -f - --no-same-owner
+    ;;
+notebook-jupyter)
+    # notebook-jupyter IMAGE PYTHON: `own` where the image has a JupyterLab that will do, else `layer`, made of the
+    # pinned packages beside the image's. Settings of pip's come by standard input, for it alone.
+    cat >"$notebook/pip"
+    layer=$home/notebook/layer
+    if [ ! -e "$layer/complete" ]; then
+        engine run --rm --entrypoint "$2" "$1" -c \
+            'import jupyterlab, jupyter_server; assert int(jupyterlab.__version__.split(".")[0]) > 2' >/dev/null 2>&1 && {
+            echo own
+            exit 0
+        }
+        rm -rf "$layer"
+        mkdir "$layer"
+        chmod 777 "$layer"
+        engine run --rm --env-file "$notebook/pip" -v "$home/notebook:$home/notebook" --entrypoint "$2" "$1" \
+            -m pip install --quiet --no-input --no-cache-dir --disable-pip-version-check --require-hashes --no-deps \
+            --only-binary :all: --target "$layer" -r "$home/notebook/requirements.txt" >&2
+        : >"$layer/complete"
+    fi
+    echo layer
+    ;;
+notebook-answers)
+    # notebook-answers PYTHON: whether JupyterLab answers, with its token.
+    engine exec "$run" "$1" "$home/notebook/glgpu_notebook.py" ask "$door" >/dev/null 2>&1 && echo yes || echo no
+    ;;
+notebook-until)
+    # notebook-until TIME: the soft end, which the container sees, and on which it has no say.
+    case $1 in
+    *[!0-9]* | '')
+        echo "$1 is no Unix time" >&2
+        exit 64
+        ;;
+    esac
+    for file in "$home/until" "$door/until"; do
+        printf '%s\n' "$1" >"$file.new"
+        chmod 644 "$file.new"
+        mv "$file.new" "$file"
+    done
+    ;;
+notebook-state)
+    # What is known of it, as src/glgpu/notebook.py reads it; nothing where there is none.
+    [ -e "$notebook/token" ] || exit 0
+    now=$(date +%s)
+    # shellcheck disable=SC2046 # numbers
+    set -- $(tr -cd '0-9 ' <"$door/seen" 2>/dev/null | cut -c 1-60)
+    answers=false
+    busy=false
+    [ "${1:-0}" -le $((now - 10)) ] || answers=true
+    [ "${3:-0}" != 1 ] || busy=true
+    used=$(cat "$home/used" 2>/dev/null || echo "${2:-$now}")
+    [ "${2:-0}" -le "$used" ] || used=$2
+    idle=$((now - used))
+    [ "$busy" = false ] && [ "$idle" -ge 0 ] || idle=0
+    printf '{"answers":%s,"busy":%s,"idle_seconds":%s,"soft_end":%s,"saved":%s}\n' "$answers" "$busy" "$idle" \
+        "$(cat "$home/until" 2>/dev/null || echo 0)" "$(cat "$home/saved" 2>/dev/null || echo null)"
+    ;;
+notebook-token)
+    cat "$notebook/token"
     ;;
 is-home)
     [ -e "$home/is-home" ] && echo yes || echo no

@@ -1,7 +1,7 @@
 #!/bin/sh
-# What sees a detached training home, on the VM itself and as root: `sh keeper VERB RUN HOME [WORDS]`. Once the container
-# has ended, or has to, outputs, checkpoints and log go to where the job has proved that they can go; then the VM powers
-# off. What opens that place comes by standard input alone, or from Google's metadata server, and stays in /run, which is
+# What sees a detached training or a notebook home, on the VM itself and as root: `sh keeper VERB RUN HOME [WORDS]`. Once
+# the container has ended, or has to, what it made and its log go to where the job has proved that they can go; then the
+# VM powers off. What a notebook has changed goes there every few minutes as well. What opens that place comes by standard input alone, or from Google's metadata server, and stays in /run, which is
 # memory, and which no container sees; /dev/shm is the container's too where it shares the host's.
 set -eu
 umask 077
@@ -18,6 +18,8 @@ manifest=$keep/manifest
 big=33554432
 # The one file of the bundle at hand, where it is only one.
 only=
+# Whole copies of what has changed in a notebook's workspace.
+work=$home/work
 
 engine() { docker "$@"; }
 
@@ -105,10 +107,18 @@ bundle() {
     count=$(grep -c '^bundle$' "$manifest") || true
     xargs -0 sha256sum -- <"$list" >"$keep/sums" || return 1
     xargs -0 stat -c %s -- <"$list" >"$keep/sizes" || return 1
+    # A big file that an earlier save has sent, and that is as it was, stays where it is.
+    known=
+    [ -z "$only" ] || known=$keep/known-$(cut -d ' ' -f 1 "$keep/sums" | tr -cd '0-9a-f')
     {
         echo bundle
         paste -d ' ' "$keep/sizes" "$keep/sums" | sed 's/^/file /'
     } >>"$manifest"
+    if [ -n "$known" ] && [ -s "$known" ]; then
+        cat "$known" >>"$manifest"
+        return 0
+    fi
+    : >"$keep/sent"
     total=$(awk '{ n += $1 } END { printf "%.0f", n }' "$keep/sizes")
     begin=0
     index=0
@@ -122,9 +132,11 @@ bundle() {
             tries=$((tries + 1))
             sleep 2
         done
-        echo "part save-$1-$count-$index-$tries $size $(cut -d ' ' -f 1 "$keep/sha256.sum")" >>"$manifest"
+        echo "part save-$1-$count-$index-$tries $size $(cut -d ' ' -f 1 "$keep/sha256.sum")" >>"$keep/sent"
         begin=$((begin + size))
     done
+    cat "$keep/sent" >>"$manifest"
+    [ -z "$known" ] || mv "$keep/sent" "$known"
 }
 
 # save NUMBER WHAT PATH...: everything below the paths and the log. The manifest goes last: without one, what is there is
@@ -147,6 +159,142 @@ save() {
     put "save-$number.manifest" <"$manifest"
 }
 
+# Whether another watch has begun already; else this is the one.
+watched() {
+    if [ -s "$keep/watcher" ] && kill -0 "$(cat "$keep/watcher")" 2>/dev/null; then
+        say "the watch that has begun goes on"
+        return 0
+    fi
+    echo $$ >"$keep/watcher"
+    return 1
+}
+
+# The engine's word on the container into $state; whether it runs. Where the engine does not answer, it may.
+runs() {
+    if said=$(engine inspect --format '{{json .State}}' "$run" 2>&1); then
+        state=$said
+        case $said in
+        *'"Running":true'*) ;;
+        *) return 1 ;;
+        esac
+    else
+        case $said in
+        *[Nn]'o such '*) return 1 ;;
+        esac
+    fi
+}
+
+# insist NUMBER COMMAND...: saves, over and over.
+insist() {
+    number=$1
+    shift
+    pause=5
+    until "$@"; do
+        say "save $number failed; the next one in $pause s"
+        sleep "$pause"
+        number=$((number + 1))
+        pause=$((pause * 2))
+        [ "$pause" -le 300 ] || pause=300
+    done
+}
+
+save_training() { save "$number" all "$@"; }
+
+switch_off() {
+    say "the outputs are where they belong"
+    # A shutdown of Google's own waits for this.
+    : >"$home/is-home"
+    rm -rf "$keep"
+    shutdown -P now
+}
+
+# swapped: NUL and line break change places, for tools that want lines.
+swapped() { tr '\n\000' '\001\n'; }
+unswapped() { tr '\001\n' '\n\000'; }
+
+# A line for each file named by standard input, NUL-terminated, that tells one version of it from another.
+versions() { xargs -0 -r stat --printf '%d:%i %s %.9Y %.9Z %n\0' -- 2>/dev/null || true; }
+
+# changed MOST: what has changed in the workspace since its code was there, NUL-terminated in $keep/chosen, up to so many
+# bytes: what git does not ignore before the rest, small files before big ones. What is left out is named in $keep/left.
+# The time of the change of a file's entry counts, which no program can set.
+changed() {
+    cd "$code" || return 1
+    find . \( -name .git -o -name .ipynb_checkpoints -o -name .virtual_documents -o -name __pycache__ \) -prune \
+        -o -type f -cnewer "$home/checked-out" -print0 >"$keep/found" || true
+    # Another user's folder: git minds.
+    printf '[safe]\n\tdirectory = *\n' >"$keep/.gitconfig"
+    HOME=$keep git check-ignore -z --stdin <"$keep/found" 2>/dev/null | swapped >"$keep/ignored" || true
+    xargs -0 -r stat --printf '%s %n\0' -- <"$keep/found" 2>/dev/null | swapped |
+        awk -v file="$keep/ignored" 'BEGIN { while ((getline line <file) > 0) ignored[line] }
+            { name = substr($0, length($1) + 2); print (name in ignored), $1, name }' |
+        LC_ALL=C sort -k 1,1n -k 2,2n >"$keep/ordered" || true
+    : >"$keep/left"
+    awk -v most="$1" -v left="$keep/left" '{
+        name = substr($0, length($1) + length($2) + 3)
+        if (sum + $2 <= most) { sum += $2; print name } else print $2, name >left
+    }' "$keep/ordered" | unswapped >"$keep/chosen"
+}
+
+# gather MOST: whole copies of it into $work. A file that somebody has open for writing, or that changes meanwhile, is as
+# it was the last time, or not there. Fails where nothing has changed since the last save.
+gather() {
+    changed "$1" || return 1
+    versions <"$keep/chosen" | LC_ALL=C sort -z >"$keep/before"
+    swapped <"$keep/before" | cut -d ' ' -f 1 | HOME=${home%/*} sh "$home/helper" written "$run" | sed 's/.*/^& /' >"$keep/open"
+    : >"$keep/torn"
+    [ ! -s "$keep/open" ] || grep -z -f "$keep/open" "$keep/before" >"$keep/torn" || true
+    cat "$keep/before" "$keep/torn" >"$keep/version"
+    ! cmp -s "$keep/version" "$keep/saved" || return 1
+    rm -rf "$work.new"
+    mkdir "$work.new"
+    mkdir -p "$work"
+    xargs -0 -r cp --parents --preserve=timestamps -t "$work.new" -- <"$keep/chosen" 2>/dev/null || true
+    versions <"$keep/chosen" | LC_ALL=C sort -z | LC_ALL=C comm -z -23 "$keep/before" - >>"$keep/torn"
+    LC_ALL=C sort -z -u "$keep/torn" | sed -z 's/^\([^ ]* \)\{4\}//' >"$keep/names"
+    (cd "$work.new" && xargs -0 -r rm -f -- <"$keep/names")
+    (cd "$work" && xargs -0 -r cp --parents --preserve=timestamps -t "$work.new" -- <"$keep/names" 2>/dev/null) || true
+    rm -rf "$work"
+    mv "$work.new" "$work"
+    mkdir -p "$home/own/glgpu"
+    rm -f "$home/own/glgpu/not-saved.txt"
+    [ ! -s "$keep/left" ] || cp "$keep/left" "$home/own/glgpu/not-saved.txt"
+}
+
+# save_work NUMBER MOST: what has changed goes where it belongs; nothing to do is success. One at a time.
+save_work() (
+    exec 9>"$keep/lock"
+    flock -w 120 9 || exit 1
+    gather "$2" || [ "$reason" != going ] || exit 0
+    big=1048576
+    cd "$work" && code=$work && save "$1" all . || exit 1
+    cp "$keep/version" "$keep/saved"
+    tell saved "$(date +%s)"
+)
+
+save_notebook() { save_work "$number" "$most"; }
+
+# tell NAME VALUE: a file that the login user may read.
+tell() {
+    echo "$2" >"$home/$1.new"
+    chmod 644 "$home/$1.new"
+    mv "$home/$1.new" "$home/$1"
+}
+
+# Notes when the notebook was last at work: a cell or a terminal, as it says itself, or a GPU of the VM.
+note_work() {
+    # shellcheck disable=SC2046 # numbers
+    set -- $(tr -cd '0-9 ' <"/dev/shm/$run/notebook/door/seen" 2>/dev/null | cut -c 1-60)
+    # Nobody works in the future.
+    [ "${2:-0}" -le "$used" ] || [ "$2" -gt "$now" ] || used=$2
+    since=$(date -u -d '-30 seconds' +%Y-%m-%dT%H:%M:%SZ)
+    if tail -n 16 "$home/gpu.csv" 2>/dev/null |
+        awk -F , -v since="$since" '$1 >= since && $3 + 0 > 3 { works = 1 } END { exit !works }'; then
+        used=$now
+    fi
+    tell used "$used"
+}
+
 case $verb in
 take)
     # A tar by standard input: `address`, `headers`, `account` (not empty: they want a token of the VM's own account beside
@@ -167,30 +315,14 @@ alone)
     ;;
 watch)
     # watch SECONDS FOLDER CHECKPOINTS OUTPUT...: until the container ends, or for so long; then all goes home.
-    if [ -s "$keep/watcher" ] && kill -0 "$(cat "$keep/watcher")" 2>/dev/null; then
-        say "the watch that has begun goes on"
-        exit 0
-    fi
-    echo $$ >"$keep/watcher"
+    ! watched || exit 0
     end=$(($(date +%s) + $1))
     code=$2
     checkpoints=$3
     shift 3
     reason=ended
     state=null
-    while :; do
-        # Where the engine does not answer, the training may go on.
-        if said=$(engine inspect --format '{{json .State}}' "$run" 2>&1); then
-            state=$said
-            case $said in
-            *'"Running":true'*) ;;
-            *) break ;;
-            esac
-        else
-            case $said in
-            *[Nn]'o such '*) break ;;
-            esac
-        fi
+    while runs; do
         if [ "$reason" = ended ] && [ "$(date +%s)" -ge "$end" ]; then
             reason=deadline
             say "out of time: ending the training"
@@ -208,19 +340,68 @@ watch)
             number=$((number + 1))
         fi
     fi
-    pause=5
-    until save "$number" all "$@" ${checkpoints:+"$checkpoints"}; do
-        say "save $number failed; the next one in $pause s"
-        sleep "$pause"
-        number=$((number + 1))
-        pause=$((pause * 2))
-        [ "$pause" -le 300 ] || pause=300
+    insist "$number" save_training "$@" ${checkpoints:+"$checkpoints"}
+    switch_off
+    ;;
+watch-notebook)
+    # watch-notebook FOLDER MOST IDLE EVERY: until the container ends, its soft end comes, or nothing has been at work for
+    # so many seconds. What has changed, up to so many bytes, goes home every so many seconds, and in the end.
+    ! watched || exit 0
+    code=$1
+    most=$2
+    idle=$3
+    every=$4
+    reason=going
+    state=null
+    # Whatever the notebook prints, its token goes nowhere.
+    printf 's/%s/[MASKED]/g\n' "$(cat "/dev/shm/$run/notebook/token")" >>"$keep/mask"
+    used=$(date +%s)
+    next=$((used + every))
+    saver=
+    while runs; do
+        # Whoever ends the run has taken over.
+        [ ! -e "$keep/taken-over" ] || exit 0
+        now=$(date +%s)
+        note_work
+        if [ "$reason" = going ] && [ "$now" -ge "$(cat "$home/until")" ]; then
+            reason=deadline
+        elif [ "$reason" = going ] && [ $((now - used)) -ge "$idle" ]; then
+            reason=idle
+        fi
+        if [ "$reason" != going ]; then
+            say "ending the notebook: $reason"
+            timeout 90 docker stop -t 30 "$run" >/dev/null || true
+        elif [ "$now" -ge "$next" ]; then
+            next=$((now + every))
+            # Beside the watch: a save that hangs keeps nothing from its end.
+            if [ -z "$saver" ] || ! kill -0 "$saver" 2>/dev/null; then
+                save_work "$now" "$most" &
+                saver=$!
+            fi
+        fi
+        sleep 2
     done
-    say "the outputs are where they belong"
-    # A shutdown of Google's own waits for this.
-    : >"$home/is-home"
-    rm -rf "$keep"
-    shutdown -P now
+    [ ! -e "$keep/taken-over" ] || exit 0
+    [ "$reason" != going ] || reason=ended
+    [ ! -e "$home/preempted" ] || reason=preempted
+    insist "$(date +%s)" save_notebook
+    switch_off
+    ;;
+end-notebook)
+    # end-notebook FOLDER MOST: somebody ends it who brings its work home himself. It is where it belongs all the same, for
+    # whoever goes on with it; that it is not there stops nothing.
+    code=$1
+    most=$2
+    reason=ended
+    state=null
+    mkdir -p "$keep"
+    : >"$keep/taken-over"
+    timeout 60 docker stop -t 5 "$run" >/dev/null || true
+    runs || true
+    if [ -s "$keep/address" ]; then
+        save_work "$(date +%s)" "$most" || say "the last save has failed"
+    fi
+    gather "$most" || true
     ;;
 *)
     echo "unknown verb $verb" >&2

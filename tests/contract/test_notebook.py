@@ -1,0 +1,281 @@
+"""A real JupyterLab on a stand-in VM: how it starts, who reaches it, what it saves, and when it ends."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import DropOff, Instance
+from glgpu.notebook import State, memory_of, socket_of
+from glgpu.saved import ENDED, HANDED_OVER, Save, manifests, read_save
+from glgpu.stages.destroy import destroy
+from glgpu.stages.notebook_start import start
+from glgpu.steps import notebook as steps
+from glgpu.steps.bring_back import bring_back
+from glgpu.steps.context import Run
+from glgpu.steps.detach import is_detached, way_home
+from glgpu.steps.door import Guest, log_in, open_door
+from glgpu.steps.guest import ask
+from glgpu.steps.notebook import state_of
+from jupyter import Browser
+from lab import FILES, Lab, lab
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab: not installed here: no notebook is started"
+)
+MINE = {**FILES, "model.py": "def answer():\n    return 42\n", ".gitignore": "weights/\n"}
+
+
+@dataclass
+class Desk:
+    """A branch on which notebooks are started."""
+
+    lab: Lab
+    folder: Path
+
+    def job(self, user: str = "ada", pipeline: str = "", **variables: str) -> Run:
+        """The start job of a pipeline, clicked by somebody."""
+        checkout = self.folder / f"checkout-{time.monotonic_ns()}"
+        subprocess.run(["git", "clone", "-q", str(self.lab.adopted.project.repository), str(checkout)], check=True)
+        own = {"CI_PIPELINE_ID": pipeline} if pipeline else {}
+        return self.lab.run(checkout, kind="notebook", GITLAB_USER_LOGIN=user, **own, **variables)
+
+    @property
+    def said(self) -> str:
+        return self.lab.said.getvalue().decode()
+
+
+@dataclass
+class Vm:
+    """The VM of a notebook, and the door open."""
+
+    run: Run
+    instance: Instance
+    guest: Guest
+
+    @property
+    def code(self) -> Path:
+        return Path(self.guest.home) / "code"
+
+    @property
+    def state(self) -> State:
+        found = state_of(self.run, self.guest)
+        assert found is not None
+        return found
+
+    @property
+    def token(self) -> str:
+        return ask(self.run, self.guest.machine, "notebook-token", doing="asking for the token").text.strip()
+
+    def browser(self) -> Browser:
+        return Browser(Path(socket_of(self.run.name)), self.token)
+
+    def status(self) -> str:
+        found = self.run.cloud.get(self.instance.name, self.instance.zone)
+        return found.status if found else "gone"
+
+    @property
+    def home(self) -> DropOff:
+        found = way_home(self.run)
+        assert found is not None
+        return found
+
+    def saves(self) -> list[Save]:
+        """The newest first."""
+        found = []
+        for name in manifests(self.home.parts(self.run.name)):
+            data = bytearray()
+            self.home.get_part(self.run.name, name, 0, data.extend)
+            found.append(read_save(bytes(data)))
+        return found
+
+    def saved(self) -> set[str]:
+        """Names in the newest save, but for glgpu's own."""
+        return {file.path for file in self.saves()[0].files if not file.path.startswith("glgpu/")}
+
+
+@contextmanager
+def vm_of(run: Run) -> Iterator[Vm]:
+    (instance,) = run.cloud.find(str(run.name))
+    with open_door(run, instance) as way:
+        yield Vm(run, instance, log_in(run, instance, way))
+
+
+def eventually(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setattr(steps, "SAVE_SECONDS", 2)
+    with lab(tmp_path, files=MINE) as made:
+        yield Desk(made, tmp_path)
+
+
+def test_a_notebook_runs_the_branch_s_code_and_is_reached_only_by_who_may_log_in_and_has_the_token(desk: Desk) -> None:
+    run = desk.job()
+    start(run)
+    with vm_of(run) as vm, ExitStack() as opened:
+        assert is_detached(vm.instance)
+        assert int(vm.instance.labels["glgpu-expires"]) == vm.state.soft_end
+        assert vm.state.answers
+        browser, stranger = opened.enter_context(vm.browser()), opened.enter_context(Browser(vm_socket(vm), ""))
+        assert stranger.ask("GET", "api/kernels")[0] == 403
+        tab = browser.open_tab(browser.kernel())
+        assert browser.cell(tab, "import model; print(model.answer())") == "42\n"
+        assert Path(memory_of(run.name)).stat().st_mode & 0o77 == 0
+        for process in served(run):
+            assert [one.laddr.ip for one in process.net_connections("inet") if one.status == "LISTEN"] == []
+        printed = browser.cell(tab, "import os, subprocess; print(os.environ); print(subprocess.getoutput('ps axww'))")
+        assert "JUPYTER_PATH" in printed
+        log = vm.guest.machine.run(f"sudo -n docker logs {run.name} 2>&1").text
+        metadata = json.dumps(dict(vm.instance.metadata))
+        record = (run.outputs / "glgpu/run.json").read_text()
+        lines = [" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]
+        for told in (printed, log, desk.said, metadata, record, *lines):
+            assert vm.token not in told
+        assert "is listening" in log or "is running" in log
+
+
+def vm_socket(vm: Vm) -> Path:
+    return Path(socket_of(vm.run.name))
+
+
+def served(run: Run) -> list[psutil.Process]:
+    """The processes of a notebook's JupyterLab."""
+    mark = f"{memory_of(run.name)}/door"
+    found = [one for one in psutil.process_iter(["cmdline"]) if mark in (one.info["cmdline"] or [])]
+    assert found
+    return found
+
+
+def test_a_second_click_tells_whose_notebook_it_is(desk: Desk) -> None:
+    run = desk.job("ada", "7001")
+    start(run)
+    start(desk.job("ada", "7001"))
+    assert "your notebook runs already" in desk.said
+    with pytest.raises(Failure, match="the notebook of this pipeline is ada's") as caught:
+        start(desk.job("bob", "7001"))
+    assert (caught.value.klass, caught.value.exit_code) == (ErrorClass.USAGE, 2)
+    assert "Build > Pipelines" in caught.value.remedy
+    with vm_of(run) as vm:
+        assert vm.state.answers
+        assert len(served(run)) <= 2  # Docker's init has the same words
+
+
+def test_what_somebody_has_worked_on_is_saved_whole_ends_in_the_artifacts_and_is_taken_up_again(desk: Desk) -> None:
+    run = desk.job("ada", "7001")
+    start(run)
+    with vm_of(run) as vm, vm.browser() as browser:
+        assert vm.state.saved is None
+        tab = browser.open_tab(browser.kernel())
+        write = (
+            "import pathlib\n"
+            "for name in 'weights/w', 'deep/er/odd name', '.ipynb_checkpoints/x', '__pycache__/y':\n"
+            "    pathlib.Path(name).parent.mkdir(parents=True, exist_ok=True)\n"
+            "    pathlib.Path(name).write_text(name)\n"
+            "pathlib.Path('model.py').write_text('changed')\n"
+            "half = open('half', 'w'); half.write('half of it'); half.flush()\n"
+        )
+        assert browser.cell(tab, write) == ""
+        notebook = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+        status, _ = browser.ask("PUT", "api/contents/mine.ipynb", type="notebook", content=notebook)
+        assert status == 201
+        # A cell that does not end keeps nothing from being saved.
+        browser.send(tab, "import time; time.sleep(600)")
+        mine = {"weights/w", "deep/er/odd name", "model.py", "mine.ipynb"}
+        eventually(lambda: vm.state.saved is not None and vm.saved() == mine)
+        assert vm.saves()[0].reason == "going"
+        assert bring_back(run, run.clock.now, lambda _: run) == []
+        assert vm.status() == "RUNNING"
+        there = {name: (vm.code / name).read_bytes() for name in mine}
+    stop = desk.job("ada", "7001")
+    destroy(stop, detached_too=True)
+    outputs = stop.outputs
+    assert {name: (outputs / name).read_bytes() for name in there} == there
+    assert (outputs / "half").read_text() == "half of it"
+    home = way_home(stop)
+    assert home is not None
+    assert {HANDED_OVER, ENDED} < home.parts(stop.name).keys()
+    assert len(manifests(home.parts(stop.name))) > 1
+    assert bring_back(stop, stop.clock.now, lambda _: stop) == []
+    assert len(manifests(home.parts(stop.name))) == 1
+    start(again := desk.job("ada"))
+    assert "5 files that ada had worked on here are back" in desk.said
+    with vm_of(again) as vm:
+        assert {name: (vm.code / name).read_bytes() for name in there} == there
+        assert (vm.code / "half").read_text() == "half of it"
+        eventually(lambda: vm.state.saved is not None)
+        assert vm.saved() == {*mine, "half"}
+    start(other := desk.job("bob"))
+    with vm_of(other) as vm:
+        assert (vm.code / "model.py").read_text() == MINE["model.py"]
+
+
+def test_an_open_tab_keeps_no_notebook_alive_and_a_long_cell_does(desk: Desk) -> None:
+    run = desk.job(GLGPU_NOTEBOOK_IDLE_MINUTES="0.1")
+    start(run)
+    with vm_of(run) as vm, vm.browser() as browser:
+        kernel = browser.kernel()
+        tab = browser.open_tab(kernel)
+        begun = time.monotonic()
+        assert browser.cell(tab, "import time; time.sleep(15)") == ""
+        assert vm.status() == "RUNNING"
+        assert vm.state.idle_seconds < 6
+        # Tabs that come and go, and what they ask.
+        while vm.status() == "RUNNING":
+            try:
+                browser.open_tab(kernel)
+                browser.ask("GET", "api/kernels")
+                browser.ask("GET", "api/terminals")
+            except (OSError, AssertionError):
+                pass
+            assert time.monotonic() < begun + 90
+            time.sleep(0.5)
+        eventually(lambda: vm.status() == "TERMINATED")
+        assert vm.saves()[0].reason == "idle"
+    assert bring_back(run, run.clock.now, lambda _: run) == []
+    assert run.cloud.find(str(run.name)) == []
+
+
+def test_a_terminal_with_a_program_in_it_keeps_a_notebook_alive(desk: Desk) -> None:
+    run = desk.job(GLGPU_NOTEBOOK_IDLE_MINUTES="0.07")
+    start(run)
+    with vm_of(run) as vm, vm.browser() as browser:
+        status, terminal = browser.ask("POST", "api/terminals")
+        assert status == 200
+        browser.type(terminal["name"], "sleep 9\r")
+        eventually(lambda: vm.state.busy)
+        eventually(lambda: not vm.state.busy)
+        assert vm.status() == "RUNNING"
+        eventually(lambda: vm.status() == "TERMINATED")
+
+
+def test_at_its_soft_end_a_notebook_goes_though_its_kernel_hangs(desk: Desk) -> None:
+    run = desk.job()
+    start(run)
+    with vm_of(run) as vm, vm.browser() as browser:
+        tab = browser.open_tab(browser.kernel())
+        browser.cell(tab, "open('mine', 'w').write('mine')")
+        browser.send(tab, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
+        soon = int(time.time()) + 3
+        ask(run, vm.guest.machine, "notebook-until", str(soon), doing="moving its end")
+        assert vm.state.soft_end == soon
+        assert browser.ask("GET", "glgpu/until")[1]["until"] == soon
+        eventually(lambda: vm.status() == "TERMINATED", 90)
+        assert (vm.saves()[0].reason, vm.saved()) == ("deadline", {"mine"})
+    assert bring_back(run, run.clock.now, lambda _: run) == []
+    assert (run.outputs / "mine").read_text() == "mine"
