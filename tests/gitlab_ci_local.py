@@ -63,7 +63,7 @@ def provide_home(folder: Path, home: str = "group/glgpu", ref: str = "main") -> 
     """Lay the home's files where gitlab-ci-local keeps what it has fetched for an include by project."""
     fetched = folder / ".gitlab-ci-local/includes" / HOST / home / ref / "ci"
     fetched.mkdir(parents=True)
-    for name in ("train.yml", "cleanup.yml"):
+    for name in ("train.yml", "notebook.yml", "cleanup.yml"):
         shutil.copy2(ROOT / "ci" / name, fetched)
 
 

@@ -36,6 +36,10 @@ include:
     inputs: {image: not-pulled-in-a-rehearsal}
   - project: rehearsal/glgpu
     ref: main
+    file: ci/notebook.yml
+    inputs: {image: not-pulled-in-a-rehearsal}
+  - project: rehearsal/glgpu
+    ref: main
     file: ci/cleanup.yml
     inputs: {image: not-pulled-in-a-rehearsal}
 """

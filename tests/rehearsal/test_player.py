@@ -7,10 +7,11 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import threading
 import zipfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from glgpu.rehearsal.player import Player, composite_status
 from glgpu.rehearsal.world_clock import WorldClock
 
 PATH = os.environ["PATH"]
+ROOT = Path(__file__).parents[2]
 SERVER = Server("http://127.0.0.1:8929", ssh_port=2222, registry="127.0.0.1:5000")
 QUICK = 0.05
 """Time scale of most tests: a grace period of 6 s takes 0.3 s."""
@@ -295,6 +297,79 @@ stop:
 
     world.run(story)
     assert "stopping gpu/main as stop" in log_of(found, "stop")
+
+
+# This repository's own pipeline
+
+STUB = """\
+#!/bin/sh
+echo "called: $(basename "$0") $*, by $GITLAB_USER_LOGIN"
+[ "$(basename "$0")" = glgpu ] || exit 0
+mkdir -p outputs/glgpu
+echo '{}' >outputs/glgpu/annotations.json
+echo "GLGPU_VM=x" >glgpu.env
+"""
+SET_UP = {"GLGPU_PROJECT": "my-dl", "GOOGLE_CREDENTIALS": "x"}
+TRAINS = {"provision": "success", "train": "success", "destroy": "success", "stop": "manual"}
+OFFERED = {"start notebook": "manual", "stop notebook": "manual"}
+PATHS: dict[str, tuple[str, dict[str, str], dict[str, str], dict[str, str]]] = {
+    "a push of a fresh copy": ("push", {}, {}, {"checks": "success"}),
+    "a push": ("push", SET_UP, {}, {"job-image": "success", "checks": "success", **TRAINS, **OFFERED}),
+    "by hand": ("web", SET_UP, {}, {"checks": "success", **TRAINS, **OFFERED}),
+    "a schedule that trains": ("schedule", SET_UP, {"GLGPU_TASK": "train"}, TRAINS),
+    "a schedule that cleans up": ("schedule", SET_UP, {"GLGPU_TASK": "cleanup"}, {"cleanup": "success"}),
+}
+
+
+def own_pipeline(world: World, source: str, known: Mapping[str, str], given: Mapping[str, str]) -> Player:
+    """A player of this repository's own pipeline, in which every program of ours only says that it was called."""
+    world.project.variables += [Variable(name, value) for name, value in known.items()]
+    shutil.copytree(ROOT / "ci", world.source / "ci", ignore=shutil.ignore_patterns("tools"), dirs_exist_ok=True)
+    shutil.copy(ROOT / "pyproject.toml", world.source)
+    programs = world.folder / "bin"
+    programs.mkdir()
+    for path in (programs / "glgpu", programs / "docker", world.source / "ci/test"):
+        path.write_text(STUB)
+        path.chmod(0o755)
+    event = {"source": source, "variables": dict(given)}
+    text = (ROOT / ".gitlab-ci.yml").read_text(encoding="utf-8")
+    return world.player(text, event=event, path=f"{programs}:{PATH}")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_each_path_of_our_own_pipeline_is_played_and_only_its_jobs_are_in_it(world: World, path: str) -> None:
+    source, known, given, wanted = PATHS[path]
+    player = own_pipeline(world, source, known, given)
+
+    async def story() -> None:
+        await player.play()
+
+    world.run(story)
+    assert statuses(player) == wanted
+    assert player.entry.status == "success"
+
+
+def test_a_notebook_is_clicked_by_somebody_and_stopped_as_gitlab_finds_its_stop_job(world: World) -> None:
+    player = own_pipeline(world, "push", SET_UP, {})
+    other = world.state.create_user("ada")
+    world.project.members[other.id] = Role.DEVELOPER
+
+    async def story() -> None:
+        await player.play()
+        name = f"notebook/main/{player.entry.iid}"
+        assert (await player.play_job("start notebook", other)).status == "success"
+        assert player.outcomes["stop notebook"].status == "manual"
+        stopped = await player.stop_environment(name)
+        assert stopped is not None
+        assert (stopped.job.name, stopped.status) == ("stop notebook", "success")
+
+    world.run(story)
+    # The name was made before anybody clicked; who has clicked is known in the job.
+    assert "called: glgpu notebook start, by ada" in log_of(player, "start notebook")
+    assert "called: glgpu notebook stop, by dev" in log_of(player, "stop notebook")
+    states = {one.name: one.state for one in world.project.environments.values()}
+    assert states == {"gpu/main": "available", f"notebook/main/{player.entry.iid}": "stopped"}
+    assert player.entry.iid != player.entry.id
 
 
 # Cancelling and other ends

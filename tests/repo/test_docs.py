@@ -54,7 +54,10 @@ def test_the_classes_that_a_retry_can_help_are_those_of_the_code() -> None:
     assert set(re.findall(r"\b[A-Z_]{3,}\b", told)) == {str(klass) for klass in WORTH_A_RETRY}
 
 
-@pytest.mark.parametrize(("name", "heading"), [("train.yml", "input"), ("cleanup.yml", "input of cleanup.yml")])
+@pytest.mark.parametrize(
+    ("name", "heading"),
+    [("train.yml", "input"), ("notebook.yml", "input of notebook.yml"), ("cleanup.yml", "input of cleanup.yml")],
+)
 def test_the_inputs_are_those_of_the_pipeline_file(name: str, heading: str) -> None:
     header = next(yaml.safe_load_all((ROOT / "ci" / name).read_text(encoding="utf-8")))
     wanted = {name: spec.get("default", "-") for name, spec in header["spec"]["inputs"].items()}

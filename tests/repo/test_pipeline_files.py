@@ -31,8 +31,9 @@ from glgpu.stages.init import Answers, write_files
 
 ROOT: Path = gitlab_ci_local.ROOT
 TRAIN_FILE: dict[str, Any] = list(yaml.safe_load_all((ROOT / "ci/train.yml").read_text(encoding="utf-8")))[-1]
-INCLUDED = ("train.yml", "cleanup.yml", "image.yml", "checks.yml")
+INCLUDED = ("train.yml", "notebook.yml", "cleanup.yml", "image.yml", "checks.yml")
 GPU_JOBS = {"provision": "on_success", "train": "on_success", "destroy": "always", "stop": "manual"}
+NOTEBOOK_JOBS = {"start notebook": "manual", "stop notebook": "manual"}
 SET_UP = {
     "GLGPU_PROJECT": "my-dl",
     "GLGPU_WIF_PROVIDER": "projects/1/locations/global/workloadIdentityPools/a/providers/b",
@@ -117,8 +118,18 @@ MATRIX: dict[str, tuple[dict[str, str], dict[str, str], bool]] = {
 } | {f"credentials by {name}": ({"GLGPU_PROJECT": "my-dl", name: "x"}, {}, True) for name in CREDENTIALS}
 
 
+WITHOUT_TRAINING = ("push with [skip gpu]",)
+"""Branches that do not train, and offer a notebook all the same."""
+WITHOUT_NOTEBOOK = ("schedule for training",)
+
+
 def expected_jobs(case: str, wanted: bool) -> dict[str, str]:
-    return (GPU_JOBS if wanted else {}) | ({"cleanup": "on_success"} if case == "schedule for cleanup" else {})
+    offered = case in WITHOUT_TRAINING or (wanted and case not in WITHOUT_NOTEBOOK)
+    return (
+        (GPU_JOBS if wanted else {})
+        | (NOTEBOOK_JOBS if offered else {})
+        | ({"cleanup": "on_success"} if case == "schedule for cleanup" else {})
+    )
 
 
 @pytest.mark.parametrize("case", MATRIX)
@@ -142,7 +153,7 @@ def test_gitlab_ci_local_judges_the_rules_alike(case: str, tmp_path: Path) -> No
 def test_a_fresh_copy_of_this_repository_runs_its_checks_and_nothing_else() -> None:
     text = (ROOT / ".gitlab-ci.yml").read_text(encoding="utf-8")
     assert jobs_of(text, {}, {}) == {"checks": "on_success"}
-    assert jobs_of(text, SET_UP, {}) == {"job-image": "on_success", "checks": "on_success"} | GPU_JOBS
+    assert jobs_of(text, SET_UP, {}) == {"job-image": "on_success", "checks": "on_success"} | GPU_JOBS | NOTEBOOK_JOBS
     assert jobs_of(text, {"GLGPU_TASK": "image"}, {"CI_PIPELINE_SOURCE": "schedule"}) == {"job-image": "on_success"}
     assert jobs_of(text, {"GLGPU_TASK": "cleanup"}, {"CI_PIPELINE_SOURCE": "schedule"}) == {"cleanup": "on_success"}
 
@@ -152,14 +163,15 @@ def test_gitlab_ci_local_finds_this_repository_valid(tmp_path: Path) -> None:
     files = {name: ROOT / name for name in (".gitlab-ci.yml", *(f"ci/{name}" for name in INCLUDED))}
     folder = gitlab_ci_local.repository(tmp_path, files)
     assert gitlab_ci_local.jobs(folder, PUSH) == {"checks": "on_success"}
-    assert set(gitlab_ci_local.jobs(folder, PUSH | SET_UP)) == {"job-image", "checks", *GPU_JOBS}
+    assert set(gitlab_ci_local.jobs(folder, PUSH | SET_UP)) == {"job-image", "checks", *GPU_JOBS, *NOTEBOOK_JOBS}
 
 
 def test_a_repository_with_the_same_names_keeps_its_own_jobs_after_init(tmp_path: Path) -> None:
     text = with_init(tmp_path / "a")
     assert jobs_of(text, {}, {}) == {"lint": "on_success", "train": "on_success"}
     pipeline = compiled(text, SET_UP)
-    assert [job.name for job in pipeline.jobs] == ["lint", "train", *(f"gpu-{name}" for name in GPU_JOBS)]
+    ours = [f"gpu-{name}" for name in (*GPU_JOBS, *NOTEBOOK_JOBS)]
+    assert [job.name for job in pipeline.jobs] == ["lint", "train", *ours]
     gpu_train = pipeline.job("gpu-train")
     assert pipeline.job("train").script == ("make train",)
     assert gpu_train.before_script == ()
@@ -168,17 +180,23 @@ def test_a_repository_with_the_same_names_keeps_its_own_jobs_after_init(tmp_path
     environment = pipeline.job("gpu-provision").environment
     assert environment is not None
     assert environment.on_stop == "gpu-stop"
+    notebook = pipeline.job("gpu-start notebook").environment
+    assert notebook is not None
+    assert notebook.on_stop == "gpu-stop notebook"
 
 
 def test_gitlab_ci_local_finds_a_repository_after_init_valid(tmp_path: Path) -> None:
     gitlab_ci_local.require()
     folder = gitlab_ci_local.repository(tmp_path / "b", {".gitlab-ci.yml": with_init(tmp_path / "a")})
     gitlab_ci_local.provide_home(folder)
-    assert set(gitlab_ci_local.jobs(folder, PUSH | SET_UP)) == {"lint", "train", *(f"gpu-{name}" for name in GPU_JOBS)}
+    assert set(gitlab_ci_local.jobs(folder, PUSH | SET_UP)) == {
+        "lint", "train", *(f"gpu-{name}" for name in (*GPU_JOBS, *NOTEBOOK_JOBS))
+    }  # fmt: skip
 
 
 def snippet_with(**inputs: str) -> str:
     config = yaml.safe_load(readme_pipeline())
+    config["include"] = config["include"][:1]
     config["include"][0]["inputs"] |= inputs
     return yaml.safe_dump(config)
 
@@ -214,7 +232,7 @@ def test_an_input_that_cannot_be_is_refused(inputs: dict[str, str]) -> None:
 
 
 def test_a_job_ends_in_time_for_its_after_script_and_for_hosted_runners() -> None:
-    for job in compiled(readme_pipeline(), SET_UP).jobs:
+    for job in compiled(snippet_with(), SET_UP).jobs:
         values = {name: variable.value for name, variable in job.variables.items()}
         script = parse_duration(values["RUNNER_SCRIPT_TIMEOUT"])
         after = parse_duration(values["RUNNER_AFTER_SCRIPT_TIMEOUT"])
@@ -227,7 +245,7 @@ def test_a_job_ends_in_time_for_its_after_script_and_for_hosted_runners() -> Non
 
 
 def test_no_push_cancels_a_job_that_holds_a_vm_and_every_job_shares_the_environment() -> None:
-    pipeline = compiled(readme_pipeline(), SET_UP)
+    pipeline = compiled(snippet_with(), SET_UP)
     # False is GitLab's default; it is written out, for a VM hangs on it.
     assert TRAIN_FILE[".glgpu"]["interruptible"] is False
     for job in pipeline.jobs:
@@ -294,7 +312,7 @@ def test_an_included_file_sets_no_globals(name: str) -> None:
     assert set(header) == {"spec"}
     assert not set(jobs) & ROOT_KEYS
     assert all(spec.get("description") for spec in header["spec"]["inputs"].values())
-    if name in ("train.yml", "cleanup.yml"):
+    if name in ("train.yml", "notebook.yml", "cleanup.yml"):
         # Hidden names of ours begin with our own; the others have a prefix that an adopter can set.
         assert all(key.startswith((".glgpu", "$[[ inputs.prefix ]]")) for key in jobs)
         assert [key for key, spec in header["spec"]["inputs"].items() if "default" not in spec] == ["image"]
@@ -317,10 +335,13 @@ def test_every_job_calls_a_command_that_exists() -> None:
         for where, line in script_lines()
         for call in re.findall(r"(?:^|[;&|] *|then )glgpu ([^;&|]*)", line)
     ]
-    assert {words[0] for _, words in calls} == {"provision", "train", "destroy", "cleanup"}
+    assert {words[0] for _, words in calls} == {"provision", "train", "destroy", "notebook", "cleanup"}
     for where, (name, *options) in calls:
         command = group.get_command(click.Context(group), name)
         assert command is not None, f"{where} calls `glgpu {name}`"
+        if isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), options.pop(0))
+            assert command is not None, f"{where} calls `glgpu {name}`"
         known = {option for parameter in command.params for option in parameter.opts}
         assert set(options) <= known, f"{where} calls `glgpu {name} {' '.join(options)}`"
 
@@ -335,6 +356,8 @@ def test_every_gpu_job_is_one_line_and_every_script_of_the_home_exists() -> None
         "train": ("glgpu train",),
         "destroy": ("glgpu destroy",),
         "stop": ("glgpu destroy --branch",),
+        "start notebook": ("glgpu notebook start",),
+        "stop notebook": ("glgpu notebook stop",),
     }
 
 
@@ -343,7 +366,7 @@ stages: [lint, provision, train, destroy]
 include:
   - project: group/glgpu
     ref: main
-    file: [ci/train.yml, ci/cleanup.yml]
+    file: [ci/train.yml, ci/notebook.yml, ci/cleanup.yml]
     inputs: {image: "img:1"}
 lint:
   stage: lint
@@ -368,8 +391,9 @@ def cleanup_pipeline(**inputs: str) -> str:
     config = yaml.safe_load(CLEANUP_PIPELINE)
     both = config["include"][0]
     config["include"] = [
-        {**both, "file": "ci/train.yml"}, {**both, "file": "ci/cleanup.yml", "inputs": both["inputs"] | inputs}
-    ]  # fmt: skip
+        *({**both, "file": f"ci/{name}.yml"} for name in ("train", "notebook")),
+        {**both, "file": "ci/cleanup.yml", "inputs": both["inputs"] | inputs},
+    ]
     return yaml.safe_dump(config)
 
 
@@ -412,6 +436,56 @@ def test_a_cleanup_needs_no_code_and_no_job_before_it_and_brings_home_what_it_sa
     # It has ended before the next hourly one begins.
     assert script + after < job.timeout < 3600
     assert (job.retry.max, job.retry.exit_codes) == (1, (18,))
+
+
+def notebook_pipeline(**inputs: str) -> str:
+    config = yaml.safe_load(readme_pipeline())
+    config["include"] = config["include"][1:2]
+    config["include"][0]["inputs"] |= inputs
+    return yaml.safe_dump(config)
+
+
+def test_a_notebook_waits_for_a_click_and_nothing_waits_for_it() -> None:
+    pipeline = compiled(notebook_pipeline(), SET_UP)
+    assert {job.name: job.when for job in pipeline.jobs} == NOTEBOOK_JOBS
+    for job in pipeline.jobs:
+        assert job.allow_failure
+        assert job.needs == ()
+        assert not job.interruptible
+        assert job.stage == "destroy"
+        assert set(job.id_tokens) == {"GLGPU_GOOGLE_ID_TOKEN"}
+        assert job.variables["FF_USE_NEW_BASH_EVAL_STRATEGY"].value == "true"
+        assert job.environment is not None
+        # CI_PIPELINE_ID is empty when GitLab makes the name.
+        assert job.environment.name == "notebook/$CI_COMMIT_REF_SLUG/$CI_PIPELINE_IID"
+        assert job.artifacts is not None
+        assert (job.artifacts.paths, job.artifacts.when) == (("outputs/",), "always")
+
+
+def test_a_notebook_s_stop_job_is_one_that_gitlab_takes_for_its_environment() -> None:
+    pipeline = compiled(notebook_pipeline(prefix="gpu-", auto_stop_in="9 hours"), SET_UP)
+    start, stop = (pipeline.job(f"gpu-{name}") for name in NOTEBOOK_JOBS)
+    assert start.environment is not None
+    assert stop.environment is not None
+    assert (start.environment.on_stop, start.environment.auto_stop_in) == ("gpu-stop notebook", "9 hours")
+    assert (stop.environment.action, stop.when) == ("stop", "manual")
+    assert stop.variables["GIT_STRATEGY"].value == "none"
+    assert stop.after_script == ()
+    assert start.after_script == ('if [ "$CI_JOB_STATUS" != success ]; then glgpu notebook stop --cloud-only; fi',)
+    assert (start.retry.max, start.retry.exit_codes, stop.retry.max) == (1, (18,), 2)
+
+
+def test_a_notebook_s_jobs_end_in_time_for_their_after_script_and_take_inputs() -> None:
+    text = notebook_pipeline(google_project="from-input", config="sub/glgpu.yml", tag="gpu-runner", stage="test")
+    for job in compiled(text, {"GOOGLE_CREDENTIALS": "x"}).jobs:
+        values = {name: variable.value for name, variable in job.variables.items()}
+        script, after = (parse_duration(values[f"RUNNER_{name}_TIMEOUT"]) for name in ("SCRIPT", "AFTER_SCRIPT"))
+        assert script is not None
+        assert after is not None
+        assert job.timeout is not None
+        assert script + after < job.timeout < 3 * 3600
+        assert (job.stage, job.tags) == ("test", ("gpu-runner",))
+        assert (values["GLGPU_PROJECT"], values["GLGPU_CONFIG"]) == ("from-input", "sub/glgpu.yml")
 
 
 def test_versions_agree() -> None:

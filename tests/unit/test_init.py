@@ -30,6 +30,7 @@ OURS = {
     "file": "ci/train.yml",
     "inputs": {"image": "$CI_REGISTRY/team/glgpu/job:0.1.0", "google_project": "my-dl"},
 }
+OUR_NOTEBOOK = OURS | {"file": "ci/notebook.yml"}
 OUR_CLEANUP = OURS | {"file": "ci/cleanup.yml"}
 OUR_STAGES = ["provision", "train", "destroy"]
 
@@ -59,7 +60,10 @@ def pipeline(folder: Path) -> dict[str, Any]:
 def test_an_empty_repository_gets_a_pipeline_and_settings(tmp_path: Path) -> None:
     outcome = run(tmp_path)
     assert {path.name for path in outcome.written} == {"glgpu.yml", ".gitlab-ci.yml"}
-    assert pipeline(tmp_path) == {"stages": ["build", "test", "deploy", *OUR_STAGES], "include": [OURS, OUR_CLEANUP]}
+    assert pipeline(tmp_path) == {
+        "stages": ["build", "test", "deploy", *OUR_STAGES],
+        "include": [OURS, OUR_NOTEBOOK, OUR_CLEANUP],
+    }
     settings = load_settings(tmp_path / "glgpu.yml", {})
     assert settings.project == "my-dl"
     assert settings.train.image == "registry.example.com/team/train:latest"
@@ -136,8 +140,8 @@ def test_an_edit_keeps_every_line_and_every_meaning(tmp_path: Path, text: str) -
     include, stages = after.pop("include"), after.pop("stages")
     assert after == before
     assert isinstance(include, list)
-    assert include[-2:] == [OURS, OUR_CLEANUP]
-    assert include[:-2] == (old_include if isinstance(old_include, list) else [old_include] if old_include else [])
+    assert include[-3:] == [OURS, OUR_NOTEBOOK, OUR_CLEANUP]
+    assert include[:-3] == (old_include if isinstance(old_include, list) else [old_include] if old_include else [])
     assert isinstance(old_stages, list)
     assert stages == [*old_stages, *(stage for stage in OUR_STAGES if stage not in old_stages)]
     # Every comment is still there, and every old line but those that were extended.
@@ -158,12 +162,13 @@ def test_names_in_use_get_out_of_the_way(tmp_path: Path) -> None:
         "stage_train": "gpu-train",
         "stage_destroy": "gpu-destroy",
     }
-    assert pipeline(tmp_path)["include"][1]["inputs"] == {
-        "image": "$CI_REGISTRY/team/glgpu/job:0.1.0",
-        "google_project": "my-dl",
-        "prefix": "gpu-",
-        "stage": "gpu-destroy",
-    }
+    for beside in pipeline(tmp_path)["include"][1:]:
+        assert beside["inputs"] == {
+            "image": "$CI_REGISTRY/team/glgpu/job:0.1.0",
+            "google_project": "my-dl",
+            "prefix": "gpu-",
+            "stage": "gpu-destroy",
+        }
 
 
 def test_a_hand_written_include_gets_its_missing_stages_and_the_cleanup_beside_it(tmp_path: Path) -> None:
@@ -172,21 +177,23 @@ def test_a_hand_written_include_gets_its_missing_stages_and_the_cleanup_beside_i
     run(tmp_path, text)
     new = (tmp_path / ".gitlab-ci.yml").read_text()
     assert new.startswith(text.replace("[build]", "[build, provision, gpu, end]"))
-    assert pipeline(tmp_path)["include"][1] == {
+    assert pipeline(tmp_path)["include"][2] == {
         "project": "a/b", "ref": "v1", "file": "ci/cleanup.yml", "inputs": {"image": "x", "tag": "big", "stage": "end"}
     }  # fmt: skip
+    assert pipeline(tmp_path)["include"][1] == pipeline(tmp_path)["include"][2] | {"file": "ci/notebook.yml"}
 
 
 def test_the_home_itself_includes_its_own_cleanup(tmp_path: Path) -> None:
     run(tmp_path, "stages: [provision, train, destroy]\ninclude: [{local: ci/train.yml, inputs: {image: x}}]\n")
-    assert pipeline(tmp_path)["include"][1] == {"local": "/ci/cleanup.yml", "inputs": {"image": "x"}}
+    beside = [{"local": f"/ci/{name}.yml", "inputs": {"image": "x"}} for name in ("notebook", "cleanup")]
+    assert pipeline(tmp_path)["include"][1:] == beside
 
 
 @pytest.mark.parametrize(("own", "prefix"), [("cleanup", "gpu-"), ("gpu-cleanup", "")])
 def test_a_cleanup_of_ones_own_keeps_its_name(tmp_path: Path, own: str, prefix: str) -> None:
     include = "include: [{project: a/b, file: ci/train.yml, inputs: {image: x}}]\n"
     run(tmp_path, f"stages: [provision, train, destroy]\n{include}{own}:\n  stage: train\n  script: make clean\n")
-    assert pipeline(tmp_path)["include"][1]["inputs"].get("prefix", "") == prefix
+    assert pipeline(tmp_path)["include"][-1]["inputs"].get("prefix", "") == prefix
 
 
 def test_stages_that_another_file_may_set_are_asked_for(tmp_path: Path) -> None:
@@ -222,7 +229,7 @@ def test_what_cannot_be_edited_safely_is_refused_with_the_lines_to_paste(tmp_pat
     assert (tmp_path / ".gitlab-ci.yml").read_bytes() == raw
     if text != "\udcff":
         pasted = yaml.safe_load(caught.value.evidence)
-        assert [one["file"] for one in pasted["include"]] == ["ci/train.yml", "ci/cleanup.yml"]
+        assert [one["file"] for one in pasted["include"]] == ["ci/train.yml", "ci/notebook.yml", "ci/cleanup.yml"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -29,8 +29,10 @@ Say = Callable[[str], None]
 
 TRAIN_FILE = "ci/train.yml"
 CLEANUP_FILE = "ci/cleanup.yml"
+NOTEBOOK_FILE = "ci/notebook.yml"
 STAGES = ("provision", "train", "destroy")
-JOBS = (*STAGES, "stop", "cleanup")
+NOTEBOOK_JOBS = ("start notebook", "stop notebook")
+JOBS = (*STAGES, "stop", *NOTEBOOK_JOBS, "cleanup")
 GITLAB_STAGES = ["build", "test", "deploy"]
 """What GitLab assumes where nothing sets ``stages`` (https://docs.gitlab.com/ci/yaml/#stages)."""
 ALWAYS_THERE = (".pre", ".post")
@@ -174,8 +176,9 @@ def _repository(folder: Path) -> Repository:
     """What .gitlab-ci.yml is now, and what in it is ours."""
     text = _read(folder / ".gitlab-ci.yml") or ""
     before = _parsed(text)
-    train, cleanup = _our_include(before, TRAIN_FILE) or {}, _our_include(before, CLEANUP_FILE) or {}
-    names = [_given(train, "prefix", "") + name for name in JOBS] + [_given(cleanup, "prefix", "") + "cleanup"]
+    ours = {file: _our_include(before, file) or {} for file in (TRAIN_FILE, NOTEBOOK_FILE, CLEANUP_FILE)}
+    train = ours[TRAIN_FILE]
+    names = [_given(include, "prefix", "") + name for include in ours.values() for name in JOBS]
     return Repository(text, frozenset(names), str(train.get("project", "glgpu's home")))
 
 
@@ -316,8 +319,10 @@ def _with_includes(old: str | None, questions: _Questions) -> str:
         missing_stages = _missing_stages(before, names, questions)
         train = ours or _train_item(questions, prefix)
         items = [] if ours else [train]
+        if _our_include(before, NOTEBOOK_FILE) is None:
+            items.append(_item_beside(train, before, NOTEBOOK_FILE, NOTEBOOK_JOBS, ("config",)))
         if _our_include(before, CLEANUP_FILE) is None:
-            items.append(_cleanup_item(train, before))
+            items.append(_item_beside(train, before, CLEANUP_FILE, ("cleanup",)))
     except _Unsafe as reason:
         raise _refusal(str(reason), _snippet(questions, "")) from None
     if not items and not missing_stages:
@@ -342,7 +347,8 @@ def _refusal(reason: str, snippet: str) -> Failure:
 def _snippet(questions: _Questions, prefix: str) -> str:
     stages = [*GITLAB_STAGES, *(prefix + stage for stage in STAGES)]
     train = _train_item(questions, prefix)
-    return _new_stages(stages) + _new_include([train, _cleanup_item(train, {})])
+    notebook = _item_beside(train, {}, NOTEBOOK_FILE, NOTEBOOK_JOBS, ("config",))
+    return _new_stages(stages) + _new_include([train, notebook, _item_beside(train, {}, CLEANUP_FILE, ("cleanup",))])
 
 
 def _train_item(questions: _Questions, prefix: str) -> dict[str, Any]:
@@ -354,18 +360,20 @@ def _train_item(questions: _Questions, prefix: str) -> dict[str, Any]:
     return {"project": questions.home, "ref": questions.ref, "file": TRAIN_FILE, "inputs": inputs}
 
 
-def _cleanup_item(train: Mapping[str, Any], pipeline: Mapping[str, Any]) -> dict[str, Any]:
-    """The include of the cleanup beside the one of the training: from the same place, with the same inputs."""
+def _item_beside(
+    train: Mapping[str, Any], pipeline: Mapping[str, Any], file: str, jobs: Sequence[str], more: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The include of another file of ours beside the one of the training: from the same place, with the same inputs."""
     where = {key: train[key] for key in ("project", "ref") if key in train} | (
-        {"local": f"/{CLEANUP_FILE}"} if "local" in train else {"file": CLEANUP_FILE}
+        {"local": f"/{file}"} if "local" in train else {"file": file}
     )
-    shared = ("image", "google_project", "tag")
+    shared = ("image", "google_project", "tag", *more)
     inputs = {name: value for name in shared if (value := _given(train, name, ""))}
     prefix = _given(train, "prefix", "")
-    if f"{prefix}cleanup" in pipeline:
+    if any(prefix + job in pipeline for job in jobs):
         prefix = FALLBACK_PREFIX
-        if f"{prefix}cleanup" in pipeline:
-            raise _Unsafe(f"it already uses {prefix}cleanup")
+        if taken := [prefix + job for job in jobs if prefix + job in pipeline]:
+            raise _Unsafe(f"it already uses {', '.join(taken)}")
     if prefix:
         inputs["prefix"] = prefix
     stage = _stage_names(train)[-1]
@@ -417,7 +425,7 @@ def _missing_stages(pipeline: Mapping[str, Any], names: tuple[str, ...], questio
     """What is to be appended to ``stages``; where there is none, the whole list."""
     stages = pipeline.get("stages")
     if stages is None:
-        ours = [_our_include(pipeline, name) for name in (TRAIN_FILE, CLEANUP_FILE)]
+        ours = [_our_include(pipeline, name) for name in (TRAIN_FILE, NOTEBOOK_FILE, CLEANUP_FILE)]
         foreign = [item for item in _as_list(pipeline.get("include")) if item not in ours]
         base = questions.stages if foreign else list(GITLAB_STAGES)
         for job, stage in _used_stages(pipeline).items():
