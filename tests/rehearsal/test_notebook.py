@@ -1,0 +1,166 @@
+"""A notebook from click to artifacts: jobs and a laptop as processes, JupyterLab on a stand-in VM, a real tunnel."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import psutil
+import pytest
+
+from rehearsing import GLGPU
+from serving import Served, stand_ins
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab: not installed here: no notebook is started"
+)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    with stand_ins(GLGPU, ROOT / "examples/text-generation") as world:
+        yield world
+
+
+def job(served: Served, folder: Path, *words: str, **own: str) -> subprocess.CompletedProcess[str]:
+    """A job of the pipeline that calls glgpu."""
+    folder.mkdir(exist_ok=True)
+    variables = served.environment | {"CI_PROJECT_DIR": str(folder), "GITLAB_USER_LOGIN": "ada"} | own
+    return subprocess.run(
+        [GLGPU, *words],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder.parent), **variables},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def laptop(served: Served, home: Path) -> dict[str, str]:
+    """Ada's own machine: her Google login and the address of her GitLab; no token of GitLab's."""
+    known = ("CI_SERVER_URL", "CI_PROJECT_ID", "CI_PROJECT_PATH", "CI_COMMIT_REF_NAME")
+    ours = {
+        name: value
+        for name, value in served.environment.items()
+        if name in known or (name.startswith("GLGPU_") and "TOKEN" not in name)
+    }
+    token = {"GOOGLE_OAUTH_ACCESS_TOKEN": served.told["google_access_token"]}
+    return {"PATH": os.environ["PATH"], "HOME": str(home), **ours, **token}
+
+
+def from_laptop(served: Served, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [GLGPU, *words], cwd=home, env=laptop(served, home), capture_output=True, text=True, timeout=90,
+        stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+class Opened:
+    """`glgpu notebook open` that runs."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.said = ""
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.said += line
+            if found := re.search(r"open (file://\S+) in a browser", line):
+                page = Path(unquote(urlsplit(found[1]).path))
+                (address,) = re.findall(r'url=([^"]+)"', page.read_text())
+                self.address = html.unescape(address)
+                break
+        else:
+            raise AssertionError(self.said)
+        self.base, _, self.token = self.address.partition("/lab?token=")
+
+    def ask(self, path: str, token: str) -> int:
+        request = urllib.request.Request(f"{self.base}/{path}", headers={"Authorization": f"token {token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+@contextlib.contextmanager
+def opened(served: Served, home: Path) -> Iterator[Opened]:
+    process = subprocess.Popen(
+        [GLGPU, "notebook", "open", "--no-browser"], cwd=home, env=laptop(served, home), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield Opened(process)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+def command_lines() -> str:
+    lines = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            lines.append(" ".join(process.cmdline()))
+    return "\n".join(lines)
+
+
+@pytest.mark.every_fault
+def test_a_notebook_from_a_click_to_artifacts(served: Served, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    checkout = tmp_path / "start"
+    whose = f"://gitlab-ci-token:{served.environment['CI_JOB_TOKEN']}@"
+    subprocess.run(["git", "clone", "-q", served.told["repository_url"].replace("://", whose), checkout], check=True)
+    start = job(served, checkout, "notebook", "start", CI_JOB_NAME="start notebook")
+    assert start.returncode == 0, start.stdout + start.stderr
+    with opened(served, home) as one:
+        assert one.ask("api/kernels", one.token) == 200
+        assert one.ask("api/kernels", "guessed") == 403
+        assert one.token not in one.said
+        assert one.token not in command_lines()
+        told = from_laptop(served, home, "notebook", "status", "--json")
+        assert told.returncode == 0, told.stderr
+        (found,) = json.loads(told.stdout)["notebooks"]
+        assert (found["user"], found["answers"], found["busy"]) == ("ada", True, False)
+        more = from_laptop(served, home, "notebook", "extend", "90m")
+        assert more.returncode == 0, more.stdout
+        later = json.loads(from_laptop(served, home, "notebook", "status", "--json").stdout)["notebooks"][0]
+        assert later["soft_end"] == found["soft_end"] + 5400
+        refused = from_laptop(served, home, "notebook", "extend", "1000h")
+        assert refused.returncode == 2, refused.stdout
+        # What somebody has changed there.
+        there = from_laptop(served, home, "ssh", "--kind", "notebook", "--", "echo mine >glgpu/code/mine.txt")
+        assert there.returncode == 0, there.stderr
+        entry = from_laptop(served, home, "ssh", "--config")
+        assert entry.returncode == 0, entry.stdout
+        (host,) = (home / ".ssh/glgpu").glob("*.conf")
+        plain = subprocess.run(["ssh", "-F", host, host.stem, "cat glgpu/code/mine.txt"],
+                               capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+        assert (plain.returncode, plain.stdout) == (0, "mine\n"), plain.stderr
+    assert one.process.returncode == 0
+    # A failed second click ends nothing.
+    failed = job(served, tmp_path / "again", "notebook", "stop", "--cloud-only", CI_JOB_STATUS="failed")
+    assert failed.returncode == 0, failed.stdout
+    assert "instances" in served.left()
+    folder = tmp_path / "stop"
+    stop = job(served, folder, "notebook", "stop", CI_JOB_NAME="stop notebook")
+    assert stop.returncode == 0, stop.stdout + stop.stderr
+    assert (folder / "outputs/mine.txt").read_text() == "mine\n"
+    subprocess.run(["sha256sum", "--check", "--quiet", "glgpu/SHA256SUMS"], cwd=folder / "outputs", check=True)
+    assert one.token not in start.stdout + start.stderr + stop.stdout + stop.stderr
+    assert served.left() == {}
+    gone = job(served, tmp_path / "stop again", "notebook", "stop", CI_JOB_NAME="stop notebook")
+    assert gone.returncode == 0, gone.stdout + gone.stderr
