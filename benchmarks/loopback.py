@@ -30,9 +30,11 @@ HostKey {folder}/host_key
 AuthorizedKeysFile {folder}/login.pub
 ForceCommand {folder}/session
 StrictModes no
+SetEnv HOME={folder}/home
 UsePAM no
 PidFile none
 """
+# The account's own shell runs the session, and would read this machine's start-up files for it each time.
 SESSION = """\
 #!/bin/sh
 HOME={home} PATH={folder}/bin:"$PATH" {variables}

@@ -789,8 +789,6 @@ class FakeMachine(Refusing):
         self.cut_at: list[int | None] = []
         """For each transfer: after how many bytes it breaks."""
         self.sums_wrong = 0
-        self.summing: list[str] = []
-        """What is summed up in the background."""
         self.images = {
             IMAGE: {"Id": "sha256:" + "0" * 64, "RepoDigests": [f"{IMAGE.partition(':')[0]}@sha256:" + "1" * 64]}
         }
@@ -887,16 +885,8 @@ class FakeMachine(Refusing):
             return Done([], 0, self.samples, b"")
         elif verb == "keygen":
             return done("ssh-ed25519 DEPLOYKEY\n")
-        elif verb == "begin":
-            everything = self.below(words[0], words[1:]).items()
-            files = [name for name, entry in everything if not (entry.link or entry.folder or entry.kind)]
-            self.stdin["choose"] = b"".join(name.encode("utf-8", "surrogateescape") + b"\0" for name in files)
-            self.summing = words
-        elif verb == "begun":
-            return self._answer("sums", self.summing)
         elif verb == "sums":
-            wrong, self.sums_wrong = self.sums_wrong > 0, max(0, self.sums_wrong - 1)
-            return Done([], 0, self._sums(words[0], words[1:], wrong), b"")
+            return Done([], 0, self._sums(words[0], words[1:]), b"")
         return done("")
 
     def _end(self, code: int) -> None:
@@ -909,8 +899,10 @@ class FakeMachine(Refusing):
             if any(name == p or name.startswith(f"{p}/") for p in paths)
         }
 
-    def _sent(self, folder: str, paths: Sequence[str]) -> dict[str, Entry]:
+    def _sent(self, folder: str, paths: Sequence[str], *, everything: bool) -> dict[str, Entry]:
         """The chosen files, and whatever is no file."""
+        if everything:
+            return self.below(folder, paths)
         chosen = {one.removeprefix(b"./") for one in self.stdin.get("choose", b"").split(b"\0")}
         return {
             name: entry
@@ -926,7 +918,8 @@ class FakeMachine(Refusing):
             lines += said.encode("utf-8", "surrogateescape") + b"\0"
         return " ".join(inodes[name] for name in self.open if name in inodes).encode() + b"\n" + lines
 
-    def _sums(self, folder: str, paths: Sequence[str], wrong: bool) -> bytes:
+    def _sums(self, folder: str, paths: Sequence[str]) -> bytes:
+        wrong, self.sums_wrong = self.sums_wrong > 0, max(0, self.sums_wrong - 1)
         sums = b""
         for name, entry in self.below(folder, paths).items():
             if not entry.link and not entry.folder and not entry.kind:
@@ -939,6 +932,7 @@ class FakeMachine(Refusing):
         verb, words = words_of(script)
         self.visit(verb, *words)
         self.allowed.append(timeout)
+        code = self.said[verb].code if verb in self.said else 0
         if not self.reachable:
             yield FakeStream(255, [], "Connection timed out" if self.silent else "Permission denied (publickey).")
         elif verb in ("logs", "logged"):
@@ -951,12 +945,13 @@ class FakeMachine(Refusing):
             yield FakeStream(255 if broken else 0, [text for _, text in self.log], said)
         elif verb == "sampling":
             yield FakeStream(0, self.sampling, "")
-        elif verb == "send":
-            data = tar_of(self._sent(words[0], words[1:]))
+        elif verb in ("send", "send-all"):
+            data = tar_of(self._sent(words[0], words[1:], everything=verb == "send-all"))
+            data += self._sums(words[0], words[1:]) if verb == "send-all" else b""
             cut = self.cut_at.pop(0) if self.cut_at else None
-            yield FakeStream(0 if cut is None else 255, [data[:cut]], "")
+            yield FakeStream(code if cut is None else 255, [data[:cut]], "")
         else:
-            stream = FakeStream(self.said[verb].code if verb in self.said else 0, [], "")
+            stream = FakeStream(code, [], "")
             yield stream
             self.stdin[verb] = stream.taken
             if verb == "put":

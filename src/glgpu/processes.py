@@ -146,6 +146,7 @@ class Running:
         stdin: Whether to keep a pipe to it.
         stderr: Whether to keep its standard error apart, or a file that it goes to; else it goes where standard output
             goes.
+        buffer: Bytes that are read from it, or written to it, at once; -1: as Python likes.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class Running:
         cwd: str | os.PathLike[str] | None = None,
         stdin: bool = False,
         stderr: bool | IO[bytes] = False,
+        buffer: int = -1,
     ) -> None:
         self.argv = list(argv)
         try:
@@ -167,6 +169,7 @@ class Running:
                 env=dict(env) if env is not None else environment(),
                 cwd=cwd,
                 start_new_session=True,
+                bufsize=buffer,
             )
         except OSError as error:
             raise _not_started(argv, error) from None

@@ -36,6 +36,10 @@ def sums(stage: Stage) -> bytes:
     return (stage.run.outputs / "glgpu/SHA256SUMS").read_bytes()
 
 
+def sendings(stage: Stage) -> int:
+    return sum(verb in ("send", "send-all") for verb in stage.machine.verbs())
+
+
 ODD = [
     "a b",
     "line\nbreak",
@@ -72,7 +76,7 @@ def test_the_folders_of_glgpu_yml_and_of_the_outputs_are_kept(stage: Stage) -> N
     stage.machine.files = {"weights/a": Entry(b"1"), "metrics.json": Entry(b"{}"), "other": Entry(b"")}
     collected(stage, "weights/", "metrics.json")
     assert outputs(stage) == {"weights/a": b"1", "metrics.json": b"{}"}
-    assert ("send", "/home/glgpu/glgpu/code/examples/text", "weights", "metrics.json") in stage.machine.calls
+    assert ("send-all", "/home/glgpu/glgpu/code/examples/text", "weights", "metrics.json") in stage.machine.calls
 
 
 def test_nothing_is_there_is_no_failure_here(stage: Stage) -> None:
@@ -150,7 +154,7 @@ def test_a_link_that_has_become_a_file_does_not_lead_it_elsewhere(stage: Stage) 
 def test_wrong_checksums_are_tried_again(stage: Stage) -> None:
     stage.machine.sums_wrong = 2
     assert collected(stage).files == 1
-    assert stage.machine.verbs().count("send") == 3
+    assert sendings(stage) == 3
 
 
 def test_checksums_that_stay_wrong_are_refused(stage: Stage) -> None:
@@ -158,7 +162,7 @@ def test_checksums_that_stay_wrong_are_refused(stage: Stage) -> None:
     with pytest.raises(Failure, match="1 of 1 files") as caught:
         collected(stage)
     assert caught.value.klass is ErrorClass.SSH
-    assert stage.machine.verbs().count("send") == 3
+    assert sendings(stage) == 3
     assert not (stage.run.outputs / "glgpu/SHA256SUMS").exists()
 
 
@@ -167,7 +171,7 @@ def test_a_stream_cut_in_the_middle_is_tried_again(stage: Stage, at: int) -> Non
     stage.machine.files = {f"weights/{n}": Entry(bytes([n]) * 1000) for n in range(5)}
     stage.machine.cut_at = [at]
     assert collected(stage) == Home(5, 5000)
-    assert stage.machine.verbs().count("send") == 2
+    assert sendings(stage) == 2
     assert list(stage.run.outputs.rglob("*.part")) == []
 
 
@@ -180,7 +184,7 @@ def test_a_stream_that_is_always_cut_is_refused(stage: Stage) -> None:
 
 def test_a_collection_ends_in_time(stage: Stage) -> None:
     stage.machine.sums_wrong = 99
-    stage.machine.before["send"] = lambda: stage.clock.sleep(61)
+    stage.machine.before["send-all"] = lambda: stage.clock.sleep(61)
     with pytest.raises(Failure) as caught:
         collected(stage, seconds=60)
     assert caught.value.exit_code == 22
@@ -207,7 +211,7 @@ def test_a_full_disk_here_leaves_nothing_half_written(stage: Stage) -> None:
     assert caught.value.exit_code == 40
     assert "large" in caught.value.cause
     assert outputs(stage) == {"weights/small": b"s"}
-    assert stage.machine.verbs().count("send") == 1
+    assert sendings(stage) == 1
 
 
 def test_checksums_are_written_as_sha256sum_writes_them(stage: Stage) -> None:
@@ -234,6 +238,41 @@ def test_what_is_home_already_is_not_sent_again(stage: Stage) -> None:
     assert sums(stage).count(b"\n") == 3
 
 
+def test_what_has_the_name_of_a_file_that_is_not_whole_yet_is_cleared_away(stage: Stage) -> None:
+    stage.machine.files = {f"weights/{collect_module.PART}": Entry(link="../other"), "weights/w.bin": Entry(b"w")}
+    collected(stage)
+    assert outputs(stage) == {"weights/w.bin": b"w"}
+    assert not (stage.run.outputs / "other").exists()
+
+
+def test_a_file_of_eight_gigabytes_and_a_name_of_any_length_are_read_as_tarfile_reads_them() -> None:
+    entry = tarfile.TarInfo("weights/" + "n" * 200)
+    entry.size = 1 << 33
+    header = entry.tobuf(tarfile.GNU_FORMAT)
+    found = collect_module._Entry.frombuf(header[-512:], "utf-8", "surrogateescape")
+    assert (found.size, found.type) == (1 << 33, tarfile.REGTYPE)
+    short = tarfile.TarInfo("weights/byte\udcff")
+    short.size = 7
+    read = collect_module._Entry.frombuf(short.tobuf(tarfile.GNU_FORMAT), "utf-8", "surrogateescape")
+    assert (read.name, read.size, read.isfile()) == (short.name, 7, True)
+
+
+@pytest.mark.parametrize("at", [0, 99, 130, 150, 400])
+def test_a_header_that_is_damaged_is_no_header(at: int) -> None:
+    entry = tarfile.TarInfo("weights/w.bin")
+    entry.size = 7
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    header[at] ^= 1
+    with pytest.raises(tarfile.TarError):
+        collect_module._Entry.frombuf(bytes(header), "utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize("name", ["glgpu", "./glgpu/x", ".//glgpu/x", "a/../../x", "./..", "a/..", "/x", ".", ""])
+def test_no_way_of_writing_a_name_leads_out_or_into_our_own_folder(name: str) -> None:
+    assert not collect_module._may_come(name)
+    assert collect_module._may_come("weights/.//x")
+
+
 def test_a_file_behind_a_link_is_not_taken_for_one_that_is_home(stage: Stage, tmp_path: Path) -> None:
     collected(stage)
     (stage.run.outputs / "weights").rename(tmp_path / "elsewhere")
@@ -245,7 +284,7 @@ def test_a_file_behind_a_link_is_not_taken_for_one_that_is_home(stage: Stage, tm
 
 def test_checksums_are_made_while_the_files_are_sent_where_nothing_can_be_home(stage: Stage) -> None:
     collected(stage)
-    assert stage.machine.verbs() == ["begin", "send", "begun"]
+    assert stage.machine.verbs() == ["send-all"]
     stage.machine.calls.clear()
     collected(stage)
     assert stage.machine.verbs() == ["sums", "choose", "send"]
@@ -256,14 +295,14 @@ def test_of_a_collection_that_is_cut_short_whole_files_are_named_and_the_next_on
     stage: Stage, klass: ErrorClass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.machine.files = {f"weights/{n}": Entry(bytes(100)) for n in range(4)}
-    written: list[Path] = []
+    written: list[str] = []
     write = collect_module._write
 
-    def cut(source: collect_module._Forward, size: int, target: Path) -> str:
+    def cut(source: collect_module._Forward, size: int, folder: str, target: str) -> str:
         if len(written) == 2:
             raise Failure(klass, "cut short", "none")
         written.append(target)
-        return write(source, size, target)
+        return write(source, size, folder, target)
 
     monkeypatch.setattr(collect_module, "_write", cut)
     with pytest.raises(Failure) as caught:

@@ -176,7 +176,7 @@ def test_a_vm_that_somebody_ends_under_the_training_is_no_broken_connection(prov
         provisioned.cloud.vms.clear()
         provisioned.machine.reachable = False
 
-    provisioned.machine.before["begin"] = ended
+    provisioned.machine.before["send-all"] = ended
     assert code_of(train, provisioned.run) == 23
 
 
@@ -205,9 +205,9 @@ def test_a_train_leaves_the_end_to_the_destroy_job_if_gitlab_cannot_be_asked(pro
     assert provisioned.run.record.find("proof") is None
 
 
-@pytest.mark.parametrize("verb", ["hello", "gpu", "unpack", "start", "begin"])
+@pytest.mark.parametrize("verb", ["hello", "gpu", "unpack", "start", "send"])
 def test_it_sees_to_the_end_wherever_it_fails(stage: Stage, verb: str) -> None:
-    stage.machine.said[verb] = done("", 1, "it went wrong")
+    stage.machine.said[verb] = stage.machine.said[f"{verb}-all"] = done("", 1, "it went wrong")
     code_of(train, stage.run)
     assert things(stage) == []
 
@@ -358,7 +358,7 @@ def test_destroy_while_provision_makes_its_vm_ready(stage: Stage) -> None:
 
 def test_a_signal_during_the_rescue_does_not_end_the_teardown(provisioned: Stage) -> None:
     provisioned.machine.container = {"Running": False, "ExitCode": 0, "OOMKilled": False}
-    provisioned.machine.refuse["begin"] = refusal(ErrorClass.INTERRUPTED)
+    provisioned.machine.refuse["send-all"] = refusal(ErrorClass.INTERRUPTED)
     assert code_of(destroy, provisioned.run) == 19
     assert provisioned.cloud.vms == {}
 

@@ -214,7 +214,7 @@ def test_what_is_not_home_comes_home_checkpoints_too(whole: Stage) -> None:
 def test_what_is_home_is_not_fetched_again(whole: Stage) -> None:
     whole.machine.home = True
     rescue(whole.run)
-    assert "send" not in whole.machine.verbs()
+    assert "send-all" not in whole.machine.verbs()
 
 
 def test_a_vm_that_trained_nothing_has_nothing_to_save(whole: Stage) -> None:
@@ -226,7 +226,7 @@ def test_a_vm_that_trained_nothing_has_nothing_to_save(whole: Stage) -> None:
 def test_a_training_that_still_runs_is_ended_first(whole: Stage) -> None:
     whole.machine.container = dict(RUNS)
     rescue(whole.run)
-    assert whole.machine.verbs().index("stop") < whole.machine.verbs().index("send")
+    assert whole.machine.verbs().index("stop") < whole.machine.verbs().index("send-all")
 
 
 def test_a_training_that_cannot_be_ended_is_saved_as_it_is(whole: Stage) -> None:
@@ -245,10 +245,10 @@ def test_a_vm_that_lets_nobody_in_holds_up_the_teardown_for_half_a_minute_at_mos
 
 def test_saving_is_bounded_by_settings(whole: Stage) -> None:
     whole.machine.sums_wrong = 99
-    whole.machine.before["send"] = lambda: whole.clock.sleep(601)
+    whole.machine.before["send-all"] = lambda: whole.clock.sleep(601)
     rescue(whole.run)
     assert "did not come home in time" in whole.log
-    assert whole.machine.verbs().count("send") == 1
+    assert whole.machine.verbs().count("send-all") == 1
     assert all(seconds is not None and seconds <= 600 for seconds in whole.machine.allowed)
 
 
@@ -284,7 +284,7 @@ def test_no_minutes_means_no_rescue(whole: Stage) -> None:
 
 
 def test_a_signal_during_a_rescue_is_not_passed_over(whole: Stage) -> None:
-    whole.machine.refuse["begun"] = refusal(ErrorClass.INTERRUPTED)
+    whole.machine.refuse["send-all"] = refusal(ErrorClass.INTERRUPTED)
     with pytest.raises(Failure) as caught:
         rescue(whole.run)
     assert caught.value.klass is ErrorClass.INTERRUPTED
@@ -325,7 +325,7 @@ def test_a_cancelled_job_asks_for_every_vm_and_says_which_was_refused(whole: Sta
 
 
 def test_a_signal_during_the_save_does_not_keep_the_vm(whole: Stage) -> None:
-    whole.machine.refuse["begun"] = refusal(ErrorClass.INTERRUPTED)
+    whole.machine.refuse["send-all"] = refusal(ErrorClass.INTERRUPTED)
     with pytest.raises(Failure) as caught:
         cut_short(whole.run)
     assert caught.value.exit_code == 19
@@ -526,7 +526,7 @@ def test_in_a_hurry_the_delete_goes_out_before_anything_else(whole: Stage) -> No
 
 def test_a_teardown_in_after_script_takes_no_more_than_the_runner_gives_it(whole: Stage) -> None:
     whole.job(status="timedout", after_script_timeout=900.0)
-    whole.machine.before["send"] = lambda: whole.clock.sleep(5000)
+    whole.machine.before["send-all"] = lambda: whole.clock.sleep(5000)
     rescue(whole.run)
     assert whole.machine.allowed == [900 * RESCUE_SHARE - CLOSING_SECONDS]
     whole.clock.slept.clear()
@@ -539,9 +539,9 @@ def test_a_teardown_in_after_script_takes_no_more_than_the_runner_gives_it(whole
 
 def test_two_vms_are_saved_within_the_time_of_one(whole: Stage) -> None:
     whole.cloud.insert(whole.vm(zone="europe-west1-b"))
-    whole.machine.before["send"] = lambda: whole.clock.sleep(58)
+    whole.machine.before["send-all"] = lambda: whole.clock.sleep(58)
     cut_short(whole.run)
-    assert whole.machine.verbs().count("send") == 1
+    assert whole.machine.verbs().count("send-all") == 1
     assert whole.cloud.vms == {}
 
 

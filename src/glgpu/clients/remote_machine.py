@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -11,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -29,6 +30,10 @@ LOGIN_SECONDS = 30.0
 LOST = 255
 """ssh's own exit code: there is no connection (ssh(1))."""
 COMPLAINT_BYTES = 8192
+AHEAD_BYTES = 1 << 20
+"""How much of a command's output waits for us, and is read at once; what Linux lets anybody have."""
+BREATH_SECONDS = 0.02
+"""Between two looks at output that comes without a pause: whatever came meanwhile is read at once."""
 STAY = "echo; exec cat"
 """The command of the shared login: a line as soon as there is one, and an end as soon as there is no glgpu any more."""
 _NO_SOCKET = re.compile(r"unix_listener|mux listener|Control(?:Path|Socket)")
@@ -70,6 +75,8 @@ class RemoteMachine:
             "GlobalKnownHostsFile": "/dev/null",
             "StrictHostKeyChecking": "yes",
             "HostKeyAlgorithms": "ssh-ed25519",
+            # Both ends' processors have instructions for it, and none for the default, which goes first otherwise.
+            "Ciphers": "^aes128-gcm@openssh.com",
             "ConnectTimeout": str(CONNECT_SECONDS),
             # A dead connection is noticed after 15 s: silence looks like a long step of the training otherwise.
             "ServerAliveInterval": "5",
@@ -212,7 +219,10 @@ class RemoteStream:
                 self._errors = held.enter_context(tempfile.TemporaryFile(dir=folder))
             except OSError as error:
                 raise cannot_write(error, folder) from None
-            self._process = held.enter_context(Running(argv, env=env, stdin=True, stderr=self._errors, cwd=folder))
+            self._process = held.enter_context(
+                Running(argv, env=env, stdin=True, stderr=self._errors, cwd=folder, buffer=AHEAD_BYTES)
+            )
+            _widen(self._process.stdout)
             self._held = held.pop_all()
 
     def __enter__(self) -> RemoteStream:
@@ -246,16 +256,19 @@ class RemoteStream:
     def chunks(self, quiet: float | None = None) -> Iterator[bytes]:
         """Its output as it comes, and an empty piece whenever there is none for ``quiet`` seconds."""
         # A plain read of the descriptor returns what is there; the buffered one waits for a whole block.
-        source = self._process.stdout.fileno()
+        source, last = self._process.stdout.fileno(), 0.0
         with selectors.DefaultSelector() as ready:
             ready.register(source, selectors.EVENT_READ)
             while True:
                 if not ready.select(quiet):
                     yield b""
-                elif data := os.read(source, 65536):
-                    yield data
-                else:
+                    continue
+                time.sleep(max(0.0, last + BREATH_SECONDS - time.monotonic()))
+                last = time.monotonic()
+                data = os.read(source, AHEAD_BYTES)
+                if not data:
                     return
+                yield data
 
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code; 255 when the connection broke, or did not end within ``timeout`` seconds."""
@@ -306,6 +319,12 @@ def _free_port() -> int:
     with socketlib.socket(socketlib.AF_INET, socketlib.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    """Let more of it wait for us than the 64 KiB of Linux: whoever writes need not wait for us as often."""
+    with suppress(OSError, AttributeError):  # the user has too many already; not Linux
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, AHEAD_BYTES)
 
 
 def _silent(seconds: float) -> str:

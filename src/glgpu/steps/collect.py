@@ -12,9 +12,10 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import dropwhile
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from glgpu.disk import cannot_write
 from glgpu.errors import ErrorClass, Failure
@@ -28,6 +29,8 @@ READING = "reading the outputs on the VM"
 COLLECT_SECONDS = 6 * 3600.0
 CHUNK = 1 << 20
 """Bytes read at once."""
+PART = ".glgpu-arriving.part"
+"""Name of a file for as long as it is not whole."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,8 @@ def collect(
                 _receive(run, machine, base, wanted, got, _left(run, end))
             else:
                 # Nothing can be home: all of it is sent while it is summed up, and not after that.
-                ask(run, machine, "begin", base, *wanted, timeout=_left(run, end), doing=READING)
-                _receive(run, machine, base, wanted, got, _left(run, end))
-                sums = _begun(run, machine, _left(run, end))
+                told = _receive(run, machine, base, wanted, got, _left(run, end), verb="send-all")
+                sums = {name: digest for name, digest in _read(told) if _may_come(name)}
         except Failure as failure:
             if failure.klass is not ErrorClass.SSH:
                 _note_part(run, sums, got)
@@ -192,26 +194,26 @@ def _sums(run: Run, machine: Machine, base: str, paths: list[str], seconds: floa
     return sums
 
 
-def _begun(run: Run, machine: Machine, seconds: float) -> dict[str, str]:
-    """The same of what was summed up meanwhile; what was left out has been said when it came."""
-    done = ask(run, machine, "begun", timeout=seconds, doing=READING)
-    return {name: digest for name, digest in _read(done.stdout) if _may_come(name)}
-
-
-def _read(stdout: bytes) -> Iterator[tuple[str, str]]:
-    for entry in stdout.split(b"\0"):
+def _read(told: bytes) -> Iterator[tuple[str, str]]:
+    for entry in told.split(b"\0"):
         digest, _, raw = entry.partition(b"  ")
         yield _relative(raw.decode("utf-8", "surrogateescape")), digest.decode("ascii", "replace")
 
 
 def _receive(
-    run: Run, machine: Machine, base: str, paths: list[str], got: dict[str, tuple[str, int]], seconds: float
-) -> None:
-    with machine.stream(command(run, "send", base, *paths), timeout=seconds) as stream:
+    run: Run,
+    machine: Machine,
+    base: str,
+    paths: list[str],
+    got: dict[str, tuple[str, int]],
+    seconds: float,
+    verb: str = "send",
+) -> bytes:
+    """Take what the VM sends; what it says behind the archive."""
+    with machine.stream(command(run, verb, base, *paths), timeout=seconds) as stream:
         stream.stdin.close()
         try:
-            arrivals = _Arrivals(run, _Forward(stream.stdout), got)
-            arrivals.take_all()
+            told = _Arrivals(run, _Forward(stream.stdout), got).take_all()
             code = stream.wait(60)
         except (tarfile.TarError, EOFError) as error:
             code, reason = 255, str(error)
@@ -219,6 +221,7 @@ def _receive(
             reason = stream.complaint
         if code != 0:
             raise Failure(ErrorClass.SSH, f"the outputs did not come through whole: {reason}", "retry the job", reason)
+        return told
 
 
 class _Forward(io.RawIOBase):
@@ -247,6 +250,22 @@ class _Forward(io.RawIOBase):
         return self._at
 
 
+class _Entry(tarfile.TarInfo):
+    """What is told of an entry, without what nobody asks for: owner, mode and times take most of a header's reading."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read the header of a file, of the kind that nearly all are; of anything else tarfile reads all."""
+        checksum = buf[148:154]
+        if len(buf) != tarfile.BLOCKSIZE or buf[156:157] != tarfile.REGTYPE or not (checksum + buf[124:135]).isdigit():
+            return super().frombuf(buf, encoding, errors)
+        if int(checksum, 8) != 256 + sum(buf[:148]) + sum(buf[156:]):  # the checksum itself counts as eight blanks
+            raise tarfile.ReadError("a header of the archive is damaged")
+        entry = cls(buf[:100].split(b"\0", 1)[0].decode(encoding, errors))
+        entry.size = int(buf[124:135], 8)
+        return entry
+
+
 class _Arrivals:
     """Unpacks what comes; each file is in ``got`` as soon as it is whole."""
 
@@ -254,42 +273,43 @@ class _Arrivals:
         self._run = run
         self._source = source
         self._got = got
+        self._outputs = str(run.outputs)
         self._room: set[str] = set()
         """Folders that are there: nothing that comes later takes the place of a folder."""
 
-    def take_all(self) -> None:
-        """Unpack everything.
+    def take_all(self) -> bytes:
+        """Unpack everything; what comes behind the archive.
 
         Raises:
             tarfile.TarError: It is not whole.
             Failure: DISK_FULL.
         """
-        with tarfile.TarFile(fileobj=self._source, errorlevel=2, encoding="utf-8") as archive:
+        with tarfile.TarFile(fileobj=self._source, errorlevel=2, encoding="utf-8", tarinfo=_Entry) as archive:
             for entry in archive:
                 self._take(entry)
-        # Behind its end an archive is filled up, and whoever sends it waits until that has been read.
-        while self._source.read(CHUNK):
-            pass
+        # Behind its end an archive is filled up.
+        return b"".join(iter(partial(self._source.read, CHUNK), b"")).lstrip(b"\0")
 
     def _take(self, entry: tarfile.TarInfo) -> None:
         run, name = self._run, _relative(entry.name)
         if not name:
             return
-        target = run.outputs / name
         if not _may_come(name):
             _leave_out(run, name)
             return
+        # Ten thousand files are no rarity: what is done for each of them counts.
+        target = os.path.join(self._outputs, name)
+        folder = os.path.dirname(target)
         try:
-            folder = os.path.dirname(name)
             if folder not in self._room:
-                make_room(run.outputs, target)
+                make_room(run.outputs, Path(target))
                 self._room.add(folder)
             if entry.isdir():
-                target.mkdir(exist_ok=True)
+                os.makedirs(target, exist_ok=True)
             elif entry.isfile() and not entry.issparse():
-                self._got[name] = (_write(self._source, entry.size, target), entry.size)
+                self._got[name] = (_write(self._source, entry.size, folder, target), entry.size)
             elif entry.issym():
-                _link(run, name, entry.linkname, target)
+                _link(run, name, entry.linkname, Path(target))
             else:
                 run.console.say(f"left out: {name!r}: neither file, folder nor link")
         except OSError as error:
@@ -300,29 +320,42 @@ def _leave_out(run: Run, name: str) -> None:
     run.console.say(f"left out: {name!r}: its name leads out of the outputs, or into glgpu's own folder")
 
 
-def _write(source: _Forward, size: int, target: Path) -> str:
+def _write(source: _Forward, size: int, folder: str, target: str) -> str:
     """Write a file so that it is there whole or not at all, and return its SHA-256."""
-    # Ten thousand files are no rarity: what is asked of the system for each of them counts.
-    folder, name = os.path.split(target)
-    part = os.path.join(folder, f".glgpu-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.part")
-    digest = hashlib.sha256()
+    part = f"{folder}/{PART}"
     try:
-        with open(part, "wb") as file:
+        file = _new_file(part)
+        try:
+            digest = hashlib.sha256()
             while size:
                 data = source.read(min(CHUNK, size))
                 if not data:
                     raise EOFError("it ends in the middle of a file")
                 digest.update(data)
-                file.write(data)
                 size -= len(data)
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(file, rest) :]
             # The container's owner and mode mean nothing here: artifacts must be readable by whoever uploads them.
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file, 0o644)
+        finally:
+            os.close(file)
         os.replace(part, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
         raise
     return digest.hexdigest()
+
+
+def _new_file(path: str) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except FileExistsError:
+        # A killed job has left it, or it came from the VM, as a link perhaps.
+        os.unlink(path)
+        return os.open(path, flags, 0o600)
 
 
 def _link(run: Run, name: str, points_to: str, target: Path) -> None:
@@ -356,13 +389,16 @@ def make_room(outputs: Path, target: Path) -> None:
 
 
 def _may_come(name: str) -> bool:
-    return stays_inside(name) and PurePosixPath(name).parts[0] != OWN_FOLDER
+    return stays_inside(name) and next(_parts(name)) != OWN_FOLDER
 
 
 def stays_inside(name: str) -> bool:
     """Whether a path leads nowhere else than below the folder that it is relative to."""
-    parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts
+    return not name.startswith("/") and ".." not in name.split("/") and any(_parts(name))
+
+
+def _parts(name: str) -> Iterator[str]:
+    return (part for part in name.split("/") if part not in ("", "."))
 
 
 def _relative(name: str) -> str:

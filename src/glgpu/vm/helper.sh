@@ -46,6 +46,24 @@ inspect() {
     esac
 }
 
+# Every file below paths, NUL-terminated.
+each_file() {
+    for path in "$@"; do
+        [ ! -e "./$path" ] || sudo -n find "./$path" -type f -print0
+    done
+}
+
+# The chosen files, and every folder and link below paths, as tar; root reads them, for the container's files are root's.
+# GNU's format: POSIX's has a second header for each file's times.
+send() {
+    {
+        cat "$memory/chosen"
+        for path in "$@"; do
+            [ ! -e "./$path" ] || sudo -n find "./$path" ! -type f -print0
+        done
+    } | sudo -n tar -c -f - -b 512 --format=gnu --hard-dereference --no-recursion --null --verbatim-files-from -T -
+}
+
 wall() {
     # Containers must not reach the metadata server: it hands out tokens where the VM has a service account. Port 53
     # of the same address is the VM's name server.
@@ -395,47 +413,31 @@ sums)
     # sums BASE PATH...: SHA-256 of every file below the paths, NUL-terminated.
     cd "$1"
     shift
-    for path in "$@"; do
-        [ ! -e "./$path" ] || sudo -n find "./$path" -type f -print0
-    done | sudo -n xargs -0 -r sha256sum -z --
-    ;;
-begin)
-    # begin BASE PATH...: every file below the paths is chosen, and summed up in the background while `send` sends them:
-    # what both read comes from the disk once, as long as the memory holds what one of them is ahead.
-    cd "$1"
-    shift
-    for path in "$@"; do
-        [ ! -e "./$path" ] || sudo -n find "./$path" -type f -print0
-    done >"$home/.chosen"
-    rm -f "$home/.sums"
-    # shellcheck disable=SC2024 # both files are ours
-    { sudo -n xargs -0 -r sha256sum -z -- <"$home/.chosen" >"$home/.sums.part" && mv "$home/.sums.part" "$home/.sums"; } \
-        >/dev/null 2>&1 </dev/null &
-    echo $! >"$home/.summing"
-    ;;
-begun)
-    # What `begin` has summed up, as `sums` tells it.
-    while kill -0 "$(cat "$home/.summing")" 2>/dev/null; do
-        sleep 0.05
-    done
-    cat "$home/.sums"
-    rm -f "$home/.sums"
+    each_file "$@" | sudo -n xargs -0 -r sha256sum -z --
     ;;
 choose)
     # The files that `send` sends, NUL-terminated, by standard input.
-    cat >"$home/.chosen"
+    cat >"$memory/chosen"
     ;;
 send)
-    # send BASE PATH...: the chosen files, and every folder and link below the paths, as tar; root reads them, for the
-    # container's files are root's. GNU's format: POSIX's has a second header for each file's times.
+    # send BASE PATH...: the chosen files, and every folder and link below the paths, as tar.
     cd "$1"
     shift
-    {
-        cat "$home/.chosen"
-        for path in "$@"; do
-            [ ! -e "./$path" ] || sudo -n find "./$path" ! -type f -print0
-        done
-    } | sudo -n tar -c -f - -b 512 --format=gnu --hard-dereference --no-recursion --null --verbatim-files-from -T -
+    send "$@"
+    ;;
+send-all)
+    # send-all BASE PATH...: every file below the paths, chosen and sent like that, and behind the archive what `sums`
+    # tells of them. They are summed up while they are sent: what both read comes from the disk once, as long as the
+    # memory holds what one of them is ahead.
+    cd "$1"
+    shift
+    each_file "$@" >"$memory/chosen"
+    # shellcheck disable=SC2024 # both files are ours
+    sudo -n xargs -0 -r sha256sum -z -- <"$memory/chosen" >"$memory/sums" &
+    summing=$!
+    send "$@"
+    wait "$summing"
+    cat "$memory/sums"
     ;;
 keeper)
     # What sees a detached training home, by standard input: vm/keeper.sh.
