@@ -22,6 +22,7 @@ from glgpu.clients import remote_machine
 from glgpu.clients.remote_machine import RemoteMachine, make_login_key
 from glgpu.interfaces import Endpoint
 from glgpu.resources import resource_text
+from glgpu.steps.guest import ask
 
 SETTINGS = """\
 ListenAddress 127.0.0.1
@@ -120,10 +121,13 @@ def loopback(within: Path | None = None) -> Iterator[Loopback]:
             try:
                 _await(port, server, folder / "sshd.log")
                 connected = _connected(folder, port, made)
+                run = connected.stage.run
                 try:
+                    ask(run, connected.machine, "hello", doing="making the helper's folders")
                     yield connected
                 finally:
                     connected.machine.hang_up()
+                    shutil.rmtree(Path("/dev/shm") / str(run.name), ignore_errors=True)
             finally:
                 server.terminate()
 
