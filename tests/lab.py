@@ -80,7 +80,7 @@ def lab(folder: Path, *rules: Rule, files: Mapping[str, str] = FILES) -> Iterato
         (repository / name).write_text(text, encoding="utf-8")
     world = World(Faults(list(rules)), lambda _: None, latency=0.0)
     try:
-        world.start(None)
+        world.start(repository if "requirements.txt" in files else None)
         yield Lab(world, repository)
     finally:
         world.stop()

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import time
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,12 @@ from lab import FILES, Lab, lab
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab: not installed here: no notebook is started"
 )
-MINE = {**FILES, "model.py": "def answer():\n    return 42\n", ".gitignore": "weights/\n"}
+MINE = {
+    **FILES,
+    "requirements.txt": "jupyterlab\n",
+    "model.py": "def answer():\n    return 42\n",
+    ".gitignore": "weights/\n",
+}
 
 
 @dataclass
@@ -121,8 +127,19 @@ def eventually(true: Callable[[], bool], seconds: float = 60.0) -> None:
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setattr(steps, "SAVE_SECONDS", 2)
-    with lab(tmp_path, files=MINE) as made:
-        yield Desk(made, tmp_path)
+    with desk_with(MINE, tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def desk_with(files: dict[str, str], folder: Path) -> Iterator[Desk]:
+    try:
+        with lab(folder, files=files) as made:
+            yield Desk(made, folder)
+    except Failure as failure:
+        if failure.klass is ErrorClass.IMAGE_PULL and "requirements.txt" in failure.cause:
+            pytest.skip(f"jupyterlab: no image has it here, and no index gives it: {failure.cause}")
+        raise
 
 
 def test_a_notebook_runs_the_branch_s_code_and_is_reached_only_by_who_may_log_in_and_has_the_token(desk: Desk) -> None:
@@ -279,3 +296,32 @@ def test_at_its_soft_end_a_notebook_goes_though_its_kernel_hangs(desk: Desk) -> 
         assert (vm.saves()[0].reason, vm.saved()) == ("deadline", {"mine"})
     assert bring_back(run, run.clock.now, lambda _: run) == []
     assert (run.outputs / "mine").read_text() == "mine"
+
+
+def test_an_image_without_jupyter_gets_it_beside_its_packages_and_cells_see_the_image_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
+    image = tmp_path / "image"
+    venv.create(image, with_pip=True)
+    (site,) = image.glob("lib/python*/site-packages")
+    # A package that JupyterLab brings as well; the image's own is the one that counts in a cell.
+    (site / "webencodings.py").write_text("VERSION = 'of the image'\n")
+    before = {path: path.stat().st_mtime_ns for path in site.rglob("*") if "__pycache__" not in str(path)}
+    with desk_with({**FILES, "tornado.py": "raise SystemExit('the workspace is no package')\n"}, tmp_path) as desk:
+        run = desk.job(GLGPU_TRAIN_COMMAND=f"{image}/bin/python train.py")
+        try:
+            start(run)
+        except Failure as failure:
+            if "installing JupyterLab" in failure.cause:
+                pytest.skip(f"jupyterlab: no index gives it to a VM here: {failure.cause}")
+            raise
+        assert "JupyterLab: beside the image's packages" in desk.said
+        with vm_of(run) as vm, vm.browser() as browser:
+            tab = browser.open_tab(browser.kernel())
+            assert browser.cell(tab, "import webencodings; print(webencodings.VERSION)") == "of the image\n"
+            assert browser.cell(tab, "import sys; print(sys.prefix)") == f"{image}\n"
+            status, page = browser.ask("GET", "lab")
+            assert (status, "glgpu-notebook" in page) == (200, True)
+            assert browser.ask("GET", "lab/extensions/glgpu-notebook/static/remoteEntry.js")[0] == 200
+    assert {path: path.stat().st_mtime_ns for path in site.rglob("*") if "__pycache__" not in str(path)} == before

@@ -6,8 +6,9 @@ So a cell sees the packages that the training sees, in the same versions, and wh
 import sys
 
 layer = sys.argv.pop(1)
-# The folder of this program, which Python has put first; the workspace, which ipykernel puts there itself.
-sys.path[0] = ""
+# The folder of this program. The workspace comes in its place once ipykernel has all that it needs, which may be called
+# like a file in there.
+del sys.path[0]
 sys.path.append(layer)
 
 from ipykernel import kernelapp  # noqa: E402
