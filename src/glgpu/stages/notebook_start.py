@@ -90,7 +90,7 @@ def _start_behind(run: Run, instance: Instance, way: Way, *, fresh: bool) -> Non
             container.start(prepare(run, guest, container.pull(run.settings.train.image or "")), guest.home)
     else:
         run.console.say("the notebook was started by an earlier job: waiting for its answer")
-    wait_for_answer(run, guest)
+    wait_for_answer(run, guest, container)
     run.record.add("notebook-answers")
     _tell(run, instance, leave_notebook(run, instance, guest, home))
 

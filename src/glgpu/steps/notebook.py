@@ -25,7 +25,7 @@ from glgpu.run_names import RunName
 from glgpu.saved import ENDED, HANDED_OVER, Save, collected_by, collected_mark, manifests, of_detached, read_save
 from glgpu.settings import check_secrets, read_secret
 from glgpu.steps.bring_together import damaged, split
-from glgpu.steps.container import Workload
+from glgpu.steps.container import Container, Workload
 from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.detach import leave_note, tar_of, way_home
 from glgpu.steps.door import Guest
@@ -155,7 +155,7 @@ def prepare(run: Run, guest: Guest, pinned: str) -> Workload:
     )
 
 
-def wait_for_answer(run: Run, guest: Guest) -> None:
+def wait_for_answer(run: Run, guest: Guest, container: Container) -> None:
     """Wait until JupyterLab answers whoever has its token.
 
     Raises:
@@ -167,8 +167,8 @@ def wait_for_answer(run: Run, guest: Guest) -> None:
         done = ask(run, guest.machine, "notebook-answers", python, doing="asking JupyterLab for an answer")
         if done.text.strip() == "yes":
             return True
-        state = ask(run, guest.machine, "state", doing="asking for the container")
-        return None if '"Running":true' in state.text else False
+        state = container.state()
+        return None if state is not None and state.get("Running") else False
 
     said = poll(run.clock, answers, seconds=ANSWER_SECONDS, every=1.0)
     if said:

@@ -1,0 +1,158 @@
+"""A notebook is started: what is refused, what the VM is left with, and what is taken up."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fakes import Stage, done, make_stage
+from glgpu.elsewhere import Part
+from glgpu.errors import ErrorClass, Failure
+from glgpu.notebook import KIND
+from glgpu.run_names import RunName
+from glgpu.saved import ENDED, HANDED_OVER, PROBE
+from glgpu.stages.notebook_start import start
+from glgpu.steps.bring_back import bring_back
+from glgpu.steps.bring_up import plan_lifetime
+from glgpu.steps.context import Run
+from glgpu.steps.notebook import saved_work
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    """The start job of a pipeline, on a VM where all goes well."""
+    made = make_stage(tmp_path)
+    made.use(name=replace(made.run.name, kind=KIND))
+    made.machine.said |= {"notebook-jupyter": done("own\n"), "notebook-answers": done("yes\n")}
+
+    def keep(verb: str) -> None:
+        if verb == "probe":
+            put(made, made.run.name, PROBE, b"here")
+
+    made.machine.keeps = keep
+    return made
+
+
+def put(stage: Stage, run: RunName, name: str, data: bytes) -> Part:
+    part = Part(name, len(data), hashlib.sha256(data).hexdigest())
+    stage.forge.put_part(run, part, io.BytesIO(data))
+    return part
+
+
+def work_of(stage: Stage, number: str, text: bytes, *, at: int, user: str, ref: str, ended: bool = True) -> RunName:
+    """What a notebook has left; its one file is `mine`."""
+    name = replace(stage.run.name, run=number)
+    put(stage, name, HANDED_OVER, json.dumps({"user": user, "ref": ref}).encode())
+    part = put(stage, name, f"save-{at}-0-1-1", text)
+    lines = ["glgpu-save 1", "what all", "reason idle", "state null", "bundle"]
+    lines += [f"file {part.size} {part.sha256}  ././mine", f"part {part.name} {part.size} {part.sha256}", ""]
+    put(stage, name, f"save-{at}.manifest", "\n".join(lines).encode())
+    if ended:
+        put(stage, name, ENDED, b"by somebody\n")
+    return name
+
+
+def refused(stage: Stage) -> Failure:
+    with pytest.raises(Failure) as caught:
+        start(stage.run)
+    return caught.value
+
+
+def test_a_notebook_is_left_to_its_vm_once_it_answers(stage: Stage) -> None:
+    start(stage.run)
+    (instance,) = stage.cloud.vms.values()
+    labels = instance.labels
+    assert (labels["glgpu-kind"], labels["glgpu-until"]) == (KIND, "deadline")
+    assert stage.clock.now() < int(labels["glgpu-expires"]) < stage.clock.now() + 9 * 3600
+    verbs = stage.machine.verbs()
+    in_order = ["see-home", "notebook-mark", "start", "notebook-answers", "notebook-until", "leave"]
+    assert sorted(in_order, key=verbs.index) == in_order
+    note = bytearray()
+    stage.forge.get_part(stage.run.name, HANDED_OVER, 0, note.extend)
+    assert json.loads(note)["user"] == stage.run.job.user
+    assert PROBE not in stage.forge.parts(stage.run.name)
+    assert "glgpu notebook open" in stage.log
+
+
+def test_nothing_is_bought_where_work_could_go_nowhere(stage: Stage) -> None:
+    stage.forge.may_administer = False
+    failure = refused(stage)
+    assert (failure.klass, stage.stacks) == (ErrorClass.CONFIG, [])
+    assert "GLGPU_GITLAB_TOKEN" in failure.remedy
+
+
+def test_a_laptop_starts_none(stage: Stage) -> None:
+    stage.use(job=replace(stage.run.job, job_id=""))
+    assert (refused(stage).klass, stage.stacks) == (ErrorClass.CONFIG, [])
+
+
+def test_a_second_user_is_told_whose_it_is_and_the_notebook_stays(stage: Stage) -> None:
+    start(stage.run)
+    stage.use(job=replace(stage.run.job, user="somebody-else"))
+    failure = refused(stage)
+    assert (failure.klass, failure.exit_code) == (ErrorClass.USAGE, 2)
+    assert "somebody-else" not in failure.cause
+    assert len(stage.cloud.vms) == 1
+
+
+def test_the_same_user_is_told_that_it_runs(stage: Stage) -> None:
+    start(stage.run)
+    told = {"answers": True, "busy": False, "idle_seconds": 0, "soft_end": int(stage.clock.now()) + 60, "saved": None}
+    stage.machine.said["notebook-state"] = done(json.dumps(told))
+    before = stage.machine.verbs().count("start")
+    start(stage.run)
+    assert "your notebook runs already" in stage.log
+    assert stage.machine.verbs().count("start") == before
+
+
+def test_a_jupyterlab_that_never_answers_is_told_and_its_vm_goes(stage: Stage) -> None:
+    stage.machine.said["notebook-answers"] = done("no\n")
+    stage.machine.said["logged"] = done("2026-11-28T10:00:00.000000001Z No module named jupyter\n")
+    failure = refused(stage)
+    assert failure.klass is ErrorClass.OUT_OF_TIME
+    assert "No module named jupyter" in failure.cause
+    assert stage.cloud.vms == {}
+
+
+def test_the_newest_work_of_the_same_user_on_the_same_branch_is_taken_up(stage: Stage) -> None:
+    user, ref = stage.run.job.user, stage.run.job.ref
+    old = work_of(stage, "900", b"old", at=100, user=user, ref=ref)
+    work_of(stage, "901", b"new", at=200, user=user, ref=ref)
+    work_of(stage, "902", b"other's", at=300, user="other", ref=ref)
+    work_of(stage, "903", b"elsewhere", at=400, user=user, ref="other")
+    assert [work.at for work in saved_work(stage.run, stage.forge)] == [200, 100]
+    start(stage.run)
+    assert b"new" in stage.machine.stdin["notebook-work"]
+    assert stage.forge.parts(old) == {}
+    assert "1 files that" in stage.log
+
+
+def test_fresh_begins_without_it(stage: Stage) -> None:
+    work_of(stage, "901", b"new", at=200, user=stage.run.job.user, ref=stage.run.job.ref)
+    start(stage.run, fresh=True)
+    assert "notebook-work" not in stage.machine.verbs()
+
+
+def test_the_newest_save_of_a_notebook_that_was_stopped_stays_and_is_collected_by_nobody(stage: Stage) -> None:
+    name = work_of(stage, "900", b"old", at=100, user="ada", ref="main")
+    work_of(stage, "900", b"new", at=200, user="ada", ref="main")
+
+    def named(one: RunName) -> Run:
+        return replace(stage.run, name=one)
+
+    for _ in range(2):
+        assert bring_back(stage.run, stage.clock.now, named) == []
+        assert set(stage.forge.parts(name)) == {HANDED_OVER, ENDED, "save-200-0-1-1", "save-200.manifest"}
+    assert not (stage.run.outputs / "mine").exists()
+
+
+def test_no_job_s_time_limits_a_notebook_s_vm(stage: Stage) -> None:
+    stage.use(job=replace(stage.run.job, job_timeout=600.0, script_timeout=300.0))
+    assert plan_lifetime(stage.run).hard_end == stage.clock.now() + 24 * 3600
+    stage.set(machine={"max_hours": 2})
+    assert plan_lifetime(stage.run).hard_end == stage.clock.now() + 2 * 3600
