@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib.util
 import json
 import os
 import socket
@@ -58,7 +59,9 @@ def serve(home: str, workspace: str, folder: str, layer: str) -> None:
     }
     os.chdir(folder)
     words = [f"--{name}={value}" for name, value in said.items()]
-    LabApp.launch_instance(argv=[*words, f"--ServerApp.jpserver_extensions={{'{NAME}': True}}"])
+    # Terminals are an extension too, which an image may have left without the file that turns it on.
+    extensions = {name: True for name in (NAME, "jupyter_server_terminals") if importlib.util.find_spec(name)}
+    LabApp.launch_instance(argv=[*words, f"--ServerApp.jpserver_extensions={extensions}"])
 
 
 def ask() -> int:
