@@ -179,6 +179,7 @@ def served(run: Run) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.every_fault
 def test_a_second_click_tells_whose_notebook_it_is(desk: Desk) -> None:
     run = desk.job("ada", "7001")
     start(run)
@@ -268,6 +269,7 @@ def test_an_open_tab_keeps_no_notebook_alive_and_a_long_cell_does(desk: Desk) ->
     assert run.cloud.find(str(run.name)) == []
 
 
+@pytest.mark.every_fault
 def test_a_terminal_with_a_program_in_it_keeps_a_notebook_alive(desk: Desk) -> None:
     run = desk.job(GLGPU_NOTEBOOK_IDLE_MINUTES="0.07")
     start(run)
@@ -281,6 +283,7 @@ def test_a_terminal_with_a_program_in_it_keeps_a_notebook_alive(desk: Desk) -> N
         eventually(lambda: vm.status() == "TERMINATED")
 
 
+@pytest.mark.every_fault
 def test_at_its_soft_end_a_notebook_goes_though_its_kernel_hangs(desk: Desk) -> None:
     run = desk.job()
     start(run)
@@ -298,6 +301,7 @@ def test_at_its_soft_end_a_notebook_goes_though_its_kernel_hangs(desk: Desk) -> 
     assert (run.outputs / "mine").read_text() == "mine"
 
 
+@pytest.mark.every_fault
 def test_an_image_without_jupyter_gets_it_beside_its_packages_and_cells_see_the_image_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
