@@ -832,7 +832,9 @@ class FakeMachine(Refusing):
     @contextmanager
     def forward(self, socket: str, port: int = 0) -> Iterator[FakeTunnel]:
         self.visit("forward", socket, port)
-        yield FakeTunnel(port or 40123, self.tunnels.pop(0))
+        tunnel = FakeTunnel(port or 40123, self.tunnels.pop(0))
+        yield tunnel
+        tunnel.closed = True
 
     def options(self) -> dict[str, str]:
         return {"HostName": "203.0.113.5", "Port": "22", "StrictHostKeyChecking": "yes"}
@@ -976,8 +978,13 @@ class FakeTunnel:
 
     def __init__(self, port: int, lasts: Callable[[], None] | None) -> None:
         self.port = port
-        self.complaint = "Connection timed out"
+        self.closed = False
         self._lasts = lasts
+
+    @property
+    def complaint(self) -> str:
+        assert not self.closed, "it has been closed"
+        return "Connection timed out"
 
     def opens(self, seconds: float) -> bool:
         del seconds

@@ -742,6 +742,7 @@ def explain(console: Console, interrupts: Interrupts, file: BinaryIO, as_json: b
 @click.option("--image", help="Container image to train in, instead of what PATH asks for.")
 @click.option("--keep", is_flag=True, help="Keep the rehearsal's folder, to look at.")
 @click.option("--clean", is_flag=True, help="Reap what a killed rehearsal left behind.")
+@click.option("--notebook", is_flag=True, help="Play a notebook instead: started, opened, worked in, stopped.")
 @click.option("--serve", is_flag=True, help="Only run the stand-ins; prints one line of JSON.")
 @doorman
 def rehearse(console: Console, interrupts: Interrupts, **options: Any) -> None:

@@ -18,6 +18,7 @@ import pytest
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import DropOff, Instance
 from glgpu.notebook import State, memory_of, socket_of
+from glgpu.rehearsal.browser import Browser
 from glgpu.saved import ENDED, HANDED_OVER, Save, manifests, read_save
 from glgpu.stages.destroy import destroy
 from glgpu.stages.notebook_start import start
@@ -28,7 +29,6 @@ from glgpu.steps.detach import is_detached, way_home
 from glgpu.steps.door import Guest, log_in, open_door
 from glgpu.steps.guest import ask
 from glgpu.steps.notebook import state_of
-from jupyter import Browser
 from lab import FILES, Lab, lab
 
 pytestmark = pytest.mark.skipif(

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import psutil
 import pytest
 
-from rehearsing import GLGPU
+from rehearsing import GLGPU, rehearse
 from serving import Served, stand_ins
 
 pytestmark = pytest.mark.skipif(
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    with stand_ins(GLGPU, ROOT / "examples/text-generation") as world:
+    with stand_ins(GLGPU, ROOT / "examples/text-generation", "--notebook") as world:
         yield world
 
 
@@ -164,3 +164,15 @@ def test_a_notebook_from_a_click_to_artifacts(served: Served, tmp_path: Path) ->
     assert served.left() == {}
     gone = job(served, tmp_path / "stop again", "notebook", "stop", CI_JOB_NAME="stop notebook")
     assert gone.returncode == 0, gone.stdout + gone.stderr
+
+
+@pytest.mark.every_fault
+def test_a_notebook_is_rehearsed_by_one_command(tmp_path: Path) -> None:
+    played = rehearse(tmp_path, "--notebook")
+    assert played.code == 0, played.text
+    assert "a cell ran: Python 3" in played.text
+    assert "laptop: the notebook has ended" in played.text
+    written = json.loads((tmp_path / "work/outputs/rehearsal.ipynb").read_text())
+    assert "sees .git" in "".join(written["cells"][0]["outputs"][0]["text"])
+    assert not re.search("token=[0-9a-f]", played.text)
+    played.assert_nothing_is_left()

@@ -40,6 +40,7 @@ from glgpu.rehearsal.faults import Faults
 from glgpu.rehearsal.gitlab_model import Variable
 from glgpu.rehearsal.job_run import RUNNER_VERSION, Executor
 from glgpu.rehearsal.job_turn import Outcome
+from glgpu.rehearsal.notebook_visit import NotebookVisit
 from glgpu.rehearsal.occasion import Event, Occasion, Server, predefined_variables
 from glgpu.rehearsal.player import Player, Runner
 from glgpu.rehearsal.stranger import Stranger
@@ -75,6 +76,7 @@ def rehearse(
     keep: bool,
     clean: bool,
     serve: bool,
+    notebook: bool,
 ) -> int:
     """The command.
 
@@ -108,15 +110,18 @@ def rehearse(
     if ahead:
         world.clock.offset = ahead
         talk.say(f"the clocks of GitLab and Google are {spoken(ahead)} ahead of this machine's")
+    befalls = [fault.notebook for fault in chosen if fault.notebook]
+    notebook = notebook or bool(befalls)
     try:
         if serve:
-            world.start(repository)
+            world.start(repository, notebook=notebook)
             return _serve(console, world, adopt(world, repository, chosen, image), drawn)
         with console.section("stand-ins", "Stand-ins"):
-            world.start(repository)
-            adopted = adopt(world, repository, chosen, image, federated=True)
+            world.start(repository, notebook=notebook)
+            adopted = adopt(world, repository, chosen, image, federated=True, notebook=notebook)
             rehearsal = Rehearsal(console, world, adopted, chosen)
-        return rehearsal.play()
+            visit = NotebookVisit(console, world, adopted, rehearsal.player, befalls) if notebook else None
+        return rehearsal.play(visit)
     finally:
         # What is being cleared away is cleared away, however impatient somebody gets.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -191,7 +196,13 @@ def _told_finds(after: Afterwards) -> str:
 
 
 def adopt(
-    world: World, repository: Path, faults: Sequence[Fault], image: str | None, *, federated: bool = False
+    world: World,
+    repository: Path,
+    faults: Sequence[Fault],
+    image: str | None,
+    *,
+    federated: bool = False,
+    notebook: bool = False,
 ) -> Adopted:
     """Set the repository up in the stand-in GitLab, secrets from the caller's environment or made up."""
     own = process_environment()
@@ -207,7 +218,9 @@ def adopt(
         if known:
             world.registry.images[full_name(known)] = Repository()
     branch = next((fault.branch for fault in faults if fault.branch != worlds.BRANCH), worlds.BRANCH)
-    adopted = world.adopt(repository, config=CONFIG, branch=branch, variables=variables, federated=federated)
+    adopted = world.adopt(
+        repository, config=CONFIG, branch=branch, variables=variables, federated=federated, notebook=notebook
+    )
     for fault in faults:
         world.gitlab.artifact_limit_mb = fault.artifact_limit_mb or world.gitlab.artifact_limit_mb
     adopted.token.revoked = any(fault.token_revoked for fault in faults)
@@ -280,8 +293,8 @@ class Rehearsal:
         self._touched: list[str] = []
         self._strikes = [fault.strike for fault in faults if fault.strike]
 
-    def play(self) -> int:
-        """Play the pipeline and the layers after it; the exit code."""
+    def play(self, visit: NotebookVisit | None = None) -> int:
+        """Play the pipeline, what somebody does with it by hand, and the layers after it; the exit code."""
         begun = time.monotonic()
         adopted, names = self.adopted, ", ".join(job.name for job in self.player.pipeline.jobs)
         self._console.say(f"== Pipeline of {adopted.branch} at {adopted.sha[:12]}: {names}")
@@ -289,11 +302,12 @@ class Rehearsal:
             outcomes = self._world.call(self.player.play())
             if self._moving_in is not None:
                 self._world.call(_ended(self._moving_in))
+            lost = visit.pay() if visit else []
             self._summary(outcomes)
             if any(outcome.status == "canceled" for outcome in outcomes.values()):
                 # A cancelled job asks for the delete and does not wait for it.
                 self._world.call(self.until_gone())
-            code = first_failure(outcomes)
+            code = first_failure(outcomes) or int(bool(lost))
             for fault in self._faults:
                 for after in fault.afterwards:
                     self._act(after)
@@ -305,6 +319,8 @@ class Rehearsal:
         self._unpack(outcomes)
         for package in self.adopted.project.packages.values():
             self._console.say(f"== Kept as package {package.name} {package.version}: {len(package.files)} files")
+        for what in lost:
+            self._console.say(f"== Lost: {what}")
         self._console.say(f"== Left behind: {_told(left)}")
         code = 30 if any(left.values()) else code
         if self._stranger is not None:

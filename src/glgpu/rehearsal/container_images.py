@@ -2,7 +2,7 @@
 
 With a real engine: the user's own images, and ``glgpu-rehearsal-base`` for all others. Without: the interpreter that
 runs the rehearsal, as the process-based engine's only image. A requirements.txt becomes a layer above either, made
-once and kept by the hash of its text.
+once and kept by the hash of its text; so does JupyterLab, where a notebook is rehearsed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,12 @@ def find_engine(environment: Mapping[str, str]) -> Engine:
     return Engine(client, candidate.host, answer.stdout.strip()) if answer.returncode == 0 else Engine()
 
 
-def prepare(engine: Engine, repository: Path | None, cache: Path, say: Callable[[str], None]) -> Images:
-    """Make the base image, with the repository's requirements.txt in it where there is one.
+def prepare(engine: Engine, requirements: Sequence[Path], cache: Path, say: Callable[[str], None]) -> Images:
+    """Make the base image, with what has to be in it.
 
     Args:
         engine: As ``find_engine`` found it.
-        repository: The repository to rehearse; None or one without requirements.txt: the bare base.
+        requirements: Files for pip, which installs one after the other; none: the bare base.
         cache: Folder for what is kept between rehearsals, ``$XDG_CACHE_HOME/glgpu``.
         say: Told in one line what takes time, and which engine it is in the end.
 
@@ -98,15 +98,12 @@ def prepare(engine: Engine, repository: Path | None, cache: Path, say: Callable[
     """
     if engine.client is not None and not has_base(engine, say):
         engine = Engine()
-    requirements = repository / "requirements.txt" if repository else None
-    if requirements is not None and not requirements.is_file():
-        requirements = None
     if engine.client is None:
         say("containers: processes of this machine, without isolation (no Docker engine is used)")
-        python = Path(sys.executable) if requirements is None else layered_python(requirements, cache, say)
+        python = layered_python(requirements, cache, say) if requirements else Path(sys.executable)
         return Images(engine, BASE, {BASE: process_image(python)})
     say(f"containers: Docker {engine.version}")
-    base = BASE if requirements is None else layered_image(engine, requirements, say)
+    base = layered_image(engine, requirements, say) if requirements else BASE
     return Images(engine, base)
 
 
@@ -140,7 +137,7 @@ def process_image(python: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def layered_python(requirements: Path, cache: Path, say: Callable[[str], None]) -> Path:
+def layered_python(requirements: Sequence[Path], cache: Path, say: Callable[[str], None]) -> Path:
     """A virtual environment with the requirements, above the rehearsal's own packages; kept by their hash.
 
     Raises:
@@ -153,23 +150,24 @@ def layered_python(requirements: Path, cache: Path, say: Callable[[str], None]) 
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (folder / "complete").exists():
             return python
-        say(f"installing {requirements.name} into a cached layer (once)")
+        say(f"installing {_told(requirements)} into a cached layer (once)")
         shutil.rmtree(folder, ignore_errors=True)
         # Without pip, which Debian's plain Python cannot put there: it is found among the rehearsal's own packages.
         venv.create(folder, with_pip=False, symlinks=True)
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         packages = [path for path in sys.path if path.endswith("-packages")]
         (folder / "lib" / version / "site-packages" / "rehearsal.pth").write_text("\n".join(packages) + "\n")
-        command = [str(python), "-I", "-m", "pip", "install", "--no-input", "-r", requirements.name]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=requirements.parent, check=False)
-        if done.returncode != 0:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise refused(requirements, done.stderr)
+        for one in requirements:
+            command = [str(python), "-I", "-m", "pip", "install", "--no-input", "-r", one.name]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=one.parent, check=False)
+            if done.returncode != 0:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise refused(one, done.stderr)
         (folder / "complete").touch()
     return python
 
 
-def layered_image(engine: Engine, requirements: Path, say: Callable[[str], None]) -> str:
+def layered_image(engine: Engine, requirements: Sequence[Path], say: Callable[[str], None]) -> str:
     """An image with the requirements above the base, kept in the engine by their hash.
 
     pip's settings of this machine (its index, proxies, certificates) are given to the command alone, so that the
@@ -182,25 +180,26 @@ def layered_image(engine: Engine, requirements: Path, say: Callable[[str], None]
     image = f"glgpu-rehearsal-layer:{key(requirements, base_id)}"
     if engine.docker("image", "inspect", image).returncode == 0:
         return image
-    say(f"installing {requirements.name} into a cached layer (once)")
+    say(f"installing {_told(requirements)} into a cached layer (once)")
     builder = f"glgpu-rehearsal-layer-{secrets.token_hex(6)}"
-    folder = requirements.parent.resolve()
+    folders = [one.parent.resolve() for one in requirements]
     settings = {name: value for name, value in os.environ.items() if is_pip_setting(name)}
     files = [Path(part) for value in settings.values() for part in value.split() if part.startswith("/")]
-    files += [Path("/etc/pip.conf"), folder]
+    files += [Path("/etc/pip.conf"), *folders]
     mounts = [argument for file in dict.fromkeys(files) if file.exists() for argument in ("-v", f"{file}:{file}:ro")]
     given = [argument for name in settings for argument in ("-e", name)]
     try:
         started = engine.docker("run", "-d", "--init", "--name", builder, "--network", "host", *mounts, BASE,
                                 "sleep", "3600")  # fmt: skip
         if started.returncode != 0:
-            raise refused(requirements, started.stderr)
-        done = engine.docker(
-            "exec", *given, "-e", "PIP_BREAK_SYSTEM_PACKAGES=1", "-w", str(folder), builder,
-            "python3", "-m", "pip", "install", "--no-input", "--no-cache-dir", "-r", requirements.name, seconds=3600,
-        )  # fmt: skip
-        if done.returncode != 0:
-            raise refused(requirements, done.stderr)
+            raise refused(requirements[0], started.stderr)
+        for folder, one in zip(folders, requirements, strict=True):
+            done = engine.docker(
+                "exec", *given, "-e", "PIP_BREAK_SYSTEM_PACKAGES=1", "-w", str(folder), builder,
+                "python3", "-m", "pip", "install", "--no-input", "--no-cache-dir", "-r", one.name, seconds=3600,
+            )  # fmt: skip
+            if done.returncode != 0:
+                raise refused(one, done.stderr)
         engine.docker("commit", "--change", 'CMD ["python3"]', builder, image)
     finally:
         engine.docker("rm", "-f", builder)
@@ -212,9 +211,14 @@ def is_pip_setting(name: str) -> bool:
     return name.startswith("PIP_") or name.lower() in ("http_proxy", "https_proxy", "no_proxy", "ssl_cert_file")
 
 
-def key(requirements: Path, below: str) -> str:
+def key(requirements: Sequence[Path], below: str) -> str:
     """The name of a layer: the hash of what it is made of."""
-    return hashlib.sha256(requirements.read_bytes() + b"\0" + below.encode()).hexdigest()[:16]
+    made_of = [*(one.read_bytes() for one in requirements), below.encode()]
+    return hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
+
+
+def _told(requirements: Sequence[Path]) -> str:
+    return " and ".join("/".join(one.parts[-2:]) for one in requirements)
 
 
 def refused(requirements: Path, output: str) -> Failure:

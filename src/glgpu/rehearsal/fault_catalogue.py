@@ -67,6 +67,11 @@ class Strike:
     then: Strike | None = None
 
 
+NotebookFault = Literal["drop tunnel", "hang kernel", "stop during cell"]
+"""What befalls a notebook that somebody has open: the network breaks off for a moment, its kernel does nothing more,
+it is stopped while a cell runs."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault.
@@ -88,6 +93,7 @@ class Fault:
         clock_ahead: Seconds by which the clocks of GitLab and Google run ahead of the jobs' own.
         stranger: Whether a run of another GitLab server with the same ids is in the cloud project.
         strike: What befalls a job.
+        notebook: What befalls a notebook, which is rehearsed then; None: nothing.
         artifact_limit_mb: What GitLab takes as a job's artifacts, or None.
         afterwards: The layers that act after the pipeline, in order.
         place: What the name is followed by, after a colon: a ``ZONE``, a ``REGION``, ...; empty: nothing.
@@ -110,6 +116,7 @@ class Fault:
     clock_ahead: float = 0.0
     stranger: bool = False
     strike: Strike | None = None
+    notebook: NotebookFault | None = None
     artifact_limit_mb: int | None = None
     afterwards: Sequence[Afterwards] = ()
     place: Literal["", "ZONE", "REGION", "STAGE", "SECONDS"] = ""
@@ -649,6 +656,27 @@ FAULTS: tuple[Fault, ...] = (
         rules=[Rule("gitlab.packages.upload", "forbidden", 1)],
         variables={"GLGPU_TRAIN_COMMAND": BIG_TRAINING, **OUTPUTS},
         artifact_limit_mb=12,
+    ),
+    Fault(
+        "tunnel-drop",
+        "the network between a laptop and the notebook that it has open breaks off for a second",
+        0,
+        shows="connected again, at the same address",
+        notebook="drop tunnel",
+    ),
+    Fault(
+        "kernel-hangs",
+        "a notebook's kernel does nothing any more, and takes no signal: the work is saved all the same",
+        0,
+        shows="the kernel hangs",
+        notebook="hang kernel",
+    ),
+    Fault(
+        "stop-during-cell",
+        "a notebook is stopped while a cell runs and writes",
+        0,
+        shows="a cell runs and writes",
+        notebook="stop during cell",
     ),
 )
 

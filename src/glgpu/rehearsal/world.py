@@ -36,7 +36,7 @@ from glgpu.rehearsal.iap_relay import IapRelay
 from glgpu.rehearsal.machine_room import MachineRoom, reap
 from glgpu.rehearsal.seams import Network
 from glgpu.rehearsal.world_clock import WorldClock
-from glgpu.resources import resource
+from glgpu.resources import resource, resource_text
 from glgpu.settings import Settings, load_settings, process_environment
 
 T = TypeVar("T")
@@ -49,6 +49,16 @@ include:
   - project: {home}
     ref: main
     file: ci/train.yml
+    inputs:
+      image: not-pulled-in-a-rehearsal
+      config: {config}
+"""
+NOTEBOOK_SNIPPET = """\
+stages: [destroy]
+include:
+  - project: {home}
+    ref: main
+    file: ci/notebook.yml
     inputs:
       image: not-pulled-in-a-rehearsal
       config: {config}
@@ -104,11 +114,12 @@ class World:
         self._thread = threading.Thread(target=self._loop.run_forever, name="stand-ins", daemon=True)
         self._note: Note | None = None
 
-    def start(self, repository: Path | None) -> None:
+    def start(self, repository: Path | None, *, notebook: bool = False) -> None:
         """Note that this rehearsal runs, so that it can be reaped, and start every stand-in.
 
         Args:
             repository: Its requirements.txt, if any, becomes a layer of the base image.
+            notebook: Whether the base image has JupyterLab as well: a VM of a rehearsal reaches no index of packages.
 
         Raises:
             Failure: IMAGE_PULL, when the requirements cannot be installed; DISK_FULL, when nothing can be written.
@@ -123,7 +134,12 @@ class World:
                 f"a rehearsal cannot write to {error.filename}: {error.strerror}",
                 "set XDG_CACHE_HOME and TMPDIR to folders of your own with room in them",
             ) from None
-        self.images: Images = prepare(find_engine(process_environment()), repository, cache, self.say)
+        wanted = [path for path in [(repository or self.folder) / "requirements.txt"] if path.is_file()]
+        if notebook:
+            wanted.append(self.folder / "jupyterlab" / "requirements.txt")
+            wanted[-1].parent.mkdir()
+            wanted[-1].write_bytes(resource_text("vm/notebook/requirements.txt"))
+        self.images: Images = prepare(find_engine(process_environment()), wanted, cache, self.say)
         with undisturbed():
             self._thread.start()
             self.call(self._start())
@@ -190,6 +206,7 @@ class World:
         variables: Sequence[Variable] = (),
         keep_pipeline: bool = False,
         federated: bool = False,
+        notebook: bool = False,
     ) -> Adopted:
         """Bring a repository into the stand-in GitLab, as its team would have it set up.
 
@@ -200,13 +217,15 @@ class World:
             variables: CI variables beyond those that every rehearsal needs.
             federated: Whether jobs log in to Google Cloud by their identity tokens, instead of a ready access token.
             keep_pipeline: Whether its own .gitlab-ci.yml is pushed too, instead of one with nothing but glgpu's jobs.
+            notebook: Whether these are the notebook's.
         """
         pipeline = repository / ".gitlab-ci.yml"
         home = self._home(home_of(pipeline) or HOME_PROJECT)
         work = self.folder / "push"
         snapshot(repository, work)
         if not (keep_pipeline and pipeline.exists()):
-            (work / ".gitlab-ci.yml").write_text(SNIPPET.format(home=home.path, config=config), encoding="utf-8")
+            snippet = NOTEBOOK_SNIPPET if notebook else SNIPPET
+            (work / ".gitlab-ci.yml").write_text(snippet.format(home=home.path, config=config), encoding="utf-8")
         sha = commit(work, branch)
         user = self.gitlab.create_user("ada", name="Ada")
         home.members[user.id] = Role.REPORTER

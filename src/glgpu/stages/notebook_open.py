@@ -71,8 +71,8 @@ def _stay(visited: Visited, token: str, browse: Browse | None) -> None:
                     run.console.say("connected again, at the same address")
                 down = False
                 tunnel.last()
+            why = tunnel.complaint or "no answer"
         tries += 1
-        why = tunnel.complaint or "no answer"
         if not port and tries >= FIRST_TRIES:
             raise Failure(
                 ErrorClass.SSH, f"no way to the notebook: {why}", "call it again; `glgpu ssh` shows more", why

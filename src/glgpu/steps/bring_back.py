@@ -61,6 +61,8 @@ RAW_SAMPLES = "samples.csv"
 """What the VM calls its samples of the GPUs (vm/keeper.sh)."""
 HARD_END_SECONDS = 120.0
 """Before its hard end: from then on a VM that is gone has reached it."""
+OVER = ("TERMINATED", "SUSPENDED")
+"""Status of a VM that does nothing any more."""
 LAST_LINES = 20
 LAST_BYTES = 20_000
 """Of a log, in which those lines are: one without ends must not fill the job log."""
@@ -96,7 +98,10 @@ def bring_saved(run: Run) -> None:
     Raises:
         Failure: what stands in the way of collecting it.
     """
-    for home in places(run, instances_of(run)):
+    instances = instances_of(run)
+    if any(one.status not in OVER for one in instances):
+        return
+    for home in places(run, instances):
         try:
             _see_to(run, home, run.google_time)
         except Failure as failure:
@@ -171,7 +176,7 @@ def _see_to(run: Run, home: DropOff, now: Callable[[], float]) -> None:
         # Whoever ended it has brought its work home. The newest save stays, for whoever goes on with it.
         home.drop_parts(run.name, ours)
         return
-    running = [one for one in detached if one.status not in ("TERMINATED", "SUSPENDED")]
+    running = [one for one in detached if one.status not in OVER]
     if running and (notebook or not (save and save.whole)):
         what = "notebook" if notebook else "training"
         run.console.say(f"{running[0].name} is {running[0].status}: its {what} goes on")

@@ -1,4 +1,4 @@
-"""A browser's side of JupyterLab, over the UNIX socket on which it listens."""
+"""A browser's side of JupyterLab, without the browser: HTTP requests, and web sockets to kernels and terminals."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class Browser:
     """Somebody who has the token.
 
     Args:
-        path: The socket.
+        where: An address, or the UNIX socket on which it listens.
         token: The token.
     """
 
-    def __init__(self, path: Path, token: str) -> None:
-        self._path = path
+    def __init__(self, where: str | Path, token: str) -> None:
+        self._base = where if isinstance(where, str) else "http://localhost"
+        self._socket = where if isinstance(where, Path) else None
         self._headers = {"Authorization": f"token {token}"} if token else {}
         self._loop = asyncio.new_event_loop()
         self._session: aiohttp.ClientSession | None = None
@@ -29,7 +30,8 @@ class Browser:
 
     def __enter__(self) -> Self:
         async def begin() -> aiohttp.ClientSession:
-            return aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._path)), headers=self._headers)
+            connector = aiohttp.UnixConnector(str(self._socket)) if self._socket else aiohttp.TCPConnector()
+            return aiohttp.ClientSession(connector=connector, headers=self._headers)
 
         self._session = self._do(begin())
         return self
@@ -47,13 +49,26 @@ class Browser:
 
         async def go() -> tuple[int, Any]:
             assert self._session is not None
-            async with self._session.request(verb, f"http://localhost/{path}", json=said or None) as answer:
+            async with self._session.request(verb, f"{self._base}/{path}", json=said or None) as answer:
                 text = await answer.text()
-                is_json = answer.content_type == "application/json" and text
+                # JupyterLab calls some of its pages about what is not there JSON.
+                is_json = answer.ok and answer.content_type == "application/json" and text
                 return answer.status, await answer.json() if is_json else text
 
         status, answer = self._do(go())
         return int(status), answer
+
+    def read(self, name: str) -> bytes:
+        """A file of the workspace, as it is."""
+
+        async def go() -> bytes:
+            assert self._session is not None
+            async with self._session.get(f"{self._base}/files/{name}") as answer:
+                answer.raise_for_status()
+                return await answer.read()
+
+        data: bytes = self._do(go())
+        return data
 
     def kernel(self) -> str:
         """Start one; its id."""
@@ -66,7 +81,7 @@ class Browser:
 
         async def go() -> None:
             assert self._session is not None
-            async with self._session.ws_connect(f"http://localhost/terminals/websocket/{terminal}") as tab:
+            async with self._session.ws_connect(f"{self._base}/terminals/websocket/{terminal}") as tab:
                 await tab.receive()
                 await tab.send_json(["stdin", text])
                 await tab.receive()
@@ -78,7 +93,7 @@ class Browser:
 
         async def go() -> aiohttp.ClientWebSocketResponse:
             assert self._session is not None
-            tab = await self._session.ws_connect(f"http://localhost/api/kernels/{kernel}/channels")
+            tab = await self._session.ws_connect(f"{self._base}/api/kernels/{kernel}/channels")
             await tab.send_json(message("kernel_info_request", {}))
             return tab
 
