@@ -22,6 +22,8 @@ from glgpu.steps.bring_up import plan_lifetime
 from glgpu.steps.context import Run
 from glgpu.steps.notebook import saved_work
 
+STATE = {"answers": True, "busy": False, "idle_seconds": 0, "soft_end": 2_000_000_000, "saved": None}
+
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
@@ -29,6 +31,7 @@ def stage(tmp_path: Path) -> Stage:
     made = make_stage(tmp_path)
     made.use(name=replace(made.run.name, kind=KIND))
     made.machine.said |= {"notebook-jupyter": done("own\n"), "notebook-answers": done("yes\n")}
+    made.machine.said["notebook-state"] = done(json.dumps(STATE))
 
     def keep(verb: str) -> None:
         if verb == "probe":
@@ -61,6 +64,20 @@ def refused(stage: Stage) -> Failure:
     with pytest.raises(Failure) as caught:
         start(stage.run)
     return caught.value
+
+
+def test_a_notebook_that_does_not_tell_yet_whether_it_is_at_work_is_waited_for(stage: Stage) -> None:
+    stage.machine.said["notebook-state"] = done(json.dumps(STATE | {"answers": False}))
+
+    def tell() -> None:
+        stage.machine.said["notebook-state"] = done(json.dumps(STATE))
+
+    def look_in_vain() -> None:
+        stage.machine.before["notebook-answers"] = tell
+
+    stage.machine.before["notebook-answers"] = look_in_vain
+    start(stage.run)
+    assert stage.machine.verbs().count("notebook-state") == 2
 
 
 def test_a_notebook_is_left_to_its_vm_once_it_answers(stage: Stage) -> None:

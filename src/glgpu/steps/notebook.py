@@ -166,7 +166,9 @@ def wait_for_answer(run: Run, guest: Guest, container: Container) -> None:
     def answers() -> bool | None:
         done = ask(run, guest.machine, "notebook-answers", python, doing="asking JupyterLab for an answer")
         if done.text.strip() == "yes":
-            return True
+            # What tells whether it is at work begins a moment later.
+            told = state_of(run, guest)
+            return (told is not None and told.answers) or None
         state = container.state()
         return None if state is not None and state.get("Running") else False
 
