@@ -121,6 +121,10 @@ def rehearse(
     return Rehearsed(process.returncode, text, folder / "work")
 
 
+NOT_CLICKED = {"start notebook": "manual", "stop notebook": "manual"}
+"""Status of the notebook's jobs in a pipeline in which nobody clicks them."""
+
+
 def repository(folder: Path, files: Mapping[str, str] = {}) -> Path:
     """A folder with a glgpu.yml and a training that takes no time."""
     folder.mkdir(parents=True)

@@ -517,8 +517,8 @@ def test_requirements_become_a_layer_that_is_made_once(engine: Engine, tmp_path:
     repository.mkdir()
     (repository / "requirements.txt").write_text(f"./{write_wheel(repository)}\n# {token_hex(8)}\n")
     told: list[str] = []
-    images = prepare(engine, repository, tmp_path / "cache", told.append)
-    assert prepare(engine, repository, tmp_path / "cache", told.append) == images
+    images = prepare(engine, [repository / "requirements.txt"], tmp_path / "cache", told.append)
+    assert prepare(engine, [repository / "requirements.txt"], tmp_path / "cache", told.append) == images
     assert sum("once" in line for line in told) == 1
     ask = "import glgpu_contract, numpy; print(glgpu_contract.ANSWER)"
     if engine.client is None:
@@ -536,6 +536,6 @@ def test_requirements_become_a_layer_that_is_made_once(engine: Engine, tmp_path:
 def test_a_requirement_that_cannot_be_installed_is_exit_code_17(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text(f"./no-such-file-1.0-py3-none-any.whl  # {token_hex(4)}\n")
     with pytest.raises(Failure) as failure:
-        prepare(engine, tmp_path, tmp_path / "cache", lambda _: None)
+        prepare(engine, [tmp_path / "requirements.txt"], tmp_path / "cache", lambda _: None)
     assert failure.value.exit_code == 17
     assert "no-such-file" in failure.value.evidence

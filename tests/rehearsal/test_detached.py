@@ -16,7 +16,7 @@ import pytest
 from glgpu.rehearsal.faults import Rule
 from glgpu.rehearsal.gitlab_model import Variable
 from glgpu.rehearsal.job_turn import Outcome
-from rehearsing import WITH_CLEANUP, Played, clean, repository, world
+from rehearsing import NOT_CLICKED, WITH_CLEANUP, Played, clean, repository, world
 
 SETTINGS = """\
 machine:
@@ -100,7 +100,13 @@ def test_the_pipeline_ends_while_the_training_runs_and_the_schedule_brings_it_ho
     with detached(tmp_path) as played:
         outcomes = played.play()
         told = {name: outcome.status for name, outcome in outcomes.items()}
-        assert told == {"provision": "success", "train": "success", "destroy": "success", "stop": "manual"}, played.logs
+        assert told == {
+            "provision": "success",
+            "train": "success",
+            "destroy": "success",
+            "stop": "manual",
+            **NOT_CLICKED,
+        }, played.logs
         assert "the way home is proved" in played.logs["train"]
         assert "the training goes on without a job" in played.logs["destroy"]
         left = played.left()
@@ -136,7 +142,13 @@ def test_with_a_bucket_it_takes_neither_token_nor_registry(tmp_path: Path) -> No
     with detached(tmp_path, settings=WITH_BUCKET, variables=variables, token=False) as played:
         outcomes = played.play()
         told = {name: outcome.status for name, outcome in outcomes.items()}
-        assert told == {"provision": "success", "train": "success", "destroy": "success", "stop": "manual"}, played.logs
+        assert told == {
+            "provision": "success",
+            "train": "success",
+            "destroy": "success",
+            "stop": "manual",
+            **NOT_CLICKED,
+        }, played.logs
         assert f"the VM can leave its outputs in the bucket {BUCKET}" in played.logs["train"]
         (account,) = next(iter(played.world.compute.instances.resources("europe-west4-a")))["serviceAccounts"]
         assert account["scopes"] == ["https://www.googleapis.com/auth/devstorage.read_write"]
