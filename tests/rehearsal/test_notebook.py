@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import urllib.error
@@ -18,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import psutil
 import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from rehearsing import GLGPU, rehearse
 from serving import Served, stand_ins
@@ -26,6 +28,9 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab: not installed here: no notebook is started"
 )
 ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium")
+PICTURE = os.environ.get("GLGPU_PICTURE", "")
+"""Where the picture for docs/how-to/notebook.md goes, for whoever wants a new one."""
 
 
 @pytest.fixture
@@ -48,6 +53,15 @@ def job(served: Served, folder: Path, *words: str, **own: str) -> subprocess.Com
         stdin=subprocess.DEVNULL,
         check=False,
     )
+
+
+def started_notebook(served: Served, checkout: Path) -> str:
+    """Play `start notebook` in a checkout of its own; what it printed."""
+    whose = f"://gitlab-ci-token:{served.environment['CI_JOB_TOKEN']}@"
+    subprocess.run(["git", "clone", "-q", served.told["repository_url"].replace("://", whose), checkout], check=True)
+    done = job(served, checkout, "notebook", "start", CI_JOB_NAME="start notebook")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def laptop(served: Served, home: Path) -> dict[str, str]:
@@ -79,13 +93,19 @@ class Opened:
         for line in process.stdout:
             self.said += line
             if found := re.search(r"open (file://\S+) in a browser", line):
-                page = Path(unquote(urlsplit(found[1]).path))
-                (address,) = re.findall(r'url=([^"]+)"', page.read_text())
+                self.page = Path(unquote(urlsplit(found[1]).path))
+                (address,) = re.findall(r'url=([^"]+)"', self.page.read_text())
                 self.address = html.unescape(address)
                 break
         else:
             raise AssertionError(self.said)
         self.base, _, self.token = self.address.partition("/lab?token=")
+
+    def read(self, name: str) -> bytes:
+        """A file of the workspace, as it is there."""
+        request = urllib.request.Request(f"{self.base}/files/{name}", headers={"Authorization": f"token {self.token}"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return bytes(answer.read())
 
     def ask(self, path: str, token: str) -> int:
         request = urllib.request.Request(f"{self.base}/{path}", headers={"Authorization": f"token {token}"})
@@ -109,6 +129,15 @@ def opened(served: Served, home: Path) -> Iterator[Opened]:
         process.communicate(timeout=60)
 
 
+@contextlib.contextmanager
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, without a window."""
+    # Root has no sandbox, and there is nothing but our own page to be kept in one.
+    options = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
+    with sync_playwright() as playwright, playwright.chromium.launch(**options) as launched:
+        yield launched
+
+
 def command_lines() -> str:
     lines = []
     for process in psutil.process_iter():
@@ -121,11 +150,7 @@ def command_lines() -> str:
 def test_a_notebook_from_a_click_to_artifacts(served: Served, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    checkout = tmp_path / "start"
-    whose = f"://gitlab-ci-token:{served.environment['CI_JOB_TOKEN']}@"
-    subprocess.run(["git", "clone", "-q", served.told["repository_url"].replace("://", whose), checkout], check=True)
-    start = job(served, checkout, "notebook", "start", CI_JOB_NAME="start notebook")
-    assert start.returncode == 0, start.stdout + start.stderr
+    start = started_notebook(served, tmp_path / "start")
     with opened(served, home) as one:
         assert one.ask("api/kernels", one.token) == 200
         assert one.ask("api/kernels", "guessed") == 403
@@ -160,10 +185,53 @@ def test_a_notebook_from_a_click_to_artifacts(served: Served, tmp_path: Path) ->
     assert stop.returncode == 0, stop.stdout + stop.stderr
     assert (folder / "outputs/mine.txt").read_text() == "mine\n"
     subprocess.run(["sha256sum", "--check", "--quiet", "glgpu/SHA256SUMS"], cwd=folder / "outputs", check=True)
-    assert one.token not in start.stdout + start.stderr + stop.stdout + stop.stderr
+    assert one.token not in start + stop.stdout + stop.stderr
     assert served.left() == {}
     gone = job(served, tmp_path / "stop again", "notebook", "stop", CI_JOB_NAME="stop notebook")
     assert gone.returncode == 0, gone.stdout + gone.stderr
+
+
+CELL = """\
+import os, train
+os.environ.update(EPOCHS="2", STEPS="10", HIDDEN="16", BATCH="8")
+train.main()"""
+
+
+@pytest.mark.every_fault
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium: not on PATH: no real browser opens a notebook")
+def test_a_real_browser_opens_a_notebook_trains_in_a_cell_and_what_it_saved_comes_home(
+    served: Served, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    start = started_notebook(served, tmp_path / "start")
+    with opened(served, home) as one, browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1200, "height": 720})
+        page.goto(one.page.as_uri())
+        page.locator(".jp-LauncherCard[title*='Python 3']").first.click(timeout=90_000)
+        cell = page.locator(".jp-NotebookPanel .jp-Cell .cm-content").first
+        expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=90_000)
+        cell.click()
+        page.keyboard.insert_text(CELL)
+        page.keyboard.press("Shift+Enter")
+        expect(page.locator(".jp-OutputArea-output").first).to_contain_text("epoch 2 of 2", timeout=90_000)
+        page.keyboard.press("Control+s")
+        page.get_by_placeholder("File name").fill("trained.ipynb")
+        page.locator(".jp-Dialog .jp-mod-accept").click()
+        page.locator(".jp-DirListing-itemText", has_text="trained.ipynb").wait_for(timeout=30_000)
+        if PICTURE:
+            page.screenshot(path=PICTURE)
+        saved = one.read("trained.ipynb")
+        assert one.token not in page.title()
+    (printed,) = [cell["outputs"][0] for cell in json.loads(saved)["cells"] if cell.get("outputs")]
+    assert "epoch 2" in "".join(printed["text"])
+    folder = tmp_path / "stop"
+    stop = job(served, folder, "notebook", "stop", CI_JOB_NAME="stop notebook")
+    assert stop.returncode == 0, stop.stdout + stop.stderr
+    assert (folder / "outputs/trained.ipynb").read_bytes() == saved
+    assert (folder / "outputs/metrics.json").exists()  # what the cell has left is work as well
+    assert one.token not in start + stop.stdout + stop.stderr
+    assert served.left() == {}
 
 
 @pytest.mark.every_fault
