@@ -1,8 +1,9 @@
 #!/bin/sh
 # What sees a detached training or a notebook home, on the VM itself and as root: `sh keeper VERB RUN HOME [WORDS]`. Once
 # the container has ended, or has to, what it made and its log go to where the job has proved that they can go; then the
-# VM powers off. What a notebook has changed goes there every few minutes as well. What opens that place comes by standard input alone, or from Google's metadata server, and stays in /run, which is
-# memory, and which no container sees; /dev/shm is the container's too where it shares the host's.
+# VM powers off. What a notebook has changed goes there every few minutes as well. What opens that place comes by standard
+# input alone, or from Google's metadata server, and stays in /run, which is memory, and which no container sees; /dev/shm
+# is the container's too where it shares the host's.
 set -eu
 umask 077
 
