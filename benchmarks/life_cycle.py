@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from results import Line, medians, seconds
 
@@ -237,7 +238,7 @@ def without_latencies() -> list[Line]:
 
 def jobs(scripts: Sequence[str]) -> float:
     """Seconds that jobs take which do nothing else, one after the other, from the first one's script on."""
-    pipeline = {"stages": [f"stage {number}" for number, _ in enumerate(scripts)]}
+    pipeline: dict[str, Any] = {"stages": [f"stage {number}" for number, _ in enumerate(scripts)]}
     pipeline |= {f"job {number}": {"stage": f"stage {number}", "script": [one]} for number, one in enumerate(scripts)}
     return medians({"": partial(_jobs, json.dumps(pipeline))}, ROUNDS)[""]
 
