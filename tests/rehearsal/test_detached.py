@@ -18,6 +18,7 @@ from glgpu.rehearsal.gitlab_model import Variable
 from glgpu.rehearsal.job_turn import Outcome
 from rehearsing import NOT_CLICKED, WITH_CLEANUP, Played, clean, repository, world
 
+GREEN = {"provision": "success", "train": "success", "destroy": "success", "stop": "manual", **NOT_CLICKED}
 SETTINGS = """\
 machine:
   gpu: [nvidia-l4]
@@ -100,13 +101,7 @@ def test_the_pipeline_ends_while_the_training_runs_and_the_schedule_brings_it_ho
     with detached(tmp_path) as played:
         outcomes = played.play()
         told = {name: outcome.status for name, outcome in outcomes.items()}
-        assert told == {
-            "provision": "success",
-            "train": "success",
-            "destroy": "success",
-            "stop": "manual",
-            **NOT_CLICKED,
-        }, played.logs
+        assert told == GREEN, played.logs
         assert "the way home is proved" in played.logs["train"]
         assert "the training goes on without a job" in played.logs["destroy"]
         left = played.left()
@@ -142,13 +137,7 @@ def test_with_a_bucket_it_takes_neither_token_nor_registry(tmp_path: Path) -> No
     with detached(tmp_path, settings=WITH_BUCKET, variables=variables, token=False) as played:
         outcomes = played.play()
         told = {name: outcome.status for name, outcome in outcomes.items()}
-        assert told == {
-            "provision": "success",
-            "train": "success",
-            "destroy": "success",
-            "stop": "manual",
-            **NOT_CLICKED,
-        }, played.logs
+        assert told == GREEN, played.logs
         assert f"the VM can leave its outputs in the bucket {BUCKET}" in played.logs["train"]
         (account,) = next(iter(played.world.compute.instances.resources("europe-west4-a")))["serviceAccounts"]
         assert account["scopes"] == ["https://www.googleapis.com/auth/devstorage.read_write"]

@@ -38,14 +38,12 @@ from glgpu.saved import (
     Save,
     collected_by,
     collected_mark,
-    manifests,
     of_detached,
-    read_save,
 )
 from glgpu.steps.annotate import annotate
 from glgpu.steps.bring_together import damaged, split
 from glgpu.steps.context import Run
-from glgpu.steps.detach import is_detached, leave_note, places
+from glgpu.steps.detach import is_detached, leave_note, places, read_note, saves_of
 from glgpu.steps.download import download
 from glgpu.steps.end_vms import instances_of
 from glgpu.steps.follow import LOG_FILE
@@ -252,7 +250,7 @@ def _ours(run: Run, home: DropOff, parts: Mapping[str, Part]) -> list[str]:
     ours = of_detached(parts)
     for name in [one for one in parts if MANIFEST_PART.fullmatch(one)] if ours else []:
         try:
-            note = read_elsewhere(_read(run, home, name))
+            note = read_elsewhere(read_note(home, run.name, name))
         except ValueError as error:
             run.console.say(f"{name} of {run.name} cannot be understood, so that all of it stays: {error}")
             return []
@@ -267,22 +265,11 @@ def _ours(run: Run, home: DropOff, parts: Mapping[str, Part]) -> list[str]:
 def _newest(run: Run, home: DropOff, parts: Mapping[str, Part]) -> Save | None:
     """The newest save of everything, else the newest of the checkpoints; one that is not understood counts as none."""
     best: Save | None = None
-    for name in manifests(parts):
-        try:
-            save = read_save(_read(run, home, name))
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            run.console.say(f"{name} of {run.name} cannot be understood: {error}")
-            continue
+    for _, save in saves_of(run, home, run.name, parts):
         if save.whole:
             return save
         best = best or save
     return best
-
-
-def _read(run: Run, home: DropOff, name: str) -> bytes:
-    data = bytearray()
-    home.get_part(run.name, name, 0, data.extend)
-    return bytes(data)
 
 
 def _take_over_records(run: Run) -> None:
@@ -450,7 +437,7 @@ def _judged_notebook(save: Save) -> Failure | None:
 def _vanished(run: Run, home: DropOff, now: Callable[[], float]) -> Failure:
     """Its VM is gone, and has saved nothing."""
     try:
-        end = float(json.loads(_read(run, home, HANDED_OVER))["hard_end"])
+        end = float(json.loads(read_note(home, run.name, HANDED_OVER))["hard_end"])
     except (ValueError, KeyError, TypeError):
         end = 0.0
     if now() >= end - HARD_END_SECONDS:

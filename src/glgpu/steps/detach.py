@@ -8,7 +8,7 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from glgpu.elsewhere import PART_BYTES, Part
 from glgpu.errors import ErrorClass, Failure
@@ -17,7 +17,8 @@ from glgpu.job_times import script_seconds, wants_to_detach
 from glgpu.lifetime import Lifetime, spoken
 from glgpu.masking import Masker
 from glgpu.resources import resource_text
-from glgpu.saved import ENDED, HANDED_OVER, PROBE
+from glgpu.run_names import RunName
+from glgpu.saved import ENDED, HANDED_OVER, PROBE, Save, manifests, read_save
 from glgpu.settings import read_secret
 from glgpu.steps.cleanup_schedule import hidden, troubles_with
 from glgpu.steps.context import Run, hard_end_of
@@ -197,7 +198,23 @@ def hand_over(run: Run, instance: Instance, guest: Guest) -> None:
     train = run.settings.train
     words = [str(int(left - reserve)), f"{guest.home}/code/{run.base}".rstrip("/"), train.checkpoints or ""]
     ask(run, guest.machine, "leave", "watch", *words, *train.outputs, doing="leaving the training to its VM")
-    lifetime = Lifetime("deadline", end, end)
+    note_hand_over(run, instance, home, Lifetime("deadline", end, end))
+    run.console.say(
+        f"the training goes on without this job, for {spoken(left)} at most: its VM saves its outputs and powers off, "
+        "and the scheduled `glgpu cleanup` collects them"
+    )
+
+
+def note_hand_over(run: Run, instance: Instance, home: DropOff, lifetime: Lifetime, **more: str) -> None:
+    """Write on the VM's labels, beside what it will leave, and into the record that it is left to itself.
+
+    Args:
+        run: The run.
+        instance: Its VM.
+        home: Where that leaves what it saves.
+        lifetime: Its ends.
+        **more: What whoever collects is to know besides.
+    """
     labels = {"glgpu-until": lifetime.until, "glgpu-expires": str(int(lifetime.soft_end))}
     run.cloud.edit_labels(instance.name, instance.zone, labels)
     note = {
@@ -206,14 +223,11 @@ def hand_over(run: Run, instance: Instance, guest: Guest) -> None:
         "pipeline": run.job.run,
         "ref": run.job.ref,
         "commit": run.job.sha,
-        "hard_end": int(end),
+        **more,
+        "hard_end": int(lifetime.hard_end),
     }
     leave_note(run, home, HANDED_OVER, json.dumps(note, indent=1).encode() + b"\n")
-    run.record.add("handed-over", until=int(end), store=home.store)
-    run.console.say(
-        f"the training goes on without this job, for {spoken(left)} at most: its VM saves its outputs and powers off, "
-        "and the scheduled `glgpu cleanup` collects them"
-    )
+    run.record.add("handed-over", until=int(lifetime.soft_end), store=home.store)
 
 
 def left_to_itself(run: Run) -> list[Instance]:
@@ -249,6 +263,32 @@ def _job_seconds(run: Run) -> float:
 def leave_note(run: Run, home: DropOff, name: str, data: bytes) -> None:
     """Leave a small part beside what the VM leaves."""
     home.put_part(run.name, Part(name, len(data), hashlib.sha256(data).hexdigest()), io.BytesIO(data))
+
+
+def read_note(home: DropOff, name: RunName, part: str) -> bytes:
+    """What a small part says.
+
+    Raises:
+        Failure: the place does not tell.
+    """
+    data = bytearray()
+    home.get_part(name, part, 0, data.extend)
+    return bytes(data)
+
+
+def saves_of(run: Run, home: DropOff, name: RunName, parts: Mapping[str, Part]) -> Iterator[tuple[int, Save]]:
+    """The saves of a run that can be understood, the newest first, each with its Unix time.
+
+    Raises:
+        Failure: the place does not tell.
+    """
+    for manifest in manifests(parts):
+        try:
+            save = read_save(read_note(home, name, manifest))
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            run.console.say(f"{manifest} of {name} cannot be understood: {error}")
+            continue
+        yield int(manifest.removeprefix("save-").removesuffix(".manifest")), save
 
 
 def revoke(run: Run, home: DropOff) -> None:

@@ -17,17 +17,17 @@ from glgpu.disk import cannot_write
 from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import DropOff, Instance
-from glgpu.lifetime import spoken
+from glgpu.lifetime import Lifetime, spoken
 from glgpu.notebook import KIND, SAVE_SECONDS, SOFT_SECONDS, STATE_VERB, UNTIL_VERB, State, memory_of, read_state
 from glgpu.processes import need_tool
 from glgpu.resources import resource_text
 from glgpu.run_names import RunName
-from glgpu.saved import ENDED, HANDED_OVER, Save, collected_by, collected_mark, manifests, of_detached, read_save
+from glgpu.saved import ENDED, HANDED_OVER, Save, collected_by, collected_mark, manifests, of_detached
 from glgpu.settings import check_secrets, read_secret
 from glgpu.steps.bring_together import damaged, split
 from glgpu.steps.container import Container, Workload
 from glgpu.steps.context import Run, hard_end_of
-from glgpu.steps.detach import leave_note, tar_of, way_home
+from glgpu.steps.detach import note_hand_over, read_note, saves_of, tar_of, way_home
 from glgpu.steps.door import Guest
 from glgpu.steps.download import download
 from glgpu.steps.guest import ask, command
@@ -206,22 +206,10 @@ def leave_notebook(run: Run, instance: Instance, guest: Guest, home: DropOff) ->
         str(SAVE_SECONDS),
     ]
     ask(run, guest.machine, "leave", "watch-notebook", *words, doing="leaving the notebook to its VM")
-    labels = {"glgpu-until": "deadline", "glgpu-expires": str(int(soft_end))}
-    run.cloud.edit_labels(instance.name, instance.zone, labels)
-    note = {
-        "schema_version": 1,
-        "run": str(run.name),
-        "pipeline": run.job.run,
-        "ref": run.job.ref,
-        "commit": run.job.sha,
-        "user": run.job.user,
-        "hard_end": int(hard_end),
-    }
     # Those of an earlier notebook of this pipeline.
     marks = [collected_mark(job) for job in collected_by(home.parts(run.name))]
     home.drop_parts(run.name, [HANDED_OVER, ENDED, *marks])
-    leave_note(run, home, HANDED_OVER, json.dumps(note, indent=1).encode() + b"\n")
-    run.record.add("handed-over", until=int(soft_end), store=home.store)
+    note_hand_over(run, instance, home, Lifetime("deadline", soft_end, hard_end), user=run.job.user)
     return soft_end
 
 
@@ -241,9 +229,9 @@ def saved_work(run: Run, home: DropOff) -> list[Work]:
         note = _note(run, home, name)
         if (note.get("user"), note.get("ref")) != (run.job.user, run.job.ref):
             continue
-        newest = _newest(run, home, name, parts)
+        newest = next(saves_of(run, home, name, parts), None)
         if newest is not None:
-            found.append(newest)
+            found.append(Work(name, *newest))
     return sorted(found, key=lambda one: one.at, reverse=True)
 
 
@@ -320,28 +308,11 @@ def _for_all(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 def _note(run: Run, home: DropOff, name: RunName) -> dict[str, Any]:
     try:
-        note = json.loads(_read(home, name, HANDED_OVER))
+        note = json.loads(read_note(home, name, HANDED_OVER))
     except ValueError:
         run.console.say(f"{HANDED_OVER} of {name} cannot be understood")
         return {}
     return note if isinstance(note, dict) else {}
-
-
-def _newest(run: Run, home: DropOff, name: RunName, parts: Mapping[str, Part]) -> Work | None:
-    for manifest in manifests(parts):
-        try:
-            save = read_save(_read(home, name, manifest))
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            run.console.say(f"{manifest} of {name} cannot be understood: {error}")
-            continue
-        return Work(name, int(manifest.removeprefix("save-").removesuffix(".manifest")), save)
-    return None
-
-
-def _read(home: DropOff, name: RunName, part: str) -> bytes:
-    data = bytearray()
-    home.get_part(name, part, 0, data.extend)
-    return bytes(data)
 
 
 def _jupyter(run: Run, guest: Guest, pinned: str, python: str) -> str:
