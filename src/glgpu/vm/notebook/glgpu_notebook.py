@@ -162,6 +162,7 @@ def _load_jupyter_server_extension(app: Any) -> None:
     # The program and the extension are two modules of one file.
     globals()["memory"] = sys.modules["__main__"].memory
 
+    # Jupyter and tornado are no dependencies of ours, so nothing is known of their types here.
     class Until(APIHandler):  # type: ignore[misc]
         @authenticated  # type: ignore[untyped-decorator]
         def get(self) -> None:

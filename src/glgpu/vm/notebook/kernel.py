@@ -11,6 +11,7 @@ layer = sys.argv.pop(1)
 del sys.path[0]
 sys.path.append(layer)
 
+# Only now: it may be in the layer alone.
 from ipykernel import kernelapp  # noqa: E402
 
 kernelapp.launch_new_instance()
