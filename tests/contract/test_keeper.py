@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from command_lines import Watch
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import DropOff, Instance
 from glgpu.rehearsal.faults import Rule
+from glgpu.resources import resource_text
 from glgpu.run_names import RunName
 from glgpu.saved import HANDED_OVER, PROBE, Save, collected_mark, manifests, read_save
 from glgpu.settings import Settings
@@ -27,6 +29,7 @@ from glgpu.steps.container import Container, Workload
 from glgpu.steps.context import Run, hard_end_of
 from glgpu.steps.detach import hand_over, is_detached, leaves_it, way_home
 from glgpu.steps.door import Guest, Way, log_in, open_door
+from glgpu.steps.guest import ask
 from lab import FILES, IMAGE, SETTINGS, Lab, end_vm, lab, vm_of
 
 PART = 10 << 20
@@ -246,6 +249,40 @@ def test_a_job_that_is_killed_before_it_labels_the_vm_leaves_one_watch_and_the_n
     (Path(vm.guest.home) / "code/go").touch()
     eventually(lambda: vm.status() == "TERMINATED")
     assert len(manifests(vm.home.parts(vm.run.name))) == 1
+
+
+def test_of_watches_that_begin_at_once_one_goes_on(vm: Vm) -> None:
+    vm.start("import time; time.sleep(600)")
+    assert leaves_it(vm.run, vm.instance, vm.guest)
+    keep = Path(vm.guest.home).parents[2] / "run/glgpu/keeper"
+    with (keep / "beginning").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for _ in range(3):
+            words = ["watch", "600", f"{vm.guest.home}/code", "", "weights"]
+            ask(vm.run, vm.guest.machine, "leave", *words, doing="leaving it")
+        eventually(lambda: len(waiting_for(keep / "beginning")) == 3)
+        assert not (keep / "watcher").exists()
+    said = Path(vm.guest.home) / "keeper.log"
+    eventually(lambda: said.read_text().count("the watch that has begun goes on") == 2)
+
+
+def waiting_for(path: Path) -> list[psutil.Process]:
+    """The processes of `flock` that hold it open."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            folder = Path(f"/proc/{process.pid}/fd")
+            if process.name() == "flock" and any(one.resolve() == path for one in folder.iterdir()):
+                found.append(process)
+    return found
+
+
+def test_a_keeper_that_is_brought_again_leaves_the_one_that_is_being_read_as_it_was(vm: Vm) -> None:
+    assert leaves_it(vm.run, vm.instance, vm.guest)
+    with (Path(vm.guest.home) / "keeper").open("rb") as reading:
+        ask(vm.run, vm.guest.machine, "keeper", stdin=b"another\n", doing="bringing another")
+        assert reading.read() == resource_text("vm/keeper.sh")
+    assert (Path(vm.guest.home) / "keeper").read_bytes() == b"another\n"
 
 
 @pytest.mark.parametrize("vm", ["bucket"], indirect=True)

@@ -440,8 +440,10 @@ send-all)
     cat "$memory/sums"
     ;;
 keeper)
-    # What sees a detached training home, by standard input: vm/keeper.sh.
-    cat >"$home/keeper"
+    # What sees a detached training home, by standard input: vm/keeper.sh. Moved into place, because a watch that has
+    # just been left may be reading the one that is there.
+    cat >"$home/.keeper.$$"
+    mv "$home/.keeper.$$" "$home/keeper"
     ;;
 see-home)
     # see-home VERB WORDS...: it is asked for something, as root.

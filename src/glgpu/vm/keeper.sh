@@ -160,15 +160,17 @@ save() {
     put "save-$number.manifest" <"$manifest"
 }
 
-# Whether another watch has begun already; else this is the one.
-watched() {
+# Whether another watch has begun already; else this is the one. Two that begin at once look one after the other.
+watched() (
+    exec 9>"$keep/beginning"
+    flock 9
     if [ -s "$keep/watcher" ] && kill -0 "$(cat "$keep/watcher")" 2>/dev/null; then
         say "the watch that has begun goes on"
-        return 0
+        exit 0
     fi
     echo $$ >"$keep/watcher"
-    return 1
-}
+    exit 1
+)
 
 # The engine's word on the container into $state; whether it runs. Where the engine does not answer, it may.
 runs() {
