@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test fails because its machine is busy.
+settings.register_profile(
+    "glgpu", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.load_profile("glgpu")
 
 UNIT = Path(__file__).parent / "unit"
 REQUIRED = [word for word in re.split(r"[,\s]+", os.environ.get("GLGPU_REQUIRE", "")) if word]

@@ -145,13 +145,15 @@ class TrainingLog:
     def feed(self, data: bytes) -> None:
         """Take output as it comes."""
         *lines, rest = data.split(b"\n")
-        plain = not (self._line or self._returned or b"\r" in data) and max(map(len, lines), default=0) <= LONGEST_LINE
-        if plain and lines:
+        if lines and (self._line or self._returned):
+            self._take(lines.pop(0))
+            self._end_line()
+        if lines and b"\r" not in data and max(map(len, lines)) <= LONGEST_LINE:
             # All at once: a hundred thousand lines are no rarity.
-            self._show(_readable(data[: len(data) - len(rest)]))
+            self._show(_readable(b"\n".join(lines)) + b"\n")
             lines.clear()
         for line in lines:
-            if self._line or self._returned or b"\r" in line or len(line) > LONGEST_LINE:
+            if b"\r" in line or len(line) > LONGEST_LINE:
                 self._take(line)
                 self._end_line()
             else:

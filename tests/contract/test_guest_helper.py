@@ -137,7 +137,7 @@ SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('GI
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(words=st.lists(TEXT, min_size=1, max_size=4), value=TEXT)
 def test_argv_and_environment_arrive_as_they_are(vm: Vm, words: list[str], value: str) -> None:
     words = [*words, "$(touch /tmp/x)", "'\"`\\\n\t", "--", "*"]
@@ -207,6 +207,23 @@ print("three")
     assert before[0].startswith(b"one\n")
     assert b"three" not in before[0]
     assert first.data == second.data == b"one\ntwo, not yet ended\nthree\n"
+
+
+def test_what_the_engine_refuses_to_tell_is_no_log_that_has_ended(vm: Vm) -> None:
+    done = vm.guest.machine.run(command(vm.run, "logged", ""))
+    assert done.code == 1
+    assert "No such container" in done.text
+
+
+def test_a_vm_without_perl_tells_its_log_too(vm: Vm, tmp_path: Path) -> None:
+    assert ran(vm, work("python3", "-c", "print('one'); print('two')"))[1] == b"one\ntwo\n"
+    for folder in reversed(vm.guest.machine.run("echo $PATH").text.strip().split(":")):
+        for program in Path(folder).iterdir() if Path(folder).is_dir() else ():
+            (tmp_path / program.name).unlink(missing_ok=True)
+            (tmp_path / program.name).symlink_to(program)
+    (tmp_path / "perl").unlink()
+    done = vm.guest.machine.run(f"PATH={tmp_path}; {command(vm.run, 'logged', '')}")
+    assert (done.code, [line.split()[-1] for line in done.text.splitlines()]) == (0, ["one", "two"])
 
 
 def test_a_training_is_told_to_end_without_anybody_waiting_for_it(vm: Vm) -> None:

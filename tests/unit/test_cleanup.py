@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleanup_oracle import MONTHS, Asked, Facts, Machine, doomed
@@ -170,7 +170,7 @@ def check(runs: list[Facts], visible: list[int] | None, older_than: float) -> No
         clean(stage, dry_run=True)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=60)
 @given(data=st.data())
 def test_exactly_what_should_go_goes(data: st.DataObject) -> None:
     now = 1_763_900_000.0

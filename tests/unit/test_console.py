@@ -209,7 +209,7 @@ def test_a_progress_bar_without_hurry_shows_its_end_only() -> None:
     assert shown(b"10%\r20%\r30%\n") == ["30%"]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     lines=st.lists(st.tuples(st.binary(max_size=300), st.integers(1, 60)), max_size=60),
     budget=st.integers(1500, 6000),

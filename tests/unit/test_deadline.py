@@ -253,7 +253,7 @@ def test_a_laptop_without_max_hours_has_a_day(stage: Stage) -> None:
     assert machine.told_at == [pytest.approx(begun + 24 * 3600 - ENDING, abs=3)]
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(lost=st.lists(st.tuples(st.integers(0, SCRIPT), st.integers(1, 590)), max_size=4), deaf=st.booleans())
 def test_whenever_the_network_drops_the_job_is_over_in_time_and_weights_are_home_or_on_the_vm(
     tmp_path_factory: pytest.TempPathFactory, lost: list[tuple[int, int]], deaf: bool

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from docker_log import PIECE, DockerLog
@@ -113,7 +113,6 @@ LENGTHS = st.lists(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(lengths=LENGTHS, moments=MOMENTS)
 @example([(6, 0)] * 120, [Moment(0.9, 0.5), Moment(0.9, 0.3, dies=True), Moment(0.95), Moment(1.0, 0.1)])
 @example([(6, 1)] * 3, [Moment(0.5, 0.0, dies=True), Moment(0.5, 0.7, dies=True), Moment(0.4)])

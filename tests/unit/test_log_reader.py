@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from docker_log import PIECE, STAMP, DockerLog
@@ -28,7 +28,6 @@ def read(reader: LogReader, data: bytes, sizes: Sequence[int]) -> bytes:
     return got
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
 @given(
     lines=LINES,
     breaks=st.lists(st.floats(0, 1), max_size=6),

@@ -461,7 +461,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> int:
     return calls_of_an_undisturbed_run(tmp_path_factory.mktemp("undisturbed"))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_whenever_vms_are_taken_away_the_weights_are_those_of_an_undisturbed_run(
     data: st.DataObject, calls: int, tmp_path_factory: pytest.TempPathFactory

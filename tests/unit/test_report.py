@@ -52,7 +52,7 @@ def page(**facts: Any) -> str:
 NUMBERS = st.sampled_from([0.0, -1.5, 5e-324, 1.7e308, -1.7e308, math.inf, math.nan]) | st.floats()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     losses=st.lists(st.builds(Loss, st.integers(0, 500), st.sampled_from(["training", "validation"]), NUMBERS)),
     history=st.dictionaries(st.sampled_from(["training", "validation"]), st.lists(NUMBERS, max_size=4)),

@@ -30,7 +30,7 @@ from glgpu.settings import (
 ROOT = Path(__file__).resolve().parents[2]
 ANYTHING = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 
-each_in_its_own_file = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+each_in_its_own_file = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def models(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, type[BaseModel]]:

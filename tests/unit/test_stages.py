@@ -566,7 +566,7 @@ class Mortal(FakeMachine):
                 raise refusal(self.of)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     deaths=st.lists(
         st.tuples(st.integers(0, 25), st.sampled_from([ErrorClass.INTERRUPTED, ErrorClass.SSH])), max_size=3

@@ -64,6 +64,23 @@ send() {
     } | sudo -n tar -c -f - -b 512 --format=gnu --hard-dereference --no-recursion --null --verbatim-files-from -T -
 }
 
+# together COMMAND...: what it prints within 20 ms goes on together, for Docker writes each line by itself, and sshd and
+# ssh then carry each by itself; its exit code. What comes after a pause goes on at once. 1031 is F_SETPIPE_SZ. perl is
+# essential on the boot images that we make ready, and on no other (https://packages.debian.org/perl-base).
+together() {
+    command -v perl >/dev/null || exec "$@" 2>&1
+    exec perl -e '
+        open(my $said, "-|", @ARGV) or die;
+        fcntl($said, 1031, 1 << 20);
+        while (sysread($said, my $data, 1 << 20)) {
+            syswrite(STDOUT, $data) or die;
+            select(undef, undef, undef, 0.02);
+        }
+        close($said);
+        exit($? && ($? >> 8 || 1));
+    ' "$@" 2>&1
+}
+
 wall() {
     # Containers must not reach the metadata server: it hands out tokens where the VM has a service account. Port 53
     # of the same address is the VM's name server.
@@ -397,7 +414,7 @@ logs | logged)
     set -- --timestamps "$run"
     [ -z "$since" ] || set -- --since "$since" "$@"
     [ "$verb" = logged ] || set -- -f "$@"
-    exec sudo -n docker logs "$@" 2>&1
+    together sudo -n docker logs "$@"
     ;;
 stop)
     # stop SECONDS
