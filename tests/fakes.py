@@ -651,6 +651,14 @@ class FakeForge(FakeBucket):
                     held.append(f"{name} of pipeline {pipeline}")
         return held
 
+    def hold_back_notebook(self, pipeline: str) -> list[str]:
+        self.visit("hold_back_notebook", pipeline)
+        jobs = next((jobs for (_, number), jobs in self.jobs.items() if str(number) == pipeline), {})
+        if jobs.get("start notebook") not in ("created", "pending", "running"):
+            return []
+        jobs["start notebook"] = "canceled"
+        return [f"start notebook of pipeline {pipeline}"]
+
     def artifact(self, pipeline: str, job: str, path: str) -> str | None:
         self.visit("artifact", pipeline, job, path)
         return self.artifacts.get((pipeline, job, path))

@@ -622,6 +622,9 @@ class Forge(StateStore, DropOff, Protocol):
     def hold_back(self, ref: str) -> list[str]:
         """Cancel the jobs that would yet bring up a VM, in every pipeline of a branch or tag; what was cancelled."""
 
+    def hold_back_notebook(self, pipeline: str) -> list[str]:
+        """Cancel the job of a pipeline that would yet start a notebook; what was cancelled."""
+
     def artifact(self, pipeline: str, job: str, path: str) -> str | None:
         """A file from a job's artifacts, or None."""
 

@@ -152,6 +152,26 @@ def test_the_jobs_of_a_branch_that_would_yet_bring_up_a_vm_are_cancelled_and_no_
     assert bench.forge.pipeline_jobs(bench.project, third)["train"] == "canceled"
 
 
+@pytest.mark.parametrize(
+    ("status", "cancelled"),
+    [("pending", True), ("running", True), ("manual", False), ("success", False)],
+)
+def test_a_notebook_that_would_yet_start_is_cancelled_in_its_own_pipeline_alone(
+    bench: Bench, status: str, cancelled: bool
+) -> None:
+    other = bench.runs("notes", {"start notebook": "pending"})
+    jobs = {"provision": "pending", "start notebook": status, "stop notebook": "running"}
+    pipeline = bench.runs("notes", jobs)
+    held = [f"start notebook of pipeline {pipeline}"] if cancelled else []
+    assert bench.forge.hold_back_notebook(str(pipeline)) == held
+    found = dict(bench.forge.pipeline_jobs(bench.project, pipeline))
+    # One that runs is told to end first.
+    assert found.pop("start notebook") in (("canceled", "canceling") if cancelled else (status,))
+    assert found == {"provision": "pending", "stop notebook": "running"}
+    assert bench.forge.pipeline_jobs(bench.project, other) == {"start notebook": "pending"}
+    assert bench.forge.hold_back_notebook("999999") == []
+
+
 def test_deploy_keys_come_and_go_by_their_title(bench: Bench) -> None:
     bench.forge.add_deploy_key("run-a", KEY, SOON)
     assert bench.titles() == ["run-a"]

@@ -290,6 +290,23 @@ def test_stopping_a_notebook_that_is_gone_is_a_success(stage: Stage) -> None:
     assert "nothing of this run is left" in stage.log
 
 
+def test_stopping_first_cancels_a_start_that_waits(stage: Stage) -> None:
+    run = as_notebook(stage)
+    stage.forge.jobs[42, int(run.job.run)] = {"start notebook": "pending"}
+    end_notebook(run)
+    assert stage.forge.jobs[42, int(run.job.run)]["start notebook"] == "canceled"
+    assert stage.forge.verbs()[0] == "hold_back_notebook"
+    assert "cancelled: start notebook of pipeline" in stage.log
+
+
+def test_a_gitlab_that_is_away_keeps_nobody_from_ending_a_notebook(notebook: Stage) -> None:
+    notebook.forge.refuse["hold_back_notebook"] = refusal(ErrorClass.NETWORK)
+    with pytest.raises(Failure) as caught:
+        end_notebook(as_notebook(notebook))
+    assert caught.value.exit_code == 18
+    assert not notebook.cloud.find(str(NAME))
+
+
 def test_stopping_ends_a_notebook_that_was_left_to_its_vm(notebook: Stage) -> None:
     end_notebook(as_notebook(notebook))
     assert not notebook.cloud.find(str(NAME))

@@ -70,6 +70,8 @@ ENDED = ("success", "failed", "canceled")
 BRINGING_UP = {"provision": (*WAITING, "running"), "train": WAITING}
 """Stage -> statuses in which its job would yet bring up a VM. A train job that runs has one, and what it holds is saved
 by whoever ends that."""
+STARTING = {"start notebook": (*WAITING, "running")}
+"""The same of a notebook."""
 STAGES = ("start notebook", "stop notebook", "provision", "authorize", "train", "destroy", "stop", "cleanup")
 
 
@@ -260,19 +262,32 @@ class GitlabProject:
         """
         doing, path = "looking for jobs that would bring up a VM", f"{self._project_path}/pipelines"
         newest = self._call(doing, lambda: self._client.http_list(path, {"ref": ref}, get_all=False, per_page=100))
+        return [
+            job
+            for pipeline in newest
+            if pipeline["status"] not in OVER
+            for job in self._cancel(str(pipeline["id"]), BRINGING_UP, doing)
+        ]
+
+    def hold_back_notebook(self, pipeline: str) -> list[str]:
+        """Cancel the job of a pipeline that would yet start a notebook; what was cancelled.
+
+        One that has begun is told to end, and ends its VM itself unless that is a notebook already.
+        """
+        return self._cancel(pipeline, STARTING, "looking for a job that would start a notebook")
+
+    def _cancel(self, pipeline: str, stages: Mapping[str, Sequence[str]], doing: str) -> list[str]:
+        """Cancel the jobs of these stages that are in one of these statuses."""
+        waits = {without_cell(self._named(stage)): statuses for stage, statuses in stages.items()}
         held = []
-        waits = {without_cell(self._named(stage)): statuses for stage, statuses in BRINGING_UP.items()}
-        for pipeline in newest:
-            if pipeline["status"] in OVER:
-                continue
-            for job in self._call(doing, partial(self._jobs, str(pipeline["id"]))):
-                if job.status in waits.get(without_cell(job.name), ()):
-                    self._call(
-                        f"cancelling the job {job.name}",
-                        self._administered.jobs.get(job.id, lazy=True).cancel,
-                        missing_is_none=True,
-                    )
-                    held.append(f"{job.name} of pipeline {pipeline['id']}")
+        for job in self._call(doing, lambda: self._jobs(pipeline), missing_is_none=True) or []:
+            if job.status in waits.get(without_cell(job.name), ()):
+                self._call(
+                    f"cancelling the job {job.name}",
+                    self._administered.jobs.get(job.id, lazy=True).cancel,
+                    missing_is_none=True,
+                )
+                held.append(f"{job.name} of pipeline {pipeline}")
         return held
 
     def artifact(self, pipeline: str, job: str, path: str) -> str | None:

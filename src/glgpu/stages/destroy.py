@@ -64,12 +64,18 @@ def destroy(run: Run, *, detached_too: bool = False) -> None:
 
 
 def end_notebook(run: Run) -> None:
-    """The way of a notebook's stop job: whoever clicks means the one that was left to its VM.
+    """The way of a notebook's stop job: whoever clicks means the one that was left to its VM, and one yet to come.
 
     Raises:
-        Failure: as of `destroy`.
+        Failure: the gravest of what went wrong.
     """
-    destroy(run, detached_too=True)
+    attempts = Attempts(run)
+    # First, as for a branch.
+    attempts.get(partial(_hold_back, run))
+    attempts.get(partial(destroy, run, detached_too=True))
+    worst = gravest(attempts.failures)
+    if worst is not None:
+        raise worst
 
 
 def destroy_cloud_only(run: Run) -> None:
@@ -113,10 +119,14 @@ def destroy_branch(run: Run, named: Callable[[RunName], Run]) -> None:
 
 
 def _hold_back(run: Run) -> None:
-    """Nothing of the branch is to bring up a VM any more; without a token a job that waits does, and ends it itself."""
+    """Nothing of the branch, or of a notebook's pipeline, is to bring up a VM any more.
+
+    Without a token a job that waits does: a training's ends it itself, a notebook's VM itself once nobody works on it.
+    """
     if not (run.forge.may_administer and run.job.ref):
         return
-    for job in run.forge.hold_back(run.job.ref):
+    notebook = run.name.kind == KIND
+    for job in run.forge.hold_back_notebook(run.job.run) if notebook else run.forge.hold_back(run.job.ref):
         run.console.say(f"cancelled: {job}, which would have brought up a VM")
         run.record.add("held-back", job=job)
 
