@@ -15,6 +15,10 @@ TOKEN_VERB = "notebook-token"
 """Verb that prints JupyterLab's token alone. The token is made on the VM and goes nowhere but to whoever opens it."""
 UNTIL_VERB = "notebook-until"
 """Verb with one word, a Unix time in seconds: the VM ends the notebook then. Whoever says so moves the label too."""
+USED_ATTRIBUTE = "notebook-used"
+"""Guest attribute of the VM: the Unix time in seconds when something was last at work on it; told every half minute."""
+AT_WORK_SECONDS = 60
+"""As long ago as that may be of a notebook that is at work."""
 SOFT_SECONDS = 8 * 3600
 """After its start, where its hard end is not sooner: `extend` moves it."""
 SAVE_SECONDS = 300

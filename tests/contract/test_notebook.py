@@ -22,6 +22,7 @@ from glgpu.rehearsal.browser import Browser
 from glgpu.saved import ENDED, HANDED_OVER, Save, manifests, read_save
 from glgpu.stages.destroy import destroy
 from glgpu.stages.notebook_start import start
+from glgpu.stages.status import status
 from glgpu.steps import notebook as steps
 from glgpu.steps.bring_back import bring_back
 from glgpu.steps.context import Run
@@ -165,6 +166,9 @@ def test_a_notebook_runs_the_branch_s_code_and_is_reached_only_by_who_may_log_in
         for told in (printed, log, desk.said, metadata, record, *lines):
             assert vm.token not in told
         assert "is listening" in log or "is running" in log
+        # What `glgpu status` tells, which asks no VM.
+        status(run, run.google_time)
+        assert f"VM, RUNNING, at work  {run.name}" in desk.said
 
 
 def vm_socket(vm: Vm) -> Path:

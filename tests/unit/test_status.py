@@ -128,6 +128,44 @@ def test_programs_see_the_same(running: Stage) -> None:
     assert (mine["other_gitlab"], foreign["other_gitlab"]) == (False, True)
 
 
+@pytest.mark.parametrize(
+    ("told", "seen", "seconds"),
+    [
+        ({"notebook-used": -20}, "VM, RUNNING, at work", 20),
+        ({"notebook-used": -720}, "VM, RUNNING, idle for 12 min", 720),
+        ({"notebook-used": 5}, "VM, RUNNING, at work", 0),
+        ({"state": "ready"}, "VM, RUNNING ", None),
+        ({"notebook-used": "\x1b[31m"}, "VM, RUNNING ", None),
+        (None, "VM, RUNNING ", None),
+    ],
+)
+def test_a_notebook_is_told_of_with_how_long_it_has_been_idle(
+    stage: Stage, told: dict[str, int | str] | None, seen: str, seconds: int | None
+) -> None:
+    name, now = RunName(SERVER, 42, "1001", "notebook"), int(stage.clock.now())
+    stage.cloud.insert(Instance(str(name), ZONE, "RUNNING", labels=name.own_labels, created=rfc3339(now - 3600)))
+    if told is None:
+        stage.cloud.refuse["guest_attributes"] = refusal(ErrorClass.PERMISSION)
+    else:
+        given = {key: str(now + value) if isinstance(value, int) else value for key, value in told.items()}
+        stage.cloud.start_up.clear()
+        stage.cloud.start_up.update(given)
+    status(stage.run, stage.clock.now)
+    (row,) = [line for line in stage.log.splitlines() if line.startswith("VM")]
+    assert row.startswith(seen)
+    heard = io.BytesIO()
+    if told is None:
+        stage.cloud.refuse["guest_attributes"] = refusal(ErrorClass.PERMISSION)
+    status(stage.run, stage.clock.now, json_to=Console(Masker(), stream=heard))
+    (one,) = json.loads(heard.getvalue())["alive"]
+    assert one["idle_seconds"] == seconds
+
+
+def test_only_notebooks_are_asked_how_idle_they_are(running: Stage) -> None:
+    status(running.run, running.clock.now)
+    assert "guest_attributes" not in running.cloud.verbs()
+
+
 def test_a_disk_without_a_vm_costs_too(stage: Stage) -> None:
     stage.forge.pipelines[42, 1001] = "failed"
     stage.cloud.boot_disks.add((stage.name, ZONE))

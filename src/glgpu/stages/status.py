@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,11 @@ from glgpu.errors import Failure
 from glgpu.leftovers import End, Thing, Vm, ends_of
 from glgpu.lifetime import spoken
 from glgpu.machines import dollars
+from glgpu.notebook import AT_WORK_SECONDS, KIND, USED_ATTRIBUTE
 from glgpu.run_names import ref_slug
 from glgpu.steps.context import Run
 from glgpu.steps.listing import COLUMNS, as_json, cells
+from glgpu.steps.start_up import NAMESPACE
 from glgpu.steps.survey import Survey, each, pool, survey, unix_time
 
 
@@ -25,10 +28,12 @@ class Alive:
     Attributes:
         item: A VM, stopped ones too, or a disk without one.
         ends: What will end it, the soonest first.
+        idle: Seconds since something was last at work in a notebook; None: it is none, or does not tell.
     """
 
     item: Vm | Thing
     ends: tuple[End, ...]
+    idle: float | None = None
 
 
 def status(run: Run, now: Callable[[], float], *, json_to: Console | None = None) -> None:
@@ -55,7 +60,7 @@ def status(run: Run, now: Callable[[], float], *, json_to: Console | None = None
 def _alive(run: Run, found: Survey) -> list[Alive]:
     """VMs and disks without one: our own project's first, then our GitLab's, then the others'."""
     outlook = found.world.outlook
-    jobs = _jobs(run, found)
+    jobs, used = _jobs(run, found), _used(run, found)
     stops: dict[str | int | None, float | None] = {}
     for one in found.environments:
         stops[one.name] = stops[one.pipeline] = unix_time(one.stops)
@@ -67,11 +72,13 @@ def _alive(run: Run, found: Survey) -> list[Alive]:
         if isinstance(item, Vm):
             own = (item.run.server, item.run.project_id) == (outlook.server, run.name.project_id)
             # A branch has one environment for all its trainings, and every notebook one of its own.
-            place = item.run.pipeline if item.run.kind == "notebook" else f"gpu/{ref_slug(item.ref)}"
+            place = item.run.pipeline if item.run.kind == KIND else f"gpu/{ref_slug(item.ref)}"
             auto_stop = stops.get(place) if own else None
             where = (item.run.project_id, item.run.pipeline or 0)
             known = jobs.get(where, {}) if item.run.server == outlook.server else {}
-            alive.append(Alive(item, tuple(ends_of(item, outlook, known, auto_stop))))
+            last = used.get((item.name, item.zone))
+            idle = None if last is None else max(0.0, outlook.now - last)
+            alive.append(Alive(item, tuple(ends_of(item, outlook, known, auto_stop)), idle))
         else:
             verdict = verdicts[item]
             word = "the next cleanup" if verdict.goes else "cleanup, later on"
@@ -86,6 +93,23 @@ def _jobs(run: Run, found: Survey) -> Mapping[tuple[int, int], Mapping[str, str]
     with pool() as several:
         answers = each(several, lambda one: run.forge.pipeline_jobs(one[0], one[1] or 0), sorted(wanted))
     return {(one[0], one[1] or 0): jobs for one, jobs in answers.items() if not isinstance(jobs, Failure)}
+
+
+def _used(run: Run, found: Survey) -> Mapping[tuple[str, str], float]:
+    """When something was last at work in the notebooks that run, by name and zone, as far as their VMs have told."""
+
+    def last(place: tuple[str, str]) -> str:
+        return run.cloud.guest_attributes(*place, NAMESPACE).get(USED_ATTRIBUTE, "")
+
+    running = [(vm.name, vm.zone) for vm in found.world.vms if vm.run.kind == KIND and vm.status == "RUNNING"]
+    with pool() as several:
+        answers = each(several, last, running)
+    # What a VM tells is anybody's there; a Failure says that nobody tells.
+    return {
+        place: float(text)
+        for place, text in answers.items()
+        if isinstance(text, str) and re.fullmatch(r"\d{1,12}", text)
+    }
 
 
 def _show(run: Run, found: Survey, alive: Sequence[Alive]) -> None:
@@ -105,6 +129,8 @@ def _show(run: Run, found: Survey, alive: Sequence[Alive]) -> None:
 
 def _cells(run: Run, found: Survey, one: Alive) -> list[str]:
     told = cells(run, one.item, found.world.outlook.now)
+    if one.idle is not None:
+        told[0] += ", at work" if one.idle < AT_WORK_SECONDS else f", idle for {spoken(one.idle)}"
     if one.item.run.server != found.world.outlook.server:
         told[2] = f"another GitLab ({one.item.run.server}), project {one.item.run.project_id}"
     return told
@@ -126,6 +152,7 @@ def _json(run: Run, found: Survey, alive: Sequence[Alive]) -> dict[str, Any]:
             {
                 **as_json(one.item, outlook.now),
                 "other_gitlab": one.item.run.server != outlook.server,
+                "idle_seconds": None if one.idle is None else int(one.idle),
                 "ends": [{"by": end.by, "at": None if end.at is None else int(end.at)} for end in one.ends],
             }
             for one in alive

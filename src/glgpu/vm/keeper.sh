@@ -12,7 +12,8 @@ run=$2
 home=$3
 shift 3
 keep=${GLGPU_ROOT:-}/run/glgpu/keeper
-account=http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default
+metadata=http://metadata.google.internal/computeMetadata/v1/instance
+account=$metadata/service-accounts/default
 list=$keep/list
 manifest=$keep/manifest
 # Bytes from which on a file travels alone.
@@ -296,6 +297,12 @@ note_work() {
         used=$now
     fi
     tell used "$used"
+    # For whoever may ask Google and not the VM; it takes no permission.
+    if [ "$now" -ge "$telling" ]; then
+        telling=$((now + 30))
+        curl -sf -m 5 -o /dev/null -X PUT -H 'Metadata-Flavor: Google' --data-raw "$used" \
+            "$metadata/guest-attributes/glgpu/notebook-used" || true
+    fi
 }
 
 case $verb in
@@ -359,6 +366,7 @@ watch-notebook)
     # Whatever the notebook prints, its token goes nowhere.
     printf 's/%s/[MASKED]/g\n' "$(cat "/dev/shm/$run/notebook/token")" >>"$keep/mask"
     used=$(date +%s)
+    telling=0
     next=$((used + every))
     saver=
     while runs; do
