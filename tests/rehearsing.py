@@ -160,11 +160,11 @@ def docker(*words: str) -> str | None:
 
 
 @contextlib.contextmanager
-def world(*rules: Rule) -> Iterator[World]:
+def world(*rules: Rule, notebook: bool = False) -> Iterator[World]:
     """Running stand-ins in this process."""
     made = World(Faults(list(rules)), lambda _: None)
     try:
-        made.start(None)
+        made.start(None, notebook=notebook)
         yield made
     finally:
         made.stop()

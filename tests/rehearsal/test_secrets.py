@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
+import io
 import json
+import shutil
 import subprocess
 import time
 import urllib.request
@@ -16,7 +19,10 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from command_lines import Watch
-from glgpu.rehearsal.gitlab_model import State, Variable
+from glgpu.console import Console
+from glgpu.masking import Masker
+from glgpu.rehearsal.gitlab_model import Package, PackageFile, State, Variable
+from glgpu.rehearsal.notebook_visit import START, STOP, NotebookVisit
 from glgpu.rehearsal.world import GOOGLE_PROJECT, World
 from rehearsing import Played, repository, world
 
@@ -76,16 +82,31 @@ class Search:
         self.metadata: set[bytes] = set()
         self.deploy_keys: set[str] = set()
         self.login_keys: set[str] = set()
+        self.deploy_tokens: set[str] = set()
+        self.notebook_tokens: set[str] = set()
+        self.packages: dict[str, set[bytes]] = {}
+        self.disks: dict[str, bytes] = {}
         self.work: dict[str, set[bytes]] = {}
         self.commands: list[str] = []
+        self.said = io.BytesIO()
         made.calls.listeners.append(self._look)
 
-    def _look(self, _: Mapping[str, Any]) -> None:
+    def _look(self, call: Mapping[str, Any]) -> None:
         """At each call: what is only there for a while."""
         for project in self.world.gitlab.projects.values():
             for state in project.states.values():
                 self.states |= {document for _, document in state.versions}
-        self.metadata |= {json.dumps(one).encode() for one in self.world.compute.instances.resources(ZONE)}
+            for package in project.packages.values():
+                for file in package.files:
+                    self.packages.setdefault(f"{package.name}: {file.name}", set()).add(file.path.read_bytes())
+            self.deploy_tokens |= {token.value for token in project.deploy_tokens.values()}
+        instances = self.world.compute.instances.resources(ZONE)
+        self.metadata |= {json.dumps(one).encode() for one in instances}
+        for instance in instances:
+            for path in Path("/dev/shm").glob(f"{instance['name']}/notebook/token"):
+                self.notebook_tokens.add(path.read_text().strip())
+        if call["to"] == "vm" and " end-notebook " in call["target"]:
+            self._look_at_disks()
         for path in (self.world.folder / "vms").glob("*/home/*/glgpu/deploy-key"):
             self.deploy_keys.add(path.read_text())
         for scratch in (self.world.folder / "runner/builds").rglob(".glgpu"):
@@ -95,12 +116,25 @@ class Search:
                 elif path.is_file():
                     self.work.setdefault(str(path), set()).add(path.read_bytes())
 
+    def _look_at_disks(self) -> None:
+        """What a VM has that lives; /run is memory, and its root's alone."""
+        for folder in (self.world.folder / "vms").iterdir():
+            for path in folder.rglob("*"):
+                if path.is_file() and not path.is_symlink() and path.relative_to(folder).parts[0] != "run":
+                    self.disks[str(path)] = path.read_bytes()
+
     def places(self, played: Played) -> Iterator[tuple[str, str, bytes]]:
         """Every kind of place, where exactly, and what is there."""
         for document in self.states:
             yield "state", "a stored version", document
         for resource in self.metadata:
             yield "metadata", "an instance", resource
+        for name, versions in self.packages.items():
+            for data in versions:
+                yield "packages", name, data
+        for name, data in self.disks.items():
+            yield "disks", name, data
+        yield "said", "on a laptop", self.said.getvalue()
         for number, line in enumerate(self.world.calls.lines()):
             yield "requests", f"call {number}, {line['verb']} {line['target']}", json.dumps(line).encode()
             yield "requests", f"call {number}'s body", str(line["body"]).encode("utf-8", "surrogatepass")
@@ -122,7 +156,8 @@ class Search:
         for path in self.world.folder.rglob("*"):
             # The disk of a VM that lives is its own; one that has gone left nothing.
             if path.is_file() and not path.is_symlink() and path.name != "artifacts.zip":
-                yield "temporary folders", str(path), path.read_bytes()
+                kind = "serial consoles" if path.name.startswith("serial-") else "temporary folders"
+                yield kind, str(path), path.read_bytes()
 
     def found(self, played: Played, secrets: dict[str, str]) -> dict[tuple[str, str], str]:
         """Which secret is in which kind of place; and one place of that kind."""
@@ -189,7 +224,10 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]
         played.close()
 
 
-KINDS = {"state", "metadata", "requests", "logs", "dotenv", "artifacts", "command lines", "temporary folders"}
+KINDS = {
+    "state", "metadata", "requests", "logs", "dotenv", "annotations", "artifacts", "command lines",
+    "temporary folders", "serial consoles", "packages", "disks", "said",
+}  # fmt: skip
 SOMETHING = 'planted "s3cret"/of & 100%+tests'
 
 
@@ -213,8 +251,16 @@ def test_the_search_finds_a_secret_wherever_it_is_planted_in_whatever_form(every
     folder.mkdir()
     stop = played.player.outcomes["stop"].last
     stop.log.write_text(text)
-    stop.reports["dotenv"] = folder / "glgpu.env"
-    stop.reports["dotenv"].write_text(text)
+    for kind in ("dotenv", "annotations"):
+        stop.reports[kind] = folder / kind
+        stop.reports[kind].write_text(text)
+    file = PackageFile(1, "planted", folder / "package", len(text), "", 0.0)
+    file.path.write_text(text)
+    project.packages[0] = Package(0, "planted", "1", 0.0, None, [file])
+    disk = made.folder / "vms/planted/home/glgpu/work"
+    disk.mkdir(parents=True)
+    (disk / "file").write_text(text)
+    search.said.write(text.encode())
     stop.artifacts = folder / "artifacts.zip"
     with zipfile.ZipFile(stop.artifacts, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("outputs/run.json", text)
@@ -225,17 +271,19 @@ def test_the_search_finds_a_secret_wherever_it_is_planted_in_whatever_form(every
                 subprocess.run(["sh", "-c", "sleep 0.02 # $0", one], check=True)
         search.commands = search.commands + watch.commands
         create_instance(made, text)
+        made.calls.add("vm", "exec", "sh helper end-notebook planted", at=0.0)
+        shutil.rmtree(made.folder / "vms/planted")
         found = search.found(played, secrets)
         assert set(found) == {(kind, name) for kind in KINDS for name in secrets}
     finally:
         stop.log.unlink()
         stop.reports.clear()
         stop.artifacts = None
-        del project.states["planted"]
+        del project.states["planted"], project.packages[0]
 
 
 def create_instance(made: World, text: str) -> None:
-    """Order a VM with something in its metadata, and look at it."""
+    """Order a VM with something in its metadata and on its serial console, and look at it."""
     project = f"{made.compute.endpoint}/compute/v1/projects/{GOOGLE_PROJECT}"
     headers = {"Authorization": f"Bearer {made.google_token}", "Content-Type": "application/json"}
     image = {"sourceImage": "projects/debian-cloud/global/images/family/debian-12"}
@@ -251,6 +299,8 @@ def create_instance(made: World, text: str) -> None:
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             assert answer.status == 200
+        if verb == "GET":
+            made.compute.instances.write_serial(made.compute.instances.get(ZONE, "planted"), text)
 
 
 def test_no_secret_is_anywhere(everything: Everything) -> None:
@@ -296,4 +346,48 @@ def test_what_a_vm_logs_in_to_the_bucket_with_is_nowhere(tmp_path: Path) -> None
         assert any("curl" in command for command in search.commands)
         # The disk of its VM is still there: not even that has it.
         assert search.found(played, {f"token {number}": token for number, token in enumerate(tokens)}) == {}
+        played.close()
+
+
+NOTEBOOK = f"""\
+machine: {{gpu: [nvidia-l4], zones: [{ZONE}]}}
+train: {{image: {REGISTRY}/team/train:1, command: python train.py, outputs: [weights]}}
+"""
+
+
+class Frank(Masker):
+    """Hides nothing: what would be seen without it."""
+
+    def add(self, secret: str) -> None:
+        """Do not."""
+
+
+@pytest.mark.every_fault
+@pytest.mark.skipif(
+    importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab: not installed here: no notebook is started"
+)
+def test_what_opens_a_notebook_is_nowhere_but_with_its_vm_and_whoever_opens_it(tmp_path: Path) -> None:
+    own = repository(tmp_path / "own", {"glgpu.yml": NOTEBOOK})
+    with world(notebook=True) as made:
+        search = Search(made)
+        adopted = made.adopt(own, notebook=True)
+        played = Played(made, adopted)
+        visit = NotebookVisit(Console(Frank(), stream=search.said), made, adopted, played.player, [])
+        with Watch() as watch:
+            played.play()
+            assert visit.pay() == []
+        search.commands = watch.commands
+        outcomes = played.player.outcomes
+        assert [outcomes[name].status for name in (START, STOP)] == ["success", "success"], played.logs
+        (token,) = search.notebook_tokens
+        secrets = {"notebook": token, "GLGPU_GITLAB_TOKEN": adopted.token.value, "Google": made.google_token}
+        secrets |= {f"deploy token {number}": one for number, one in enumerate(search.deploy_tokens)}
+        secrets |= {f"token of {name}": str(outcomes[name].last.entry.token) for name in (START, STOP)}
+        places = {kind for kind, _, data in search.places(played) if data}
+        assert places >= KINDS - {"dotenv"}
+        assert any("glgpu\0notebook\0open" in command for command in search.commands)
+        assert any("jupyter" in command for command in search.commands)
+        assert b"a cell ran" in search.said.getvalue()
+        assert search.deploy_tokens
+        assert search.found(played, secrets) == {}
         played.close()
