@@ -23,8 +23,6 @@ SOFT_SECONDS = 8 * 3600
 """After its start, where its hard end is not sooner: `extend` moves it."""
 SAVE_SECONDS = 300
 """Between two looks for changed files; each that finds some ends in a save."""
-WARN_SECONDS = 600
-"""Before the soft end: from then on JupyterLab tells whoever has it open."""
 
 
 def memory_of(run: AnyName) -> str:

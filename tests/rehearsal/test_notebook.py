@@ -11,9 +11,11 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -232,6 +234,40 @@ def test_a_real_browser_opens_a_notebook_trains_in_a_cell_and_what_it_saved_come
     assert (folder / "outputs/metrics.json").exists()  # what the cell has left is work as well
     assert one.token not in start + stop.stdout + stop.stderr
     assert served.left() == {}
+
+
+@pytest.mark.every_fault
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium: not on PATH: no real browser is warned")
+def test_whoever_has_it_open_is_warned_ten_minutes_before_its_end_until_it_has_more_time(
+    served: Served, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    started_notebook(served, tmp_path / "start")
+    with opened(served, home) as one, browser() as chromium:
+        page = chromium.new_page(locale="en-GB", timezone_id="UTC")
+        warning = page.locator(".Toastify__toast", has_text="glgpu notebook extend")
+        with page.expect_response("**/glgpu/until", timeout=90_000):
+            page.goto(one.page.as_uri())
+        page.locator(".jp-LauncherCard[title*='Python 3']").first.click(timeout=90_000)
+        expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=90_000)
+        expect(warning).to_have_count(0)
+        end = int(time.time()) + 590
+        move(served, home, end)
+        at = datetime.fromtimestamp(end, UTC)
+        said = re.compile("|".join(f"Ends at {at + timedelta(minutes=late):%H:%M};" for late in (-1, 0, 1)))
+        expect(warning).to_contain_text(said, timeout=30_000)
+        more = from_laptop(served, home, "notebook", "extend", "90m")
+        assert more.returncode == 0, more.stdout
+        expect(warning).to_have_count(0, timeout=30_000)
+
+
+def move(served: Served, home: Path, end: int) -> None:
+    """Tell the VM another soft end."""
+    name = served.left()["instances"][0].split()[0]
+    tell = f"sh glgpu/helper notebook-until {name} {end}"
+    done = from_laptop(served, home, "ssh", "--kind", "notebook", "--", tell)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.every_fault

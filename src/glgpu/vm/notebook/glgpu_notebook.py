@@ -24,6 +24,8 @@ from typing import Any
 NAME = "glgpu_notebook"
 LOOK_MILLISECONDS = 1000
 ASK_SECONDS = 20
+WARN_SECONDS = 600
+"""Before the soft end: from then on JupyterLab tells whoever has it open."""
 memory = Path()
 """What the VM shares with us, in memory: ``socket``, ``token``, ``until``, ``seen``."""
 
@@ -167,7 +169,7 @@ def _load_jupyter_server_extension(app: Any) -> None:
         @authenticated  # type: ignore[untyped-decorator]
         def get(self) -> None:
             end = int((memory / "until").read_text())
-            self.finish(json.dumps({"now": int(time.time()), "until": end}))
+            self.finish(json.dumps({"now": int(time.time()), "until": end, "warn_seconds": WARN_SECONDS}))
 
     app.web_app.add_handlers(".*$", [(url_path_join(app.base_url, "glgpu", "until"), Until)])
     watch = Watch(app)

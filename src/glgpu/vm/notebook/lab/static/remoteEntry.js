@@ -2,7 +2,6 @@
 (() => {
   const NAME = 'glgpu-notebook';
   const LOOK_MS = 15000;
-  const WARN_SECONDS = 600;
   let shared;
 
   // One of the modules that JupyterLab shares with its extensions.
@@ -16,19 +15,20 @@
     const headers = settings.token ? { Authorization: `token ${settings.token}` } : {};
     const answer = await fetch(`${settings.baseUrl}glgpu/until`, { headers, cache: 'no-store' });
     if (!answer.ok) return;
-    const { now, until } = await answer.json();
-    const left = until - now;
-    if (left > WARN_SECONDS) {
-      state.warned = 0; // It was extended: warn again when that is over.
-      return;
-    }
-    if (state.warned === until) return;
-    state.warned = until;
+    const { now, until, warn_seconds } = await answer.json();
+    const warned = until - now > warn_seconds ? 0 : until;
+    if (state.warned === warned) return;
+    state.warned = warned;
     const { Notification } = await module('@jupyterlab/apputils');
-    const minutes = Math.max(1, Math.round(left / 60));
-    Notification.warning(
+    // It was given more time.
+    if (state.notice) Notification.dismiss(state.notice);
+    state.notice = '';
+    if (!warned) return;
+    const end = new Date(Date.now() + (until - now) * 1000);
+    const at = end.toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' });
+    state.notice = Notification.warning(
       // JupyterLab shows 140 characters.
-      `Ends in ${minutes} min; files are saved, a kernel's memory is not. \`glgpu notebook extend 2h\` gives it more time.`,
+      `Ends at ${at}; files are saved, a kernel's memory is not. \`glgpu notebook extend 2h\` gives it more time.`,
       { autoClose: false }
     );
   }
@@ -37,7 +37,7 @@
     id: `${NAME}:ends-soon`,
     autoStart: true,
     activate: app => {
-      const state = { warned: 0 };
+      const state = { warned: 0, notice: '' };
       const again = () => look(app, state).catch(reason => console.warn(NAME, reason));
       setInterval(again, LOOK_MS);
       void app.restored.then(again);
