@@ -9,7 +9,7 @@ import time
 import venv
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -30,7 +30,7 @@ from glgpu.steps.detach import is_detached, way_home
 from glgpu.steps.door import Guest, log_in, open_door
 from glgpu.steps.guest import ask
 from glgpu.steps.notebook import state_of
-from lab import FILES, Lab, lab
+from lab import FILES, SETTINGS, Lab, lab
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab: not installed here: no notebook is started"
@@ -41,6 +41,11 @@ MINE = {
     "model.py": "def answer():\n    return 42\n",
     ".gitignore": "weights/\n",
 }
+BUCKET = "storage: {bucket: team-glgpu, uploader: uploader@my-dl.iam.gserviceaccount.com}\n"
+EITHER = pytest.mark.parametrize(
+    "desk", ["packages", pytest.param("bucket", marks=pytest.mark.every_fault)], indirect=True
+)
+"""Where saved work goes."""
 
 
 @dataclass
@@ -49,12 +54,14 @@ class Desk:
 
     lab: Lab
     folder: Path
+    variables: dict[str, str] = field(default_factory=dict)
 
     def job(self, user: str = "ada", pipeline: str = "", **variables: str) -> Run:
         """The start job of a pipeline, clicked by somebody."""
         checkout = self.folder / f"checkout-{time.monotonic_ns()}"
         subprocess.run(["git", "clone", "-q", str(self.lab.adopted.project.repository), str(checkout)], check=True)
         own = {"CI_PIPELINE_ID": pipeline} if pipeline else {}
+        own |= self.variables
         return self.lab.run(checkout, kind="notebook", GITLAB_USER_LOGIN=user, **own, **variables)
 
     @property
@@ -126,10 +133,15 @@ def eventually(true: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def desk(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """Of a project without a bucket; or of one with a bucket, whose jobs have no token of GitLab's."""
     monkeypatch.setattr(steps, "SAVE_SECONDS", 2)
-    with desk_with(MINE, tmp_path) as made:
+    bucket = getattr(request, "param", "packages") == "bucket"
+    with desk_with(MINE | ({"glgpu.yml": SETTINGS + BUCKET} if bucket else {}), tmp_path) as made:
+        made.variables |= {"GLGPU_GITLAB_TOKEN": ""} if bucket else {}
         yield made
+        asked = made.lab.requests("google")
+        assert any("/b/team-glgpu/o" in one for one in asked) is bucket
 
 
 @contextmanager
@@ -198,6 +210,7 @@ def test_a_second_click_tells_whose_notebook_it_is(desk: Desk) -> None:
         assert len(served(run)) <= 2  # Docker's init has the same words
 
 
+@EITHER
 def test_what_somebody_has_worked_on_is_saved_whole_ends_in_the_artifacts_and_is_taken_up_again(desk: Desk) -> None:
     run = desk.job("ada", "7001")
     start(run)
@@ -247,6 +260,37 @@ def test_what_somebody_has_worked_on_is_saved_whole_ends_in_the_artifacts_and_is
         assert (vm.code / "model.py").read_text() == MINE["model.py"]
 
 
+@pytest.mark.every_fault
+def test_two_users_on_one_branch_work_at_the_same_time_and_each_goes_on_with_what_is_one_s_own(desk: Desk) -> None:
+    pipelines = {"ada": "7001", "bob": "7002"}
+    runs = {user: desk.job(user, pipeline) for user, pipeline in pipelines.items()}
+    for run in runs.values():
+        start(run)
+    with ExitStack() as opened:
+        vms = {user: opened.enter_context(vm_of(run)) for user, run in runs.items()}
+        for user, vm in vms.items():
+            browser = opened.enter_context(vm.browser())
+            write = f"open('{user}', 'w').write('{user}'); open('model.py', 'w').write('by {user}')"
+            browser.cell(browser.open_tab(browser.kernel()), write)
+        for user, vm in vms.items():
+            eventually(lambda vm=vm, user=user: vm.state.saved is not None and vm.saved() == {user, "model.py"})
+        assert all(vm.state.answers for vm in vms.values())
+    for user, pipeline in pipelines.items():
+        destroy(stop := desk.job(user, pipeline), detached_too=True)
+        work = {path.name for path in stop.outputs.iterdir()} - {"glgpu"}
+        assert work == {user, "model.py"}
+        assert (stop.outputs / "model.py").read_text() == f"by {user}"
+        # The other one's goes on.
+        alive = [other for other, run in runs.items() if run.cloud.find(str(run.name))]
+        assert alive == (["bob"] if user == "ada" else [])
+    for user in pipelines:
+        start(again := desk.job(user))
+        assert f"2 files that {user} had worked on here are back" in desk.said
+        with vm_of(again) as vm:
+            there = {path.name for path in vm.code.iterdir()} & set(pipelines)
+            assert (there, (vm.code / "model.py").read_text()) == ({user}, f"by {user}")
+
+
 def test_an_open_tab_keeps_no_notebook_alive_and_a_long_cell_does(desk: Desk) -> None:
     run = desk.job(GLGPU_NOTEBOOK_IDLE_MINUTES="0.1")
     start(run)
@@ -287,7 +331,42 @@ def test_a_terminal_with_a_program_in_it_keeps_a_notebook_alive(desk: Desk) -> N
         eventually(lambda: vm.status() == "TERMINATED")
 
 
+WITH_GPU = SETTINGS.replace("gpu: [none], type: e2-small", "gpu: [nvidia-l4]")
+COMPUTES = "import time\nwhile True: sum(range(1_000_000)); time.sleep(0.1)"
+
+
 @pytest.mark.every_fault
+def test_a_gpu_in_use_keeps_a_notebook_alive_and_one_that_falls_silent_lets_it_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "SAVE_SECONDS", 2)
+    with desk_with({**MINE, "glgpu.yml": WITH_GPU}, tmp_path) as desk:
+        run = desk.job(GLGPU_NOTEBOOK_IDLE_MINUTES="0.1")
+        start(run)
+        with vm_of(run) as vm, vm.browser() as browser:
+            # Beside the kernel, which has nothing to do any more.
+            leave = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {COMPUTES!r}])"
+            assert browser.cell(browser.open_tab(browser.kernel()), leave) == ""
+            # JupyterLab goes on saying so, long after it would have been ended.
+            seen = Path(memory_of(run.name)) / "door/seen"
+            eventually(lambda: int(seen.read_text().split()[0]) - int(seen.read_text().split()[1]) > 20)
+            state = vm.state
+            assert (state.busy, state.answers, state.idle_seconds < 6) == (False, True, True)
+            falls_silent(vm)
+            eventually(lambda: vm.status() == "TERMINATED", 120)
+            assert vm.saves()[0].reason == "idle"
+
+
+def falls_silent(vm: Vm) -> None:
+    """Whatever computes on the VM no longer does so on its GPU."""
+    machine = Path(vm.guest.home).parents[2] / "machine.json"
+    part = machine.with_suffix(".part")
+    part.write_text(json.dumps(json.loads(machine.read_text()) | {"gpu_idle": True}))
+    part.replace(machine)
+
+
+@pytest.mark.every_fault
+@EITHER
 def test_at_its_soft_end_a_notebook_goes_though_its_kernel_hangs(desk: Desk) -> None:
     run = desk.job()
     start(run)
