@@ -30,7 +30,7 @@ from glgpu.steps.detach import is_detached, way_home
 from glgpu.steps.door import Guest, log_in, open_door
 from glgpu.steps.guest import ask
 from glgpu.steps.notebook import state_of
-from lab import FILES, SETTINGS, Lab, lab
+from lab import FILES, SETTINGS, Lab, end_vm, lab
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab: not installed here: no notebook is started"
@@ -382,6 +382,23 @@ def test_at_its_soft_end_a_notebook_goes_though_its_kernel_hangs(desk: Desk) -> 
         assert (vm.saves()[0].reason, vm.saved()) == ("deadline", {"mine"})
     assert bring_back(run, run.clock.now, lambda _: run) == []
     assert (run.outputs / "mine").read_text() == "mine"
+
+
+@pytest.mark.every_fault
+@pytest.mark.parametrize("gone", [False, True], ids=["off", "gone"])
+def test_work_of_a_notebook_that_has_ended_by_itself_comes_home_with_its_stop_job_once(desk: Desk, gone: bool) -> None:
+    run = desk.job("ada", "7001")
+    start(run)
+    with vm_of(run) as vm, vm.browser() as browser:
+        browser.cell(browser.open_tab(browser.kernel()), "open('mine', 'w').write('mine')")
+        ask(run, vm.guest.machine, "notebook-until", str(int(time.time())), doing="moving its end")
+        eventually(lambda: vm.status() == "TERMINATED", 90)
+        if gone:
+            end_vm(run.cloud, vm.instance.name, vm.instance.zone)
+    for work in ["mine"], []:
+        destroy(stop := desk.job("ada", "7001"), detached_too=True)
+        assert [path.name for path in stop.outputs.iterdir() if path.name != "glgpu"] == work
+        assert run.cloud.find(str(run.name)) == []
 
 
 @pytest.mark.every_fault

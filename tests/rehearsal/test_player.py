@@ -62,11 +62,19 @@ class World:
         self.printed: dict[str, bytes] = {}
         self.waiting: list[tuple[str, bytes, asyncio.Event]] = []
 
-    def player(self, yaml: str, *, branch: str = "main", event: dict[str, Any] | None = None, **options: Any) -> Player:
+    def player(
+        self,
+        yaml: str,
+        *,
+        branch: str = "main",
+        event: dict[str, Any] | None = None,
+        message: str = "Work on it\n\nwith a body",
+        **options: Any,
+    ) -> Player:
         (self.source / ".gitlab-ci.yml").write_text(yaml)
         git(self.source, "checkout", "--quiet", "-B", branch)
         git(self.source, "add", "-A")
-        git(self.source, "commit", "--quiet", "--allow-empty", "-m", "Work on it\n\nwith a body")
+        git(self.source, "commit", "--quiet", "--allow-empty", "-m", message)
         sha = self.state.push(self.project, self.source, branch, branch)
         occasion = Occasion(self.state, SERVER, self.project, self.user, Event(branch, sha, **(event or {})))
         number = len(self.players)
@@ -315,13 +323,18 @@ OFFERED = {"start notebook": "manual", "stop notebook": "manual"}
 PATHS: dict[str, tuple[str, dict[str, str], dict[str, str], dict[str, str]]] = {
     "a push of a fresh copy": ("push", {}, {}, {"checks": "success"}),
     "a push": ("push", SET_UP, {}, {"job-image": "success", "checks": "success", **TRAINS, **OFFERED}),
+    "a push with [skip gpu]": ("push", SET_UP, {}, {"job-image": "success", "checks": "success", **OFFERED}),
     "by hand": ("web", SET_UP, {}, {"checks": "success", **TRAINS, **OFFERED}),
     "a schedule that trains": ("schedule", SET_UP, {"GLGPU_TASK": "train"}, TRAINS),
     "a schedule that cleans up": ("schedule", SET_UP, {"GLGPU_TASK": "cleanup"}, {"cleanup": "success"}),
+    "a schedule that makes the job image": ("schedule", SET_UP, {"GLGPU_TASK": "image"}, {"job-image": "success"}),
 }
+"""Who makes the pipeline, what is set up, what the pipeline is given, and which jobs come of it."""
 
 
-def own_pipeline(world: World, source: str, known: Mapping[str, str], given: Mapping[str, str]) -> Player:
+def own_pipeline(
+    world: World, source: str, known: Mapping[str, str], given: Mapping[str, str], **options: Any
+) -> Player:
     """A player of this repository's own pipeline, in which every program of ours only says that it was called."""
     world.project.variables += [Variable(name, value) for name, value in known.items()]
     shutil.copytree(ROOT / "ci", world.source / "ci", ignore=shutil.ignore_patterns("tools"), dirs_exist_ok=True)
@@ -333,13 +346,13 @@ def own_pipeline(world: World, source: str, known: Mapping[str, str], given: Map
         path.chmod(0o755)
     event = {"source": source, "variables": dict(given)}
     text = (ROOT / ".gitlab-ci.yml").read_text(encoding="utf-8")
-    return world.player(text, event=event, path=f"{programs}:{PATH}")
+    return world.player(text, event=event, path=f"{programs}:{PATH}", **options)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_each_path_of_our_own_pipeline_is_played_and_only_its_jobs_are_in_it(world: World, path: str) -> None:
     source, known, given, wanted = PATHS[path]
-    player = own_pipeline(world, source, known, given)
+    player = own_pipeline(world, source, known, given, message=f"This is {path}")
 
     async def story() -> None:
         await player.play()
@@ -349,7 +362,27 @@ def test_each_path_of_our_own_pipeline_is_played_and_only_its_jobs_are_in_it(wor
     assert player.entry.status == "success"
 
 
-def test_a_notebook_is_clicked_by_somebody_and_stopped_as_gitlab_finds_its_stop_job(world: World) -> None:
+async def stop_button(_: World, player: Player, name: str) -> None:
+    await player.stop_environment(name)
+
+
+async def auto_stop(world: World, player: Player, name: str) -> None:
+    (environment,) = [one for one in world.project.environments.values() if one.name == name]
+    assert environment.auto_stop_at is not None
+    world.state.clock.advance(environment.auto_stop_at - world.state.clock.now())
+    world.state.auto_stop()
+    await player.rest()
+
+
+async def branch_deletion(world: World, player: Player, _: str) -> None:
+    world.state.delete_branch(world.project, "main", world.user)
+    await player.rest()
+
+
+@pytest.mark.parametrize(("way", "by"), [(stop_button, "dev"), (auto_stop, "ada"), (branch_deletion, "dev")])
+def test_a_notebook_is_clicked_by_somebody_and_stopped_as_gitlab_finds_its_stop_job(
+    world: World, way: Callable[[World, Player, str], Awaitable[None]], by: str
+) -> None:
     player = own_pipeline(world, "push", SET_UP, {})
     other = world.state.create_user("ada")
     world.project.members[other.id] = Role.DEVELOPER
@@ -359,16 +392,16 @@ def test_a_notebook_is_clicked_by_somebody_and_stopped_as_gitlab_finds_its_stop_
         name = f"notebook/main/{player.entry.iid}"
         assert (await player.play_job("start notebook", other)).status == "success"
         assert player.outcomes["stop notebook"].status == "manual"
-        stopped = await player.stop_environment(name)
-        assert stopped is not None
-        assert (stopped.job.name, stopped.status) == ("stop notebook", "success")
+        await way(world, player, name)
+        assert player.outcomes["stop notebook"].status == "success"
+        states = {one.name: one.state for one in world.project.environments.values()}
+        others = "stopped" if way is branch_deletion else "available"
+        assert states == {"gpu/main": others, name: "stopped"}
 
     world.run(story)
     # The name was made before anybody clicked; who has clicked is known in the job.
     assert "called: glgpu notebook start, by ada" in log_of(player, "start notebook")
-    assert "called: glgpu notebook stop, by dev" in log_of(player, "stop notebook")
-    states = {one.name: one.state for one in world.project.environments.values()}
-    assert states == {"gpu/main": "available", f"notebook/main/{player.entry.iid}": "stopped"}
+    assert f"called: glgpu notebook stop, by {by}" in log_of(player, "stop notebook")
     assert player.entry.iid != player.entry.id
 
 
