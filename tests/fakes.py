@@ -41,6 +41,7 @@ from glgpu.interfaces import (
     Quota,
     Region,
     Subnetwork,
+    WorkCommit,
     Zone,
 )
 from glgpu.job import read_job
@@ -570,6 +571,8 @@ class FakeForge(FakeBucket):
         """Id of a job to its stage and the archive of its artifacts."""
         self.may_administer = True
         self.keys: list[tuple[str, str, float]] = []
+        self.pushing: list[str] = []
+        """Titles of keys that may push, or might once."""
         self.over = False
         self.artifacts: dict[tuple[str, str, str], str] = {}
         self.fingerprints: set[str] = set()
@@ -625,9 +628,11 @@ class FakeForge(FakeBucket):
         self.visit("job_artifacts", job)
         return self.job_ends.get(job, "none")
 
-    def add_deploy_key(self, title: str, key: str, expires: float) -> None:
+    def add_deploy_key(self, title: str, key: str, expires: float, *, can_push: bool = False) -> None:
         self.visit("add_deploy_key", title)
         self.keys.append((title, key, expires))
+        if can_push:
+            self.pushing.append(title)
 
     def remove_deploy_keys(self, title: str) -> int:
         self.visit("remove_deploy_keys", title)
@@ -1155,6 +1160,84 @@ class FakeRepository:
         to.write(b"TAR")
 
 
+class FakeWorkBranches(Refusing):
+    """The branches of the project at GitLab, over SSH.
+
+    Attributes:
+        trees: Commit -> its files.
+        parents: Commit -> its parents.
+        tips: Branch -> what it is at.
+        ignored: Files that git ignores.
+        answering: The host keys that answer.
+        opened: Host keys that were pinned.
+        raced: How often somebody else is faster.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trees: dict[str, dict[str, bytes]] = {SHA: {}}
+        self.parents: dict[str, list[str]] = {SHA: []}
+        self.tips: dict[str, str] = {}
+        self.ignored: set[str] = set()
+        self.answering = "gitlab.example.com ssh-ed25519 AAAA\n"
+        self.opened: list[str] = []
+        self.raced = 0
+        self.open_now = False
+
+    def at(self, address: str, folder: Path) -> FakeWorkBranches:
+        self.visit("at", address, folder.name)
+        return self
+
+    def make_key(self, comment: str) -> str:
+        self.visit("make_key", comment)
+        self.open_now = True
+        return "ssh-ed25519 PUSHKEY"
+
+    def answering_keys(self) -> str:
+        self.visit("answering_keys")
+        return self.answering
+
+    def open(self, known_hosts: str) -> None:
+        self.visit("open")
+        self.opened.append(known_hosts)
+
+    def tip(self, branch: str, seconds: float) -> str:
+        assert seconds > 0
+        self.visit("tip", branch)
+        return self.tips.get(branch, "")
+
+    def commit(
+        self, base: str, tip: str, folder: Path, names: Sequence[str], author: str, message: str, seconds: float
+    ) -> WorkCommit:
+        assert seconds > 0
+        self.visit("commit", author, message)
+        left_out = {"ignored by git": sorted(set(names) & self.ignored)} if set(names) & self.ignored else {}
+        chosen = [name for name in names if name not in self.ignored]
+        tree = self.trees[base] | {name: (folder / name).read_bytes() for name in chosen}
+        if tree == self.trees[tip or base]:
+            return WorkCommit("", 0, left_out)
+        sha = hashlib.sha1(f"{len(self.trees)}".encode()).hexdigest()
+        behind = [tip, *self.parents.get(tip, [])]
+        self.trees[sha] = tree
+        self.parents[sha] = [*([tip] if tip else []), *([] if base in behind else [base])]
+        return WorkCommit(sha, len(chosen), left_out)
+
+    def push(self, commit: str, branch: str, seconds: float) -> bool:
+        assert seconds > 0
+        self.visit("push", branch)
+        if self.raced:
+            self.raced -= 1
+            return False
+        if branch in self.tips and self.tips[branch] not in self.parents[commit]:
+            return False
+        self.tips[branch] = commit
+        return True
+
+    def close(self) -> None:
+        self.visit("close")
+        self.open_now = False
+
+
 @dataclass
 class Stage:
     """A run made of fakes, and hands to change the world with.
@@ -1176,6 +1259,7 @@ class Stage:
     refuses: dict[str, Failure] = field(default_factory=dict)
     connected: list[tuple[Endpoint, str]] = field(default_factory=list)
     buckets: dict[str, FakeBucket] = field(default_factory=dict)
+    branches: FakeWorkBranches = field(default_factory=lambda: FakeWorkBranches())
 
     @property
     def name(self) -> str:
@@ -1255,7 +1339,7 @@ def make_stage(folder: Path, **variables: str) -> Stage:
     job = read_job(environment, folder, clock.now())
     said = io.BytesIO()
     console = Console(Masker(), stream=said, clock=clock)
-    cloud, forge, machine = FakeCloud(clock), FakeForge(), FakeMachine()
+    cloud, forge, machine, branches = FakeCloud(clock), FakeForge(), FakeMachine(), FakeWorkBranches()
     forge.time = clock.now
     name = job.name()
 
@@ -1274,11 +1358,11 @@ def make_stage(folder: Path, **variables: str) -> Stage:
         catalogue=FakeCatalogue(), connect=connect,
         bucket_for=lambda name: stage.buckets.setdefault(name, FakeBucket(f"the bucket {name}")),
         stack_for=stack_for, make_login_key=lambda _folder, _comment: "ssh-ed25519 LOGINKEY",
-        repository=FakeRepository(SHA), outputs=folder / "outputs", console=console, clock=clock,
+        repository=FakeRepository(SHA), branch_at=branches.at, outputs=folder / "outputs", console=console, clock=clock,
         google_time=clock.now,
         caller_address=lambda _settings, _job: stage.address,
         record=RunRecord(folder / "outputs/glgpu/run.json", str(name), job.job_id, clock, console.masker),
     )  # fmt: skip
-    stage = Stage(run, clock, cloud, forge, machine, said)
+    stage = Stage(run, clock, cloud, forge, machine, said, branches=branches)
     stage.applies = stage.insert
     return stage

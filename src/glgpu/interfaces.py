@@ -589,8 +589,8 @@ class Forge(StateStore, DropOff, Protocol):
     def may_administer(self) -> bool:
         """Whether there is a token that can manage deploy keys and read pipelines."""
 
-    def add_deploy_key(self, title: str, key: str, expires: float) -> None:
-        """Register a read-only key under a title, until Unix time ``expires``."""
+    def add_deploy_key(self, title: str, key: str, expires: float, *, can_push: bool = False) -> None:
+        """Register a key under a title, until Unix time ``expires``; it can read, and push only where that is said."""
 
     def remove_deploy_keys(self, title: str) -> int:
         """Remove every key of that title; how many there were."""
@@ -918,6 +918,61 @@ class Repository(Protocol):
         """Write every tracked file as it lies here as a tar stream."""
 
 
+@dataclass(frozen=True)
+class WorkCommit:
+    """A commit with somebody's work.
+
+    Attributes:
+        sha: The commit; empty: there is none, for it would change nothing.
+        files: How many files of the work are in it.
+        left_out: Why -> the files that are not.
+    """
+
+    sha: str
+    files: int
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+class WorkBranch(Protocol):
+    """A branch of the project at GitLab, over SSH, and a small repository of our own in which commits for it are made.
+
+    Each method that talks to GitLab raises Failure where that refuses or does not answer in time.
+    """
+
+    def make_key(self, comment: str) -> str:
+        """Make a key pair for this alone; its public half."""
+
+    def answering_keys(self) -> str:
+        """The SSH host keys that GitLab's SSH port answers with; empty where it does not answer."""
+
+    def open(self, known_hosts: str) -> None:
+        """Begin with an empty repository, and GitLab's host keys as known_hosts lines; no others are taken."""
+
+    def tip(self, branch: str, seconds: float) -> str:
+        """The commit that a branch is at; empty where there is no such branch."""
+
+    def commit(
+        self, base: str, tip: str, folder: Path, names: Sequence[str], author: str, message: str, seconds: float
+    ) -> WorkCommit:
+        """Make a commit of what a commit has, with files put over it.
+
+        Args:
+            base: What the files were made from.
+            tip: What the branch is at, the first parent; empty: there is no branch yet.
+            folder: Where the files lie.
+            names: Their paths there, which are those in the repository too.
+            author: Whose work it is.
+            message: What it says.
+            seconds: How long it may take.
+        """
+
+    def push(self, commit: str, branch: str, seconds: float) -> bool:
+        """Bring a commit onto a branch, on which it begins no pipeline; False: somebody else was faster."""
+
+    def close(self) -> None:
+        """Remove key and repository."""
+
+
 class Apply(Protocol):
     """A running ``terraform apply``."""
 
@@ -1067,3 +1122,5 @@ StackFor = Callable[[Mapping[str, object], Backend | None], Stack]
 """variables, where its state is (None: nowhere, thrown away) -> Terraform."""
 BucketFor = Callable[[str], Bucket]
 """name -> the bucket."""
+BranchAt = Callable[[str, Path], WorkBranch]
+"""(address of the project over SSH, folder for work files) -> the way there."""

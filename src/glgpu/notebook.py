@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from glgpu.run_names import AnyName, Kind
 
@@ -23,6 +26,33 @@ SOFT_SECONDS = 8 * 3600
 """After its start, where its hard end is not sooner: `extend` moves it."""
 SAVE_SECONDS = 300
 """Between two looks for changed files; each that finds some ends in a save."""
+BRANCHES = "glgpu-notebook/"
+"""What the names of branches with saved work begin with; ci/train.yml trains on none of them."""
+LONGEST_PIECE = 120
+"""Bytes between two slashes of such a name: a file system takes no more than 255."""
+
+
+def branch_of(user: str, ref: str) -> str:
+    """The branch for what somebody works on in notebooks on a branch: no two users have one in common.
+
+    What git does not take in a name stands there as in an address (``%7E``). On such a branch of their own they go on.
+
+    Args:
+        user: Their login.
+        ref: The branch that the notebook was started on.
+    """
+    own = f"{BRANCHES}{_piece(user)}/"
+    return ref if ref.startswith(own) else own + "/".join(_piece(part) for part in ref.split("/"))
+
+
+def _piece(text: str) -> str:
+    """Anything as what git takes between two slashes (git-check-ref-format(1)), another for each."""
+    plain = quote(text.encode("utf-8", "surrogateescape"), safe="+#@").replace("~", "%7E") or "%"
+    plain = re.sub(r"^\.|\.(?=\.|$)|\.(?=lock$)", "%2E", plain)
+    if len(plain) <= LONGEST_PIECE:
+        return plain
+    # No other piece has an equals sign in it, which is written %3D.
+    return f"{plain[: LONGEST_PIECE - 20].rstrip('.')}={hashlib.sha256(plain.encode()).hexdigest()[:16]}"
 
 
 def memory_of(run: AnyName) -> str:

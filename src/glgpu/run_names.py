@@ -16,6 +16,7 @@ LONGEST_NAME = 54
 PREFIX = "glgpu-"
 _RUN = r"[0-9]+(?:-[0-9]+)?|u[0-9a-f]{8}-[0-9]+"
 _CLOSED = "-closed"
+_PUSH = "-push"
 
 
 def server_hash(server_url: str) -> str:
@@ -60,6 +61,11 @@ class RunName:
     def closed_rule(self) -> str:
         """Name of the firewall rule that denies whoever is not listed."""
         return f"{self}{_CLOSED}"
+
+    @property
+    def push_title(self) -> str:
+        """Title of the deploy key with which a job, never a VM, pushes a notebook's work."""
+        return f"{self}{_PUSH}"
 
     @property
     def own_labels(self) -> dict[str, str]:
@@ -129,7 +135,7 @@ AnyName = RunName | ReadName
 
 def read_name(name: str) -> ReadName | None:
     """The run that something of this name belongs to; None for a name that is not one of glgpu's."""
-    own = name.removesuffix(_CLOSED)
+    own = name.removesuffix(_CLOSED).removesuffix(_PUSH)
     found = re.fullmatch(rf"{PREFIX}([0-9a-f]{{6}})-([0-9]{{1,18}})-({_RUN})-(train|notebook)", own)
     if found is None or len(own) > LONGEST_NAME:
         return None

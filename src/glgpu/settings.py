@@ -200,7 +200,9 @@ class Notebook(_Section):
 
     idle_minutes: float = Field(60, gt=0, le=10_080, description="Minutes without work after which it ends.")
     save_mb: int = Field(500, ge=1, description="Most that is saved of the workspace.")
-    can_push: bool = Field(False, description="Whether saved work is also pushed as a branch.")
+    can_push: bool = Field(
+        False, description="Whether the end of a notebook also pushes its work, as `glgpu-notebook/<user>/<branch>`."
+    )
 
 
 class Net(_Section):

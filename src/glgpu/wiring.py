@@ -26,6 +26,7 @@ from glgpu.clients.local_repository import LocalRepository
 from glgpu.clients.local_tools import LocalTools
 from glgpu.clients.remote_machine import RemoteMachine, make_login_key
 from glgpu.clients.terraform_stack import TerraformStack
+from glgpu.clients.work_branch import WorkBranch
 from glgpu.clock import Clock, SystemClock
 from glgpu.console import Console
 from glgpu.disk import cannot_write
@@ -403,6 +404,7 @@ def _wire(console: Console, job: Job, settings: Settings, name: RunName, base: s
         stack_for=stack_for,
         make_login_key=make_login_key,
         repository=LocalRepository(job.project_dir),
+        branch_at=WorkBranch,
         outputs=outputs,
         google_time=GoogleProject(job, settings.project or "").server_time,
         caller_address=caller_address,

@@ -97,6 +97,7 @@ CREDENTIALS = [
 MATRIX: dict[str, tuple[dict[str, str], dict[str, str], bool]] = {
     "push": (SET_UP, {}, True),
     "push of another branch": (SET_UP, {"CI_COMMIT_BRANCH": "wip/x"}, True),
+    "push of a notebook's work": (SET_UP, {"CI_COMMIT_BRANCH": "glgpu-notebook/ada/main"}, False),
     "push of a tag": (SET_UP, {"CI_COMMIT_BRANCH": "", "CI_COMMIT_TAG": "v1"}, False),
     "push with [skip gpu]": (SET_UP, {"CI_COMMIT_MESSAGE": "Docs\n\n[Skip GPU]"}, False),
     "by hand in spite of [skip gpu]": (
@@ -118,7 +119,7 @@ MATRIX: dict[str, tuple[dict[str, str], dict[str, str], bool]] = {
 } | {f"credentials by {name}": ({"GLGPU_PROJECT": "my-dl", name: "x"}, {}, True) for name in CREDENTIALS}
 
 
-WITHOUT_TRAINING = ("push with [skip gpu]",)
+WITHOUT_TRAINING = ("push with [skip gpu]", "push of a notebook's work")
 """Branches that do not train, and offer a notebook all the same."""
 WITHOUT_NOTEBOOK = ("schedule for training",)
 

@@ -95,14 +95,14 @@ class GitlabProject:
         """Whether there is a token that can manage deploy keys and read pipelines."""
         return bool(self._job.gitlab_token and self._job.server_url)
 
-    def add_deploy_key(self, title: str, key: str, expires: float) -> None:
-        """Register a read-only key under a title, until Unix time ``expires``.
+    def add_deploy_key(self, title: str, key: str, expires: float, *, can_push: bool = False) -> None:
+        """Register a key under a title, until Unix time ``expires``; it can read, and push only where that is said.
 
         Deploy keys need Maintainer rights and a token with scope ``api``; a job token is never accepted
         (https://docs.gitlab.com/api/deploy_keys/).
         """
         until = datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        body = {"title": title, "key": key, "can_push": False, "expires_at": until}
+        body = {"title": title, "key": key, "can_push": can_push, "expires_at": until}
         self._call("registering the deploy key", lambda: self._administered.keys.create(body))
 
     def remove_deploy_keys(self, title: str) -> int:

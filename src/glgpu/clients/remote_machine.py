@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from glgpu.clients.key_pair import make_key_pair
 from glgpu.disk import cannot_write
-from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Endpoint, Proxy
 from glgpu.processes import Done, Running, TimedOut, attached, environment, need_tool, run
 from glgpu.run_record import write_atomically
@@ -342,17 +342,4 @@ def make_login_key(folder: Path, comment: str) -> str:
     Raises:
         Failure: TOOL_MISSING or DISK_FULL.
     """
-    key = folder / "login"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise cannot_write(error, folder) from None
-    if not key.with_suffix(".pub").exists():
-        key.unlink(missing_ok=True)
-        keygen = need_tool("ssh-keygen", "to make the key that opens the VM")
-        done = run([keygen, "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(key)], timeout=30)
-        if done.code != 0:
-            raise Failure(
-                ErrorClass.DISK_FULL, f"no login key could be made: {done.complaint}", "make room, then retry"
-            )
-    return " ".join(key.with_suffix(".pub").read_text(encoding="ascii").split()[:2])
+    return make_key_pair(folder / "login", comment, "opens the VM")

@@ -18,6 +18,7 @@ from glgpu.rehearsal.gitlab_git import GitOverHttp, GitOverSsh, SshGate
 from glgpu.rehearsal.gitlab_http import Api, Trigger
 from glgpu.rehearsal.gitlab_lfs import Lfs, import_objects
 from glgpu.rehearsal.gitlab_model import Project, User
+from glgpu.rehearsal.gitlab_pushes import Pushes
 from glgpu.rehearsal.gitlab_state import GitLabState
 from glgpu.rehearsal.runner_api import RunnerApi
 from glgpu.rehearsal.seams import Network
@@ -84,7 +85,8 @@ class GitLab(GitLabState):
         self._runner: web.AppRunner | None = None
         self._ssh: asyncssh.SSHAcceptor | None = None
         self._lfs = Lfs(self)
-        self._over_ssh = GitOverSsh(self, self._lfs)
+        self._pushes = Pushes(self)
+        self._over_ssh = GitOverSsh(self, self._lfs, self._pushes)
 
     def create_project(self, path: str, repository: Path | None = None, *, owner: User | None = None) -> Project:
         """Add a project with all refs and large files of ``repository`` (bare or not), if given."""
@@ -119,7 +121,7 @@ class GitLab(GitLabState):
         app.router.add_get("/.well-known/openid-configuration", self._openid_configuration)
         app.router.add_get(KEYS_PATH, self._keys)
         app.router.add_get("/object-storage/{signature}", self._stored)
-        GitOverHttp(self, self._lfs).add_routes(app)
+        GitOverHttp(self, self._lfs, self._pushes).add_routes(app)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._http_port)

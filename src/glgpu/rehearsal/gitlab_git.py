@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import shlex
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from aiohttp import web
 from glgpu.rehearsal.gitlab_http import UNAVAILABLE_PAGE, ApiError, Host, basic_credentials, check_token, strike
 from glgpu.rehearsal.gitlab_lfs import MEDIA_TYPE, Lfs
 from glgpu.rehearsal.gitlab_model import DeployKey, Project, Role
+from glgpu.rehearsal.gitlab_pushes import Pushes
 
 UNKNOWN_PROJECT = "The project you were looking for could not be found or you don't have permission to view it."
 READ_ONLY_KEY = "This deploy key does not have write access to this project."
@@ -115,9 +116,10 @@ def _exit(process: asyncssh.SSHServerProcess[bytes], status: int) -> None:
 class GitOverSsh:
     """Runs what gitlab-shell would run."""
 
-    def __init__(self, host: Host, lfs: Lfs) -> None:
+    def __init__(self, host: Host, lfs: Lfs, pushes: Pushes) -> None:
         self.host = host
         self.lfs = lfs
+        self.pushes = pushes
         self.running: set[Process] = set()
 
     async def handle(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
@@ -140,7 +142,7 @@ class GitOverSsh:
                     process.stdout.write(self.lfs.ticket(key, project))
                     status = 0
                 elif project is not None:
-                    status = await self._run(process, verb, project)
+                    status = await self._run(process, verb, project, key)
             if text:
                 process.stderr.write(framed(text).encode())
         except BaseException:
@@ -176,9 +178,11 @@ class GitOverSsh:
         key.last_used_at = now
         return words[0], project, ""
 
-    async def _run(self, process: asyncssh.SSHServerProcess[bytes], verb: str, project: Project) -> int:
+    async def _run(self, process: asyncssh.SSHServerProcess[bytes], verb: str, project: Project, key: DeployKey) -> int:
         protocol = process.env.get("GIT_PROTOCOL", "")
         extra = {"GIT_PROTOCOL": str(protocol)} if protocol else {}
+        if verb in WRITING:
+            extra |= self.pushes.environment(project, key)
         child = await asyncio.create_subprocess_exec(
             "git", verb.removeprefix("git-"), str(project.repository),
             stdin=PIPE, stdout=PIPE, stderr=PIPE, env=self.host.state.git_environment(**extra),
@@ -200,7 +204,10 @@ class GitOverSsh:
                 await ended
             gone.cancel()
             feeding.cancel()
-            return await child.wait()
+            status = await child.wait()
+            if verb in WRITING:
+                self.pushes.ended(project, key, extra)
+            return status
         finally:
             self.running.discard(child)
 
@@ -222,9 +229,10 @@ class GitOverHttp:
 
     ROUTE = r"/{project:.+}.git/{service:(info/refs|git-upload-pack|git-receive-pack)}"
 
-    def __init__(self, host: Host, lfs: Lfs) -> None:
+    def __init__(self, host: Host, lfs: Lfs, pushes: Pushes) -> None:
         self.host = host
         self.lfs = lfs
+        self.pushes = pushes
 
     def add_routes(self, app: web.Application) -> None:
         """Add the protocol itself and that of large files."""
@@ -266,7 +274,11 @@ class GitOverHttp:
             self._log(request, error.status)
             headers = {"WWW-Authenticate": 'Basic realm="GitLab"'} if error.status == 401 else {}
             return web.Response(status=error.status, text=str(error.body["message"]), headers=headers)
-        response = await self._backend(request, project, user)
+        pusher = next((one for one in self.host.state.users.values() if one.username == user), None)
+        pushing = self.pushes.environment(project, pusher) if pusher and service in WRITING else {}
+        response = await self._backend(request, project, user, pushing)
+        if pusher and pushing:
+            self.pushes.ended(project, pusher, pushing)
         self._log(request, response.status)
         return response
 
@@ -323,13 +335,15 @@ class GitOverHttp:
             raise ApiError.message(403, f"You are not allowed to {text} this project.")
         return project, token.user.username
 
-    async def _backend(self, request: web.Request, project: Project, user: str) -> web.StreamResponse:
+    async def _backend(
+        self, request: web.Request, project: Project, user: str, pushing: Mapping[str, str]
+    ) -> web.StreamResponse:
         """Run git as a CGI program; the request's body has already been unpacked, and its length is not known."""
         extra = {
             "GIT_PROJECT_ROOT": str(project.repository), "GIT_HTTP_EXPORT_ALL": "1", "REMOTE_USER": user,
             "REQUEST_METHOD": request.method, "QUERY_STRING": request.query_string,
             "PATH_INFO": f"/{request.match_info['service']}", "CONTENT_TYPE": request.headers.get("Content-Type", ""),
-            "GIT_PROTOCOL": request.headers.get("Git-Protocol", ""),
+            "GIT_PROTOCOL": request.headers.get("Git-Protocol", ""), **pushing,
         }  # fmt: skip
         child = await asyncio.create_subprocess_exec(
             "git", "http-backend", stdin=PIPE, stdout=PIPE, env=self.host.state.git_environment(**extra)

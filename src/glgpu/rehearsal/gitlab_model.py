@@ -259,7 +259,11 @@ class Deployment:
 
 @dataclass(eq=False)
 class Pipeline:
-    """A pipeline; its status follows from its jobs."""
+    """A pipeline; its status follows from its jobs.
+
+    Attributes:
+        skipped: Whether it was never to have any (``ci.skip``).
+    """
 
     id: int
     iid: int
@@ -275,6 +279,7 @@ class Pipeline:
     variables: list[Variable] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     schedule_id: int | None = None
+    skipped: bool = False
 
     @property
     def latest(self) -> list[Job]:
@@ -284,7 +289,7 @@ class Pipeline:
     @property
     def status(self) -> str:
         """As GitLab composes it (lib/gitlab/ci/status/composite.rb)."""
-        return composite_status(self.latest)
+        return "skipped" if self.skipped else composite_status(self.latest)
 
 
 def composite_status(jobs: list[Job]) -> str:

@@ -153,8 +153,13 @@ class GitLabState:
         bare = self.folder / "repositories" / f"{number}.git"
         project = Project(number, path, bare, self.clock.now())
         self._need(self._git("init", "--quiet", "--bare", "--initial-branch=main", str(bare)))
-        # As on GitLab: partial clones, and any commit that still exists can be fetched by its hash.
-        for key in ("uploadpack.allowFilter", "uploadpack.allowAnySHA1InWant", "http.receivepack"):
+        # As on GitLab: partial clones, any commit that still exists can be fetched by its hash, pushes with options.
+        for key in (
+            "uploadpack.allowFilter",
+            "uploadpack.allowAnySHA1InWant",
+            "http.receivepack",
+            "receive.advertisePushOptions",
+        ):
             self._need(self.git(project, "config", key, "true"))
         if repository is not None:
             refspecs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]

@@ -50,6 +50,7 @@ from glgpu.steps.follow import LOG_FILE
 from glgpu.steps.move_out import artifact_bytes, note_of
 from glgpu.steps.notebook import kept_work
 from glgpu.steps.persist import Attempts
+from glgpu.steps.push_work import push_work
 from glgpu.steps.report import write_report
 from glgpu.steps.sums import OWN_FOLDER, write_sums
 from glgpu.steps.tear_down import tear_down
@@ -191,15 +192,24 @@ def _see_to(run: Run, home: DropOff, now: Callable[[], float]) -> None:
         return
     what = "notebook" if notebook else "detached training"
     with run.console.section(f"collect-{run.name.run}", f"The {what} of {run.name}"):
-        _collect(run, home, now, parts, save)
+        _collect(run, home, now, parts, save, detached[0] if detached else None)
 
 
-def _collect(run: Run, home: DropOff, now: Callable[[], float], parts: Mapping[str, Part], save: Save | None) -> None:
+def _collect(
+    run: Run,
+    home: DropOff,
+    now: Callable[[], float],
+    parts: Mapping[str, Part],
+    save: Save | None,
+    instance: Instance | None,
+) -> None:
     attempts = Attempts(run)
     _take_over_records(run)
     if save is not None:
         # Nothing goes before it is home.
         _bring_home(run, home, save)
+        if run.name.kind == KIND:
+            push_work(run, instance)
     lost = _judged(save, run.name.kind) if save is not None else _vanished(run, home, now)
     attempts.get(partial(tear_down, run))
     if not attempts.failures:
@@ -274,7 +284,7 @@ def _newest(run: Run, home: DropOff, parts: Mapping[str, Part]) -> Save | None:
 
 def _take_over_records(run: Run) -> None:
     """The complete record is ours: take over what the jobs of its pipeline wrote, if GitLab lets us see it."""
-    for job in ("train", "destroy"):
+    for job in ("start notebook", "stop notebook") if run.name.kind == KIND else ("train", "destroy"):
         try:
             text = run.forge.artifact(run.name.run.partition("-")[0], job, "outputs/glgpu/run.json")
         except Failure as failure:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-from urllib.parse import quote
 
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Machine
 from glgpu.steps.context import Run
+from glgpu.steps.gitlab_ssh import known_hosts, ssh_address
 from glgpu.steps.guest import ask, command
 
 REACH_SECONDS = 15
 KEY_SECONDS = 24 * 3600.0
 """How long a deploy key lives where the VM's hard end is not known."""
 KEY_MARGIN_SECONDS = 3600.0
-GITLAB_COM_KEYS = ("gitlab.com ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAfuCHKVTjquxvt6CM6tdG4SLp1Btn/nOeHHE5UOzRdf",)
-"""https://docs.gitlab.com/user/gitlab_com/#ssh-known_hosts-entries"""
 
 GITLABS_OWN = (
     ErrorClass.CODE,
@@ -68,19 +64,18 @@ def _first_that_works(run: Run, machine: Machine, hard_end: float) -> str:
 
 
 def _by_deploy_key(run: Run, machine: Machine, keys: str, hard_end: float) -> None:
-    known_hosts = _known_hosts(run, keys)
+    known = known_hosts(run, keys)
     public = ask(run, machine, "keygen", doing="making the deploy key on the VM").text.strip()
     expires = hard_end if math.isfinite(hard_end) else run.clock.now() + KEY_SECONDS
     run.forge.add_deploy_key(str(run.name), public, expires + KEY_MARGIN_SECONDS)
     run.record.add("deploy-key-registered", title=str(run.name))
-    url = f"ssh://git@{run.job.ssh_host}:{run.job.ssh_port}/{quote(run.job.project_path)}.git"
     ask(
         run,
         machine,
         "clone",
-        url,
+        ssh_address(run.job),
         run.job.sha,
-        stdin=known_hosts.encode(),
+        stdin=known.encode(),
         timeout=900,
         klass=ErrorClass.CODE,
         doing=f"cloning commit {run.job.sha[:12]} on the VM",
@@ -131,41 +126,3 @@ def _answering_keys(run: Run, machine: Machine) -> str:
         timeout=REACH_SECONDS + 15,
     )
     return done.text if done.code == 0 else ""
-
-
-def _known_hosts(run: Run, answering: str) -> str:
-    """GitLab's host keys as known_hosts lines, from a source that is not the connection itself.
-
-    Args:
-        run: The run.
-        answering: The keys that answer there, which count only if that source has their fingerprints.
-
-    Raises:
-        Failure: CODE, when nobody vouches for them.
-    """
-    host, port = run.job.ssh_host, run.job.ssh_port
-    if run.job.gitlab_host_keys:
-        return run.job.gitlab_host_keys + "\n"
-    if host in ("gitlab.com", "altssh.gitlab.com"):
-        return "\n".join(f"{host} {line.split(' ', 1)[1]}" for line in GITLAB_COM_KEYS) + "\n"
-    published = run.forge.host_key_fingerprints()
-    lines = []
-    for line in answering.splitlines():
-        _, _, key = line.partition(" ")
-        if _fingerprint(key) in published:
-            lines.append(f"{host if port == 22 else f'[{host}]:{port}'} {key}")
-    if not lines:
-        raise Failure(
-            ErrorClass.CODE,
-            f"nobody vouches for the SSH host keys of {host}:{port}: its help page shows none that it answers with",
-            "set GLGPU_GITLAB_HOST_KEYS to its known_hosts lines, or `code: job`",
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _fingerprint(key: str) -> str:
-    try:
-        blob = base64.b64decode(key.split()[1], validate=True)
-    except (IndexError, ValueError):
-        return ""
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")

@@ -12,7 +12,17 @@ from typing import Any
 from glgpu.clock import Clock
 from glgpu.console import Console
 from glgpu.errors import ErrorClass, Failure
-from glgpu.interfaces import BucketFor, Catalogue, Cloud, Connect, Forge, Instance, Repository, StackFor
+from glgpu.interfaces import (
+    BranchAt,
+    BucketFor,
+    Catalogue,
+    Cloud,
+    Connect,
+    Forge,
+    Instance,
+    Repository,
+    StackFor,
+)
 from glgpu.job import Job
 from glgpu.run_names import RunName
 from glgpu.run_record import RunRecord
@@ -39,6 +49,7 @@ class Run:
         stack_for: Makes a Terraform.
         make_login_key: Makes the key that opens the VM, in a folder; returns its public half.
         repository: The checkout this process stands in.
+        branch_at: Opens the way to a branch at GitLab.
         outputs: Where things come home to.
         google_time: Google's clock, in Unix time.
         caller_address: Tells the public IPv4 address of this machine.
@@ -59,6 +70,7 @@ class Run:
     stack_for: StackFor
     make_login_key: Callable[[Path, str], str]
     repository: Repository
+    branch_at: BranchAt
     outputs: Path
     google_time: Callable[[], float]
     caller_address: Callable[[Settings, Job], str]
@@ -92,6 +104,9 @@ def left_settings(run: Run, hard_end: float, usd_per_hour: float | None = None) 
     kept: dict[str, Any] = {key: whole[key] for key in ("project", "network", "limits", "state", "storage", "notebook")}
     kept["train"] = {key: whole["train"][key] for key in ("outputs", "checkpoints", "on_cancel")}
     left = {"base": run.base, "ref": run.job.ref, "hard_end": int(hard_end), "settings": kept}
+    if run.settings.notebook.can_push:
+        # For whoever pushes the work: its branch is named after them, and begins with that commit.
+        left |= {"user": run.job.user, "commit": run.job.sha}
     if usd_per_hour is not None:
         left["usd_per_hour"] = round(usd_per_hour, 4)
     return json.dumps(left, separators=(",", ":"))
@@ -109,6 +124,12 @@ def ref_of(instance: Instance) -> str | None:
     """The branch or tag that a VM was brought up for; its label may stand for several. None where nobody says."""
     ref = _left_on(instance).get("ref")
     return ref if isinstance(ref, str) else None
+
+
+def starter_of(instance: Instance) -> dict[str, str]:
+    """Who has started a notebook, on which branch and commit: ``user``, ``ref``, ``commit``, as far as it is told."""
+    left = _left_on(instance)
+    return {key: left[key] for key in ("user", "ref", "commit") if isinstance(left.get(key), str)}
 
 
 def price_of(instance: Instance) -> float | None:

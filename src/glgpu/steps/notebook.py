@@ -31,6 +31,7 @@ from glgpu.steps.detach import note_hand_over, read_note, saves_of, tar_of, way_
 from glgpu.steps.door import Guest
 from glgpu.steps.download import download
 from glgpu.steps.guest import ask, command
+from glgpu.steps.push_work import allow_push
 from glgpu.way_home import no_way
 
 PROGRAM = {
@@ -87,6 +88,13 @@ def check_notebook(run: Run) -> DropOff:
             "start the job `start notebook` of a pipeline (docs/how-to/notebook.md)",
         )
     check_secrets(run.settings.train.secrets, run.job.variables)
+    if run.settings.notebook.can_push and not run.forge.may_administer:
+        raise Failure(
+            ErrorClass.CONFIG,
+            "notebook.can_push is true, but there is no GLGPU_GITLAB_TOKEN here to register the deploy key for it with",
+            "set the CI variable GLGPU_GITLAB_TOKEN (Maintainer, scope api; a protected one is absent on unprotected "
+            "branches), or notebook.can_push: false",
+        )
     if run.settings.network.access == "iap":
         need_tool("gcloud", "for network.access: iap; the job image `job-iap` has it")
     home = way_home(run)
@@ -209,6 +217,7 @@ def leave_notebook(run: Run, instance: Instance, guest: Guest, home: DropOff) ->
     # Those of an earlier notebook of this pipeline.
     marks = [collected_mark(job) for job in collected_by(home.parts(run.name))]
     home.drop_parts(run.name, [HANDED_OVER, ENDED, *marks])
+    allow_push(run)
     note_hand_over(run, instance, home, Lifetime("deadline", soft_end, hard_end), user=run.job.user)
     return soft_end
 

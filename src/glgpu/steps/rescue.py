@@ -14,6 +14,7 @@ from glgpu.steps.door import Guest, log_in, open_door
 from glgpu.steps.end_vms import instances_of
 from glgpu.steps.guest import ask
 from glgpu.steps.move_out import move_out
+from glgpu.steps.push_work import push_work
 from glgpu.steps.watch import bring_samples
 
 LOGIN_SECONDS = 30.0
@@ -64,6 +65,10 @@ def rescue(run: Run, *, most: float | None = None) -> None:
         except Failure as failure:
             _insist(failure)
             run.console.say(f"saving the outputs of {instance.name}: {failure.cause}")
+            continue
+        if run.name.kind == KIND and not run.job.status:
+            # With what comes home safe, and the VM's door closed. after_script has no time for it.
+            push_work(run, instance)
     if lost is not None:
         raise lost
 

@@ -9,6 +9,7 @@ from glgpu.errors import ErrorClass, Failure, gravest
 from glgpu.interfaces import Instance, StateStore
 from glgpu.lifetime import Lifetime
 from glgpu.machines import Candidate
+from glgpu.notebook import KIND
 from glgpu.steps.bring_up import terraform_variables
 from glgpu.steps.context import Run
 from glgpu.steps.detach import revoke
@@ -151,7 +152,9 @@ def _delete_state(run: Run, store: StateStore) -> None:
 
 
 def _revoke(run: Run) -> None:
-    count = run.forge.remove_deploy_keys(str(run.name))
+    # The second is of a job that pushed a notebook's work, and died before it could take its key away.
+    titles = [str(run.name), *([run.name.push_title] if run.name.kind == KIND else [])]
+    count = sum(run.forge.remove_deploy_keys(title) for title in titles)
     if count:
         run.record.add("deploy-key-removed", count=count)
 

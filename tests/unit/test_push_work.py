@@ -1,0 +1,210 @@
+"""A notebook's work is pushed: only where the team allows it, only with a key of the moment, and at no other cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from fakes import SHA, Stage, make_stage, refusal
+from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import Instance
+from glgpu.notebook import KIND, branch_of
+from glgpu.stages.cleanup import cleanup
+from glgpu.steps.push_work import ALLOWED, TRIES, push_work
+from glgpu.steps.rescue import rescue
+from glgpu.steps.sums import write_sums
+from glgpu.steps.tear_down import tear_down
+
+BRANCH = "glgpu-notebook/ada/main"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    """A stop job, clicked by somebody else than whose notebook it is; what that had is home."""
+    made = make_stage(tmp_path)
+    made.use(name=replace(made.run.name, kind=KIND))
+    made.job(gitlab_host_keys="gitlab.example.com ssh-ed25519 PINNED")
+    home(made, {"a.ipynb": b"{}"})
+    return made
+
+
+def home(stage: Stage, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (stage.run.outputs / name).parent.mkdir(parents=True, exist_ok=True)
+        (stage.run.outputs / name).write_bytes(data)
+    write_sums(stage.run.outputs, {name: sha256(data).hexdigest() for name, data in files.items()})
+
+
+def vm(stage: Stage, *, can_push: bool = True) -> Instance:
+    """Ada's VM; what this job has been told besides says otherwise."""
+    stage.set(notebook={"can_push": can_push})
+    stage.job(user="ada", ref="main", sha=SHA)
+    made = stage.vm()
+    stage.set(notebook={"can_push": not can_push})
+    stage.job(user="bob")
+    return made
+
+
+def pushed(stage: Stage) -> dict[str, bytes]:
+    return stage.branches.trees[stage.branches.tips[BRANCH]]
+
+
+def test_without_the_team_s_leave_nothing_is_pushed_and_no_key_is_ever_made(stage: Stage) -> None:
+    push_work(stage.run, vm(stage, can_push=False))
+    push_work(stage.run, None)
+    assert (stage.branches.calls, stage.forge.verbs(), stage.log) == ([], [], "")
+
+
+def test_the_vm_s_own_settings_allow_it_and_name_whose_it_is(stage: Stage) -> None:
+    push_work(stage.run, vm(stage))
+    assert pushed(stage) == {"a.ipynb": b"{}"}
+    assert stage.branches.opened == ["gitlab.example.com ssh-ed25519 PINNED\n"]
+    assert (stage.forge.pushing, stage.forge.keys) == ([f"{stage.name}-push"], [])
+    assert not stage.branches.open_now
+    assert stage.events() == ["push-key-registered", "push-key-removed", "work-pushed"]
+    links = json.loads((stage.run.artifacts / "glgpu/annotations.json").read_bytes())["glgpu"]
+    assert links[0]["external_link"]["url"] == f"https://gitlab.example.com/team/model/-/tree/{BRANCH}"
+
+
+def test_where_the_vm_is_gone_the_record_of_the_job_that_started_it_allows_it(stage: Stage) -> None:
+    stage.run.record.add(ALLOWED, user="ada", ref="main", commit=SHA)
+    push_work(stage.run, None)
+    assert pushed(stage) == {"a.ipynb": b"{}"}
+
+
+def test_what_a_record_leaves_open_is_not_guessed(stage: Stage) -> None:
+    stage.run.record.add(ALLOWED, user="ada", ref="", commit=SHA)
+    push_work(stage.run, None)
+    assert stage.branches.calls == []
+
+
+def test_the_key_goes_before_the_job_goes_on_whatever_happens(stage: Stage) -> None:
+    stage.branches.refuse["push"] = refusal(ErrorClass.GITLAB, "You are not allowed to push")
+    push_work(stage.run, vm(stage))
+    assert stage.forge.keys == []
+    assert not stage.branches.open_now
+    assert "not pushed: GITLAB: You are not allowed to push\nremedy: none\nnothing is lost" in stage.log
+    assert stage.events()[-1] == "work-not-pushed"
+    assert (stage.run.outputs / "a.ipynb").read_bytes() == b"{}"
+
+
+def test_a_signal_is_passed_on_with_the_key_gone(stage: Stage) -> None:
+    stage.branches.refuse["tip"] = refusal(ErrorClass.INTERRUPTED)
+    with pytest.raises(Failure) as caught:
+        push_work(stage.run, vm(stage))
+    assert caught.value.klass is ErrorClass.INTERRUPTED
+    assert (stage.forge.keys, stage.branches.open_now) == ([], False)
+
+
+def test_a_key_that_could_not_be_removed_is_removed_by_the_teardown(stage: Stage) -> None:
+    stage.forge.refuse["remove_deploy_keys"] = refusal(ErrorClass.NETWORK, "GitLab is gone")
+    push_work(stage.run, vm(stage))
+    assert f"GitLab is gone; the teardown removes the deploy key {stage.name}-push" in stage.log
+    assert [title for title, _, _ in stage.forge.keys] == [f"{stage.name}-push"]
+    assert pushed(stage) == {"a.ipynb": b"{}"}
+    del stage.forge.refuse["remove_deploy_keys"]
+    tear_down(stage.run)
+    assert stage.forge.keys == []
+
+
+def test_a_key_of_a_job_that_died_is_removed_by_the_cleanup(stage: Stage) -> None:
+    stage.forge.add_deploy_key(f"{stage.name}-push", "ssh-ed25519 K", 0.0, can_push=True)
+    stage.forge.pipelines[42, 1001] = "running"
+    cleanup(stage.run, stage.clock.now, lambda _: stage.run)
+    assert len(stage.forge.keys) == 1
+    stage.forge.pipelines[42, 1001] = "success"
+    cleanup(stage.run, stage.clock.now, lambda _: stage.run)
+    assert stage.forge.keys == []
+
+
+def test_the_key_expires_by_gitlab_s_clock_within_a_quarter_of_an_hour(stage: Stage) -> None:
+    stage.forge.time = lambda: 1000.0
+    stage.branches.before["tip"] = lambda: expires.append(stage.forge.keys[0][2])
+    expires = list[float]()
+    push_work(stage.run, vm(stage))
+    assert expires == [1900.0]
+
+
+def test_whoever_is_faster_is_waited_out_for_a_while(stage: Stage) -> None:
+    stage.branches.raced = TRIES - 1
+    push_work(stage.run, vm(stage))
+    assert stage.branches.verbs().count("push") == TRIES
+    assert pushed(stage) == {"a.ipynb": b"{}"}
+    home(stage, {"a.ipynb": b"more"})
+    stage.branches.raced = TRIES
+    push_work(stage.run, vm(stage))
+    assert f"{BRANCH} has moved {TRIES} times" in stage.log
+    assert pushed(stage) == {"a.ipynb": b"{}"}
+
+
+@pytest.mark.parametrize(
+    ("failure", "tries"),
+    [
+        (Failure(ErrorClass.CODE, "refused", "none", "git@gitlab: Permission denied (publickey)."), TRIES),
+        (refusal(ErrorClass.NETWORK), TRIES),
+        (refusal(ErrorClass.GITLAB), 1),
+    ],
+)
+def test_a_key_that_gitlab_does_not_know_yet_is_tried_again_and_a_refusal_is_not(
+    stage: Stage, failure: Failure, tries: int
+) -> None:
+    stage.branches.refuse["tip"] = failure
+    push_work(stage.run, vm(stage))
+    assert stage.branches.verbs().count("tip") == tries
+    assert stage.forge.keys == []
+
+
+def test_a_gitlab_that_answers_nobody_gets_no_key(stage: Stage) -> None:
+    stage.branches.answering = ""
+    push_work(stage.run, vm(stage))
+    assert "does not answer at its SSH port, gitlab.example.com:22" in stage.log
+    assert stage.forge.pushing == []
+
+
+def test_without_a_token_it_is_said_what_is_missing(stage: Stage) -> None:
+    stage.forge.may_administer = False
+    push_work(stage.run, vm(stage))
+    assert "no GLGPU_GITLAB_TOKEN" in stage.log
+    assert stage.branches.calls == []
+
+
+def test_what_is_elsewhere_and_what_git_ignores_is_named(stage: Stage) -> None:
+    home(stage, {name: b"1" for name in ("a.ipynb", "big", *"wxyz", "v", "u")})
+    (stage.run.outputs / "big").unlink()
+    stage.branches.ignored = {*"uvwxyz"}
+    push_work(stage.run, vm(stage))
+    assert "too big for artifacts and kept elsewhere: 'big'\n" in stage.log
+    assert "ignored by git: 'u', 'v', 'w', 'x', 'y' and 1 more\n" in stage.log
+
+
+def test_a_rescue_pushes_what_it_brought_home_and_an_after_script_does_not(stage: Stage) -> None:
+    stage.cloud.insert(vm(stage))
+    stage.job(status="failed")
+    rescue(stage.run)
+    assert stage.branches.calls == []
+
+
+@pytest.mark.parametrize(
+    ("user", "ref", "expected"),
+    [
+        ("ada", "main", "glgpu-notebook/ada/main"),
+        ("ada.l", "feature/x", "glgpu-notebook/ada.l/feature/x"),
+        ("ada", "glgpu-notebook/ada/main", "glgpu-notebook/ada/main"),
+        ("bob", "glgpu-notebook/ada/main", "glgpu-notebook/bob/glgpu-notebook/ada/main"),
+        ("a/b", "x", "glgpu-notebook/a%2Fb/x"),
+        (".", "a//..b/c.lock", "glgpu-notebook/%2E/a/%/%2E.b/c%2Elock"),
+        ("é", "~^:?*[\\ {}", "glgpu-notebook/%C3%A9/%7E%5E%3A%3F%2A%5B%5C%20%7B%7D"),
+    ],
+)
+def test_a_branch_bears_the_names_of_its_user_and_of_the_notebook_s_branch(user: str, ref: str, expected: str) -> None:
+    assert branch_of(user, ref) == expected
+
+
+def test_no_two_users_have_a_branch_in_common_whatever_they_are_called() -> None:
+    users = ["a", "A", "a/b", "a%2Fb", "a.", "a%2E", "", "%", "x" * 300, "x" * 301, "a.lock", "a%2Elock", "é", "%C3%A9"]
+    assert len({branch_of(user, "main") for user in users}) == len(users)
+    assert max(len(piece) for user in users for piece in branch_of(user, "main").split("/")) <= 120
