@@ -911,7 +911,7 @@ class FakeMachine(Refusing):
         return {
             name: entry
             for name, entry in (self.kept if folder.endswith("/kept") else self.files).items()
-            if any(name == p or name.startswith(f"{p}/") for p in paths)
+            if any(p in (".", name) or name.startswith(f"{p}/") for p in paths)
         }
 
     def _sent(self, folder: str, paths: Sequence[str], *, everything: bool) -> dict[str, Entry]:

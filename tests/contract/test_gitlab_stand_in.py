@@ -290,6 +290,75 @@ def test_a_deploy_key_opens_its_project_for_reading_from_registration_to_deletio
     assert "Permission denied (publickey)" in git("fetch", "-q", cwd=target, env=env).stderr
 
 
+def pushing_key(world: World) -> tuple[dict[str, str], Path]:
+    """How git runs with a key that may push, and a clone with a commit that is nowhere else."""
+    key, public = key_pair(world.folder)
+    env, target = ssh_env(world, key), world.folder / "clone"
+    world.api.keys.create({"title": "k", "key": public, "can_push": True})
+    assert git("clone", "-q", ssh_url(world), str(target), cwd=world.folder, env=env).returncode == 0
+    git("commit", "-q", "--allow-empty", "-m", "more", cwd=target)
+    return env, target
+
+
+def test_a_push_begins_a_pipeline_and_one_that_asks_for_none_a_skipped_one(world: World) -> None:
+    env, target = pushing_key(world)
+    assert git("push", "-q", "origin", "HEAD:refs/heads/none", cwd=target, env=env).returncode == 0
+    assert world.project.pipelines == {}  # no .gitlab-ci.yml
+    (target / ".gitlab-ci.yml").write_text("job: {script: 'true'}\n")
+    git("add", ".", cwd=target)
+    git("commit", "-q", "-m", "CI", cwd=target)
+    assert git("push", "-q", "origin", "HEAD:refs/heads/a", cwd=target, env=env).returncode == 0
+    skip = git("push", "-q", "-o", "other.option", "-o", "ci.skip", "origin", "HEAD:refs/heads/b", cwd=target, env=env)
+    assert skip.returncode == 0, skip.stderr
+    found = [
+        (one.ref, one.source, one.status) for one in world.api.pipelines.list(get_all=True, order_by="id", sort="asc")
+    ]
+    assert found == [("a", "push", "created"), ("b", "push", "skipped")]
+    # A key's push is that of whoever made it.
+    (made,) = {one.user.id for one in world.project.pipelines.values()}
+    assert world.project.members[made] == Role.MAINTAINER
+    assert git("push", "-q", "origin", ":refs/heads/a", cwd=target, env=env).returncode == 0
+    assert len(world.project.pipelines) == 2
+
+
+@pytest.mark.parametrize(
+    ("refspec", "told"),
+    [
+        ("HEAD:refs/heads/main", "You are not allowed to push code to protected branches on this project."),
+        ("HEAD:refs/heads/safe/x", "You are not allowed to create protected branches on this project."),
+        ("+HEAD^^{}:refs/heads/main", None),
+        ("+other:refs/heads/main", "You are not allowed to force push code to a protected branch on this project."),
+        (":refs/heads/main", "The default branch of a project cannot be deleted."),
+        (f"HEAD:refs/heads/{'a' * 40}", "You cannot create a branch with a 40-character hexadecimal branch name."),
+        ("HEAD:refs/heads/unsafe/x", None),
+    ],
+)
+def test_a_protected_branch_is_closed_to_a_key_that_may_push(world: World, refspec: str, told: str | None) -> None:
+    world.project.protected_branches.append("safe/*")
+    env, target = pushing_key(world)
+    git("checkout", "-q", "--orphan", "other", cwd=target)
+    git("commit", "-q", "--allow-empty", "-m", "other", cwd=target)
+    git("checkout", "-q", "main", cwd=target)
+    done = git("push", "origin", refspec, cwd=target, env=env)
+    assert (done.returncode == 0) is (told is None), done.stderr
+    if told is not None:
+        assert f"remote: GitLab: {told}" in done.stderr
+        assert "[remote rejected]" in done.stderr
+        assert "(pre-receive hook declined)" in done.stderr
+        assert world.api.branches.get("main").commit["id"] == world.sha
+
+
+@pytest.mark.parametrize(("who", "allowed"), [("maintainer", True), ("developer", False)])
+def test_a_protected_branch_is_open_to_maintainers(world: World, who: str, allowed: bool) -> None:
+    token = world.server.create_token(getattr(world, who), "w", ["write_repository"]).value
+    url = f"http://any:{token}@{world.server.url.removeprefix('http://')}/team/model.git"
+    source = world.folder / "source"
+    git("commit", "-q", "--allow-empty", "-m", "Second", cwd=source)
+    done = git("push", "-o", "ci.skip", url, "HEAD:refs/heads/main", cwd=source)
+    assert (done.returncode == 0) is allowed, done.stderr
+    assert ("GitLab: You are not allowed to push code to protected branches" in done.stderr) is not allowed
+
+
 def test_an_expired_key_and_a_foreign_project_stay_closed(world: World) -> None:
     key, public = key_pair(world.folder)
     env = ssh_env(world, key)

@@ -291,6 +291,48 @@ def test_two_users_on_one_branch_work_at_the_same_time_and_each_goes_on_with_wha
             assert (there, (vm.code / "model.py").read_text()) == ({user}, f"by {user}")
 
 
+@pytest.mark.every_fault
+def test_work_is_pushed_where_that_is_allowed_and_each_end_adds_a_commit(desk: Desk) -> None:
+    def branch(*words: str) -> str:
+        done = desk.lab.world.gitlab.git(desk.lab.adopted.project, *words)
+        assert done.code == 0, done.complaint
+        return done.text
+
+    def keys_that_may_push() -> list[str]:
+        bodies = [call["body"] for call in desk.lab.world.calls.lines() if call["to"] == "gitlab"]
+        return [body for body in bodies if '"can_push": true' in body]
+
+    start(run := desk.job("ada", "8001"))
+    with vm_of(run) as vm:
+        (vm.code / "mine.ipynb").write_bytes(b"{}\r\n")
+    destroy(desk.job("bob", "8001"), detached_too=True)
+    assert branch("for-each-ref", "--format=%(refname)", "refs/heads").split() == ["refs/heads/main"]
+    assert keys_that_may_push() == []
+
+    start(run := desk.job("ada", "8002", GLGPU_NOTEBOOK_CAN_PUSH="true"))
+    with vm_of(run) as vm:
+        (vm.code / "model.py").write_text("changed\n")
+        eventually(lambda: vm.state.saved is not None)
+    # Whoever ends it has another login, and knows nothing of any setting.
+    stop = desk.job("bob", "8002")
+    destroy(stop, detached_too=True)
+    work = "glgpu-notebook/ada/main"
+    assert branch("show", f"{work}:mine.ipynb") == "{}\r\n"
+    assert branch("show", f"{work}:model.py").encode() == (stop.outputs / "model.py").read_bytes()
+    assert branch("rev-list", "--count", f"main..{work}") == "1\n"
+    assert len(keys_that_may_push()) == 1
+
+    # One that ends by itself, and whose VM is gone by the time that somebody looks.
+    start(run := desk.job("ada", "8003", GLGPU_NOTEBOOK_CAN_PUSH="true", GLGPU_NOTEBOOK_IDLE_MINUTES="0.1"))
+    with vm_of(run) as vm:
+        (vm.code / "model.py").write_text("changed again\n")
+        eventually(lambda: vm.status() == "TERMINATED", 90)
+    assert bring_back(desk.job("bob", "8003"), run.clock.now, lambda _: desk.job("bob", "8003")) == []
+    assert branch("show", f"{work}:model.py") == "changed again\n"
+    assert branch("rev-list", "--count", f"main..{work}") == "2\n"
+    assert [key.title for key in desk.lab.world.gitlab.deploy_keys.values() if "push" in key.title] == []
+
+
 def test_an_open_tab_keeps_no_notebook_alive_and_a_long_cell_does(desk: Desk) -> None:
     run = desk.job(GLGPU_NOTEBOOK_IDLE_MINUTES="0.1")
     start(run)

@@ -41,7 +41,7 @@ from glgpu.machines import candidates
 from glgpu.masking import Masker
 from glgpu.settings import load_settings
 from glgpu.stages.doctor import doctor, exit_code, list_checks, show, show_json
-from glgpu.steps.checks import of_machine, of_network
+from glgpu.steps.checks import of_gitlab, of_machine, of_network
 from glgpu.steps.checks.catalogue import CHECKS
 from glgpu.steps.checks.facts import POLICIES, PROGRAMS, Fact, Facts, Sources, gather
 from glgpu.steps.checks.judging import Check, Finding, Verdict, findings
@@ -311,6 +311,17 @@ def test_insisting_on_a_deploy_key_makes_errors_of_what_else_is_a_loss() -> None
     assert said(known({"GLGPU_CODE": "job"}, host_keys=set())) == {}
     bare = known({"GLGPU_CODE": "deploy-key", "GLGPU_GITLAB_TOKEN": ""})
     assert said(bare)["gitlab-token"] == ["error GITLAB_AUTH"]
+
+
+def test_notebooks_that_push_make_an_error_of_a_missing_token_and_want_to_know_gitlab_s_host_keys() -> None:
+    pushing = {"GLGPU_NOTEBOOK_CAN_PUSH": "true"}
+    (found,) = findings(of_gitlab.token, known({**pushing, "GLGPU_GITLAB_TOKEN": ""}))
+    assert found.verdict.cause.endswith("no notebook, since notebook.can_push is true")
+    assert said(known({**pushing, "GLGPU_GITLAB_TOKEN": ""}))["gitlab-token"] == ["error GITLAB_AUTH"]
+    assert said(known({**pushing, "GLGPU_CODE": "job"}, host_keys=set())) == {"host-keys": ["warning CODE"]}
+    (found,) = findings(of_gitlab.host_keys, known({**pushing, "GLGPU_CODE": "job"}, host_keys=set()))
+    assert "no notebook's work is pushed" in found.verdict.cause
+    assert said(known(pushing)) == {}
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from glgpu.saved import ENDED, HANDED_OVER, PROBE
 from glgpu.stages.notebook_start import start
 from glgpu.steps.bring_back import bring_back
 from glgpu.steps.bring_up import plan_lifetime
-from glgpu.steps.context import Run
+from glgpu.steps.context import Run, starter_of
 from glgpu.steps.notebook import saved_work
+from glgpu.steps.push_work import ALLOWED
 
 STATE = {"answers": True, "busy": False, "idle_seconds": 0, "soft_end": 2_000_000_000, "saved": None}
 
@@ -173,3 +174,25 @@ def test_no_job_s_time_limits_a_notebook_s_vm(stage: Stage) -> None:
     assert plan_lifetime(stage.run).hard_end == stage.clock.now() + 24 * 3600
     stage.set(machine={"max_hours": 2})
     assert plan_lifetime(stage.run).hard_end == stage.clock.now() + 2 * 3600
+
+
+def test_pushing_is_refused_before_anything_is_bought_where_no_key_could_be_registered(stage: Stage) -> None:
+    stage.set(notebook={"can_push": True})
+    stage.forge.may_administer = False
+    failure = refused(stage)
+    assert (failure.klass, failure.exit_code) == (ErrorClass.CONFIG, 2)
+    assert "notebook.can_push is true, but there is no GLGPU_GITLAB_TOKEN" in failure.cause
+    assert stage.cloud.verbs() == []
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_vm_and_record_say_whose_work_may_be_pushed_and_only_where_it_may(stage: Stage, allowed: bool) -> None:
+    stage.set(notebook={"can_push": allowed})
+    start(stage.run)
+    (vm,) = stage.cloud.find(stage.name)
+    whose = {"user": "ada", "ref": "main", "commit": stage.run.job.sha}
+    assert starter_of(vm) == (whose if allowed else {"ref": "main"})
+    event = stage.run.record.find(ALLOWED)
+    assert (event.facts if event else None) == (whose if allowed else None)
+    # The start job itself makes no such key: what the VM has been given can read.
+    assert stage.forge.pushing == []

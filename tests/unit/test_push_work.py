@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from hashlib import sha256
@@ -9,17 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from fakes import SHA, Stage, make_stage, refusal
+from fakes import SHA, Entry, Stage, make_stage, refusal
+from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance
 from glgpu.notebook import KIND, branch_of
+from glgpu.run_record import RunRecord
+from glgpu.saved import HANDED_OVER
 from glgpu.stages.cleanup import cleanup
+from glgpu.steps.bring_back import bring_back
 from glgpu.steps.push_work import ALLOWED, TRIES, push_work
 from glgpu.steps.rescue import rescue
 from glgpu.steps.sums import write_sums
 from glgpu.steps.tear_down import tear_down
 
 BRANCH = "glgpu-notebook/ada/main"
+WHOSE = {"user": "ada", "ref": "main", "commit": SHA}
 
 
 @pytest.fixture
@@ -27,6 +33,8 @@ def stage(tmp_path: Path) -> Stage:
     """A stop job, clicked by somebody else than whose notebook it is; what that had is home."""
     made = make_stage(tmp_path)
     made.use(name=replace(made.run.name, kind=KIND))
+    record = made.run.outputs / "glgpu/run.json"
+    made.use(record=RunRecord(record, made.name, "5", made.clock, made.run.console.masker))
     made.job(gitlab_host_keys="gitlab.example.com ssh-ed25519 PINNED")
     home(made, {"a.ipynb": b"{}"})
     return made
@@ -47,6 +55,11 @@ def vm(stage: Stage, *, can_push: bool = True) -> Instance:
     stage.set(notebook={"can_push": not can_push})
     stage.job(user="bob")
     return made
+
+
+def put(stage: Stage, name: str, data: bytes) -> None:
+    part = Part(name, len(data), sha256(data).hexdigest())
+    stage.forge.put_part(stage.run.name, part, io.BytesIO(data))
 
 
 def pushed(stage: Stage) -> dict[str, bytes]:
@@ -181,11 +194,36 @@ def test_what_is_elsewhere_and_what_git_ignores_is_named(stage: Stage) -> None:
     assert "ignored by git: 'u', 'v', 'w', 'x', 'y' and 1 more\n" in stage.log
 
 
-def test_a_rescue_pushes_what_it_brought_home_and_an_after_script_does_not(stage: Stage) -> None:
+@pytest.mark.parametrize(("status", "pushes"), [("", True), ("failed", False)])
+def test_a_rescue_pushes_what_it_brought_home_and_an_after_script_has_no_time_for_it(
+    stage: Stage, status: str, pushes: bool
+) -> None:
     stage.cloud.insert(vm(stage))
-    stage.job(status="failed")
+    stage.machine.container = {"Running": True, "ExitCode": 0, "OOMKilled": False}
+    stage.machine.files = {"b.ipynb": Entry(b"[]")}
+    stage.job(status=status)
     rescue(stage.run)
-    assert stage.branches.calls == []
+    assert "saved 1 files of the workspace" in stage.log
+    assert (pushed(stage) if pushes else stage.branches.tips) == ({"b.ipynb": b"[]"} if pushes else {})
+
+
+@pytest.mark.parametrize("status", ["TERMINATED", ""])
+def test_what_a_vm_has_left_that_ended_by_itself_is_pushed_by_whoever_collects_it(stage: Stage, status: str) -> None:
+    one = vm(stage)
+    one = replace(one, status=status, labels={**one.labels, "glgpu-until": "deadline"})
+    if status:
+        stage.cloud.insert(one)
+    record = {"run": stage.name, "events": [{"at": 1.0, "what": ALLOWED, "facts": WHOSE}]}
+    stage.forge.artifacts["1001", "start notebook", "outputs/glgpu/run.json"] = json.dumps(record)
+    text = b"worked on"
+    put(stage, HANDED_OVER, b"{}")
+    put(stage, "save-1-0-1-1", text)
+    digest = sha256(text).hexdigest()
+    lines = ["glgpu-save 1", "what all", "reason idle", "state null", "bundle", f"file {len(text)} {digest}  ./mine"]
+    put(stage, "save-1.manifest", "\n".join([*lines, f"part save-1-0-1-1 {len(text)} {digest}", ""]).encode())
+    assert bring_back(stage.run, stage.clock.now, lambda _: stage.run) == []
+    assert pushed(stage) == {"mine": text}
+    assert stage.cloud.find(stage.name) == []
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,11 @@ def token(facts: Facts) -> Iterator[Verdict]:
         why = f" ({job.ref} is no protected branch, so a protected variable is absent)" if unprotected else ""
         cause = f"this job has no {TOKEN}{why}: no deploy keys, no cleanup, no state in GitLab for Developers"
         remedy = f"set the CI variable {TOKEN}: a project access token with role Maintainer and scope api"
-        yield (error if facts.settings.get().code == "deploy-key" else warning)(ErrorClass.GITLAB_AUTH, cause, remedy)
+        settings = facts.settings.get()
+        if settings.notebook.can_push:
+            cause += ", and no notebook, since notebook.can_push is true"
+        insists = settings.code == "deploy-key" or settings.notebook.can_push
+        yield (error if insists else warning)(ErrorClass.GITLAB_AUTH, cause, remedy)
         return
     try:
         facts.token.get()
@@ -182,16 +186,18 @@ def pipeline(facts: Facts) -> Iterator[Verdict]:
 
 @check("host-keys", "GitLab", "whether somebody vouches for GitLab's SSH host keys", "CI_SERVER_URL")
 def host_keys(facts: Facts) -> Iterator[Verdict]:
-    """The VM clones with a deploy key only from a GitLab that it can recognise."""
-    job, way = facts.job, facts.settings.get().code
+    """VMs clone, and jobs push a notebook's work, with a deploy key and only where they can recognise GitLab."""
+    job, settings = facts.job, facts.settings.get()
+    way, pushes = settings.code, settings.notebook.can_push
     known = job.gitlab_host_keys or job.ssh_host in ("gitlab.com", "altssh.gitlab.com")
-    if way == "job" or known or not job.gitlab_token or facts.host_keys.get():
+    if (way == "job" and not pushes) or known or not job.gitlab_token or facts.host_keys.get():
         return
+    less = ["the job's own checkout is brought to the VM instead"] if way == "auto" else []
+    less += ["no notebook's work is pushed"] if pushes else []
     yield (error if way == "deploy-key" else warning)(
         ErrorClass.CODE,
-        f"nobody vouches for the SSH host keys of {job.ssh_host}: its help page shows none"
-        + ("" if way == "deploy-key" else "; the job's own checkout is brought to the VM instead"),
-        "set GLGPU_GITLAB_HOST_KEYS to its known_hosts lines, or `code: job`",
+        "; ".join([f"nobody vouches for the SSH host keys of {job.ssh_host}: its help page shows none", *less]),
+        "set GLGPU_GITLAB_HOST_KEYS to its known_hosts lines, or `code: job` and notebook.can_push: false",
     )
 
 
