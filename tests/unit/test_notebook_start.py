@@ -106,16 +106,20 @@ def test_nothing_is_bought_where_work_could_go_nowhere(stage: Stage) -> None:
 
 def test_a_laptop_starts_none(stage: Stage) -> None:
     stage.use(job=replace(stage.run.job, job_id=""))
-    assert (refused(stage).klass, stage.stacks) == (ErrorClass.CONFIG, [])
+    failure = refused(stage)
+    assert (failure.klass, stage.stacks) == (ErrorClass.CONFIG, [])
+    assert "start the job `start notebook`" in failure.remedy
 
 
 def test_a_second_user_is_told_whose_it_is_and_the_notebook_stays(stage: Stage) -> None:
     start(stage.run)
     stage.use(job=replace(stage.run.job, user="somebody-else"))
+    before = len(stage.machine.verbs())
     failure = refused(stage)
     assert (failure.klass, failure.exit_code) == (ErrorClass.USAGE, 2)
-    assert "somebody-else" not in failure.cause
-    assert len(stage.cloud.vms) == 1
+    assert failure.cause.endswith("is ada's")
+    # Nobody looked into it.
+    assert (len(stage.cloud.vms), len(stage.machine.verbs())) == (1, before)
 
 
 def test_the_same_user_is_told_that_it_runs(stage: Stage) -> None:
