@@ -22,6 +22,8 @@ USED_ATTRIBUTE = "notebook-used"
 """Guest attribute of the VM: the Unix time in seconds when something was last at work on it; told every half minute."""
 AT_WORK_SECONDS = 60
 """As long ago as that may be of a notebook that is at work."""
+WORKSPACE = "workspace"
+"""The folder in saves and below outputs/ that holds the workspace's files; the one beside it is glgpu's own."""
 SOFT_SECONDS = 8 * 3600
 """After its start, where its hard end is not sooner: `extend` moves it."""
 SAVE_SECONDS = 300

@@ -18,7 +18,7 @@ import pytest
 
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import DropOff, Instance
-from glgpu.notebook import State, memory_of, socket_of
+from glgpu.notebook import WORKSPACE, State, memory_of, socket_of
 from glgpu.rehearsal.browser import Browser
 from glgpu.saved import ENDED, HANDED_OVER, Save, manifests, read_save
 from glgpu.stages.destroy import destroy
@@ -127,8 +127,9 @@ class Vm:
         return found
 
     def saved(self) -> set[str]:
-        """Names in the newest save, but for glgpu's own."""
-        return {file.path for file in self.saves()[0].files if not file.path.startswith("glgpu/")}
+        """Names of the workspace's files in the newest save."""
+        within = f"{WORKSPACE}/"
+        return {file.path.removeprefix(within) for file in self.saves()[0].files if file.path.startswith(within)}
 
 
 @contextmanager
@@ -242,7 +243,7 @@ def test_what_somebody_has_worked_on_is_saved_whole_ends_in_the_artifacts_and_is
         tab = browser.open_tab(browser.kernel())
         write = (
             "import pathlib\n"
-            "for name in 'weights/w', 'deep/er/odd name', '.ipynb_checkpoints/x', '__pycache__/y':\n"
+            "for name in 'weights/w', 'deep/er/odd name', 'glgpu/mine', '.ipynb_checkpoints/x', '__pycache__/y':\n"
             "    pathlib.Path(name).parent.mkdir(parents=True, exist_ok=True)\n"
             "    pathlib.Path(name).write_text(name)\n"
             "pathlib.Path('model.py').write_text('changed')\n"
@@ -254,7 +255,7 @@ def test_what_somebody_has_worked_on_is_saved_whole_ends_in_the_artifacts_and_is
         assert status == 201
         # A cell that does not end keeps nothing from being saved.
         browser.send(tab, "import time; time.sleep(600)")
-        mine = {"weights/w", "deep/er/odd name", "model.py", "mine.ipynb"}
+        mine = {"weights/w", "deep/er/odd name", "glgpu/mine", "model.py", "mine.ipynb"}
         eventually(lambda: vm.state.saved is not None and vm.saved() == mine)
         assert vm.saves()[0].reason == "going"
         assert bring_back(run, run.clock.now, lambda _: run) == []
@@ -262,7 +263,7 @@ def test_what_somebody_has_worked_on_is_saved_whole_ends_in_the_artifacts_and_is
         there = {name: (vm.code / name).read_bytes() for name in mine}
     stop = desk.job("ada", "7001")
     destroy(stop, detached_too=True)
-    outputs = stop.outputs
+    outputs = stop.outputs / WORKSPACE
     assert {name: (outputs / name).read_bytes() for name in there} == there
     assert (outputs / "half").read_text() == "half of it"
     home = way_home(stop)
@@ -272,7 +273,7 @@ def test_what_somebody_has_worked_on_is_saved_whole_ends_in_the_artifacts_and_is
     assert bring_back(stop, stop.clock.now, lambda _: stop) == []
     assert len(manifests(home.parts(stop.name))) == 1
     start(again := desk.job("ada"))
-    assert "5 files that ada had worked on here are back" in desk.said
+    assert "6 files that ada had worked on here are back" in desk.said
     with vm_of(again) as vm:
         assert {name: (vm.code / name).read_bytes() for name in there} == there
         assert (vm.code / "half").read_text() == "half of it"
@@ -300,9 +301,9 @@ def test_two_users_on_one_branch_work_at_the_same_time_and_each_goes_on_with_wha
         assert all(vm.state.answers for vm in vms.values())
     for user, pipeline in pipelines.items():
         destroy(stop := desk.job(user, pipeline), detached_too=True)
-        work = {path.name for path in stop.outputs.iterdir()} - {"glgpu"}
+        work = {path.name for path in (stop.outputs / WORKSPACE).iterdir()}
         assert work == {user, "model.py"}
-        assert (stop.outputs / "model.py").read_text() == f"by {user}"
+        assert (stop.outputs / WORKSPACE / "model.py").read_text() == f"by {user}"
         # The other one's goes on.
         alive = [other for other, run in runs.items() if run.cloud.find(str(run.name))]
         assert alive == (["bob"] if user == "ada" else [])
@@ -341,7 +342,7 @@ def test_work_is_pushed_where_that_is_allowed_and_each_end_adds_a_commit(desk: D
     destroy(stop, detached_too=True)
     work = "glgpu-notebook/ada/main"
     assert branch("show", f"{work}:mine.ipynb") == "{}\r\n"
-    assert branch("show", f"{work}:model.py").encode() == (stop.outputs / "model.py").read_bytes()
+    assert branch("show", f"{work}:model.py").encode() == (stop.outputs / WORKSPACE / "model.py").read_bytes()
     assert branch("rev-list", "--count", f"main..{work}") == "1\n"
     assert len(keys_that_may_push()) == 1
 
@@ -446,7 +447,7 @@ def test_at_its_soft_end_a_notebook_goes_though_its_kernel_hangs(desk: Desk) -> 
         eventually(lambda: vm.status() == "TERMINATED", 90)
         assert (vm.saves()[0].reason, vm.saved()) == ("deadline", {"mine"})
     assert bring_back(run, run.clock.now, lambda _: run) == []
-    assert (run.outputs / "mine").read_text() == "mine"
+    assert (run.outputs / WORKSPACE / "mine").read_text() == "mine"
 
 
 @pytest.mark.every_fault
@@ -462,7 +463,7 @@ def test_work_of_a_notebook_that_has_ended_by_itself_comes_home_with_its_stop_jo
             end_vm(run.cloud, vm.instance.name, vm.instance.zone)
     for work in ["mine"], []:
         destroy(stop := desk.job("ada", "7001"), detached_too=True)
-        assert [path.name for path in stop.outputs.iterdir() if path.name != "glgpu"] == work
+        assert [path.name for path in (stop.outputs / WORKSPACE).glob("*")] == work
         assert run.cloud.find(str(run.name)) == []
 
 

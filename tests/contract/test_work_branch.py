@@ -15,6 +15,7 @@ import pytest
 from fakes import SHA, FakeWorkBranches
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import WorkBranch
+from glgpu.notebook import WORKSPACE
 from glgpu.rehearsal.faults import Rule
 from glgpu.run_names import RunName, read_name
 from glgpu.steps.context import Run
@@ -188,8 +189,8 @@ def notebook_run(world: Lab, folder: Path, **own: str) -> Run:
 
 def brought_home(run: Run, files: Mapping[str, bytes]) -> None:
     """What has come home of a notebook, as collecting it leaves it."""
-    lie(run.outputs, files)
-    write_sums(run.outputs, {name: sha256(data).hexdigest() for name, data in files.items()})
+    lie(run.outputs / WORKSPACE, files)
+    write_sums(run.outputs, {f"{WORKSPACE}/{name}": sha256(data).hexdigest() for name, data in files.items()})
 
 
 def pushed(world: Lab, run: Run, files: Mapping[str, bytes], user: str = "ada", ref: str = "main") -> str:
@@ -332,7 +333,7 @@ def test_what_stands_in_the_way_is_said_and_costs_nothing_but_the_push(
     assert (keys(world), (run.job.scratch / "push").exists()) == ([], False)
     assert branches(world) == ["main"]
     assert run.record.find("work-not-pushed") is not None
-    assert (run.outputs / "a").read_bytes() == b"1"
+    assert (run.outputs / WORKSPACE / "a").read_bytes() == b"1"
     assert "not pushed to glgpu-notebook" in (run.artifacts / "glgpu/annotations.json").read_text()
 
 

@@ -185,7 +185,7 @@ def test_a_notebook_from_a_click_to_artifacts(served: Served, tmp_path: Path) ->
     folder = tmp_path / "stop"
     stop = job(served, folder, "notebook", "stop", CI_JOB_NAME="stop notebook")
     assert stop.returncode == 0, stop.stdout + stop.stderr
-    assert (folder / "outputs/mine.txt").read_text() == "mine\n"
+    assert (folder / "outputs/workspace/mine.txt").read_text() == "mine\n"
     subprocess.run(["sha256sum", "--check", "--quiet", "glgpu/SHA256SUMS"], cwd=folder / "outputs", check=True)
     assert one.token not in start + stop.stdout + stop.stderr
     assert served.left() == {}
@@ -230,8 +230,8 @@ def test_a_real_browser_opens_a_notebook_trains_in_a_cell_and_what_it_saved_come
     folder = tmp_path / "stop"
     stop = job(served, folder, "notebook", "stop", CI_JOB_NAME="stop notebook")
     assert stop.returncode == 0, stop.stdout + stop.stderr
-    assert (folder / "outputs/trained.ipynb").read_bytes() == saved
-    assert (folder / "outputs/metrics.json").exists()  # what the cell has left is work as well
+    assert (folder / "outputs/workspace/trained.ipynb").read_bytes() == saved
+    assert (folder / "outputs/workspace/metrics.json").exists()  # what the cell has left is work as well
     assert one.token not in start + stop.stdout + stop.stderr
     assert served.left() == {}
 
@@ -276,7 +276,7 @@ def test_a_notebook_is_rehearsed_by_one_command(tmp_path: Path) -> None:
     assert played.code == 0, played.text
     assert "a cell ran: Python 3" in played.text
     assert "laptop: the notebook has ended" in played.text
-    written = json.loads((tmp_path / "work/outputs/rehearsal.ipynb").read_text())
+    written = json.loads((tmp_path / "work/outputs/workspace/rehearsal.ipynb").read_text())
     assert "sees .git" in "".join(written["cells"][0]["outputs"][0]["text"])
     assert not re.search("token=[0-9a-f]", played.text)
     played.assert_nothing_is_left()

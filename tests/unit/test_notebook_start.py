@@ -13,7 +13,7 @@ import pytest
 from fakes import Stage, done, make_stage
 from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure
-from glgpu.notebook import KIND
+from glgpu.notebook import KIND, WORKSPACE
 from glgpu.run_names import RunName
 from glgpu.saved import ENDED, HANDED_OVER, PROBE
 from glgpu.stages.notebook_start import start
@@ -54,7 +54,11 @@ def work_of(stage: Stage, number: str, text: bytes, *, at: int, user: str, ref: 
     put(stage, name, HANDED_OVER, json.dumps({"user": user, "ref": ref}).encode())
     part = put(stage, name, f"save-{at}-0-1-1", text)
     lines = ["glgpu-save 1", "what all", "reason idle", "state null", "bundle"]
-    lines += [f"file {part.size} {part.sha256}  ././mine", f"part {part.name} {part.size} {part.sha256}", ""]
+    lines += [
+        f"file {part.size} {part.sha256}  ./{WORKSPACE}/./mine",
+        f"part {part.name} {part.size} {part.sha256}",
+        "",
+    ]
     put(stage, name, f"save-{at}.manifest", "\n".join(lines).encode())
     if ended:
         put(stage, name, ENDED, b"by somebody\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,13 +15,13 @@ from fakes import SHA, Entry, Stage, make_stage, refusal
 from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance
-from glgpu.notebook import KIND, branch_of
+from glgpu.notebook import KIND, WORKSPACE, branch_of
 from glgpu.run_record import RunRecord
-from glgpu.saved import HANDED_OVER
+from glgpu.saved import ENDED, HANDED_OVER
 from glgpu.stages.cleanup import cleanup
+from glgpu.stages.destroy import destroy_cloud_only, end_notebook
 from glgpu.steps.bring_back import bring_back
 from glgpu.steps.push_work import ALLOWED, TRIES, push_work
-from glgpu.steps.rescue import rescue
 from glgpu.steps.sums import write_sums
 from glgpu.steps.tear_down import tear_down
 
@@ -42,9 +43,10 @@ def stage(tmp_path: Path) -> Stage:
 
 def home(stage: Stage, files: dict[str, bytes]) -> None:
     for name, data in files.items():
-        (stage.run.outputs / name).parent.mkdir(parents=True, exist_ok=True)
-        (stage.run.outputs / name).write_bytes(data)
-    write_sums(stage.run.outputs, {name: sha256(data).hexdigest() for name, data in files.items()})
+        path = stage.run.outputs / WORKSPACE / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    write_sums(stage.run.outputs, {f"{WORKSPACE}/{name}": sha256(data).hexdigest() for name, data in files.items()})
 
 
 def vm(stage: Stage, *, can_push: bool = True) -> Instance:
@@ -60,6 +62,15 @@ def vm(stage: Stage, *, can_push: bool = True) -> Instance:
 def put(stage: Stage, name: str, data: bytes) -> None:
     part = Part(name, len(data), sha256(data).hexdigest())
     stage.forge.put_part(stage.run.name, part, io.BytesIO(data))
+
+
+def put_save(stage: Stage, text: bytes, reason: str = "idle") -> None:
+    """What a VM has saved of its workspace: one file, ``mine``."""
+    put(stage, "save-1-0-1-1", text)
+    digest = sha256(text).hexdigest()
+    lines = ["glgpu-save 1", "what all", f"reason {reason}", "state null", "bundle"]
+    lines += [f"file {len(text)} {digest}  ./{WORKSPACE}/mine", f"part save-1-0-1-1 {len(text)} {digest}", ""]
+    put(stage, "save-1.manifest", "\n".join(lines).encode())
 
 
 def pushed(stage: Stage) -> dict[str, bytes]:
@@ -102,7 +113,7 @@ def test_the_key_goes_before_the_job_goes_on_whatever_happens(stage: Stage) -> N
     assert not stage.branches.open_now
     assert "not pushed: GITLAB: You are not allowed to push\nremedy: none\nnothing is lost" in stage.log
     assert stage.events()[-1] == "work-not-pushed"
-    assert (stage.run.outputs / "a.ipynb").read_bytes() == b"{}"
+    assert (stage.run.outputs / WORKSPACE / "a.ipynb").read_bytes() == b"{}"
 
 
 def test_a_signal_is_passed_on_with_the_key_gone(stage: Stage) -> None:
@@ -187,24 +198,70 @@ def test_without_a_token_it_is_said_what_is_missing(stage: Stage) -> None:
 
 def test_what_is_elsewhere_and_what_git_ignores_is_named(stage: Stage) -> None:
     home(stage, {name: b"1" for name in ("a.ipynb", "big", *"wxyz", "v", "u")})
-    (stage.run.outputs / "big").unlink()
+    (stage.run.outputs / WORKSPACE / "big").unlink()
     stage.branches.ignored = {*"uvwxyz"}
     push_work(stage.run, vm(stage))
     assert "too big for artifacts and kept elsewhere: 'big'\n" in stage.log
     assert "ignored by git: 'u', 'v', 'w', 'x', 'y' and 1 more\n" in stage.log
 
 
-@pytest.mark.parametrize(("status", "pushes"), [("", True), ("failed", False)])
-def test_a_rescue_pushes_what_it_brought_home_and_an_after_script_has_no_time_for_it(
-    stage: Stage, status: str, pushes: bool
-) -> None:
-    stage.cloud.insert(vm(stage))
+@pytest.fixture
+def at_work(stage: Stage) -> Stage:
+    """A notebook in which somebody has worked, and whose VM runs."""
+    one = vm(stage)
+    stage.cloud.insert(replace(one, labels={**one.labels, "glgpu-until": "deadline"}))
+    put(stage, HANDED_OVER, b"{}")
     stage.machine.container = {"Running": True, "ExitCode": 0, "OOMKilled": False}
-    stage.machine.files = {"b.ipynb": Entry(b"[]")}
-    stage.job(status=status)
-    rescue(stage.run)
-    assert "saved 1 files of the workspace" in stage.log
-    assert (pushed(stage) if pushes else stage.branches.tips) == ({"b.ipynb": b"[]"} if pushes else {})
+    stage.machine.files = {f"{WORKSPACE}/b.ipynb": Entry(b"[]")}
+    return stage
+
+
+def test_the_stop_job_pushes_what_it_brought_home_once_the_vm_is_gone(at_work: Stage) -> None:
+    end_notebook(at_work.run)
+    assert "saved 1 files of the workspace" in at_work.log
+    assert pushed(at_work) == {"b.ipynb": b"[]"}
+    assert at_work.log.index("nothing of this run is left") < at_work.log.index(f"The work goes to the branch {BRANCH}")
+
+
+def test_where_the_vm_does_not_give_what_it_has_its_newest_save_comes_home(at_work: Stage) -> None:
+    put_save(at_work, b"saved before", reason="going")
+    at_work.machine.reachable = False
+    end_notebook(at_work.run)
+    assert (at_work.run.outputs / WORKSPACE / "mine").read_bytes() == b"saved before"
+    assert f"{at_work.name} has not given what it had in the end: this it had saved before" in at_work.log
+    assert "taken away" not in at_work.log
+    assert pushed(at_work) == {"mine": b"saved before"}
+    assert at_work.cloud.find(at_work.name) == []
+    assert {ENDED, "save-1.manifest"} < at_work.forge.parts(at_work.run.name).keys()
+
+
+def test_where_the_vm_gives_nothing_and_has_saved_nothing_that_is_said(at_work: Stage) -> None:
+    at_work.machine.reachable = False
+    end_notebook(at_work.run)
+    assert f"{at_work.name} has saved nothing in the project's package registry" in at_work.log
+    assert at_work.cloud.find(at_work.name) == []
+
+
+def test_what_the_vm_gives_is_not_replaced_by_what_it_had_saved(at_work: Stage) -> None:
+    put_save(at_work, b"saved before", reason="going")
+    end_notebook(at_work.run)
+    assert [path.name for path in (at_work.run.outputs / WORKSPACE).iterdir() if path.name != "a.ipynb"] == ["b.ipynb"]
+
+
+def test_of_a_notebook_in_which_nobody_has_worked_nothing_is_pushed_and_no_key_is_made(at_work: Stage) -> None:
+    at_work.machine.files = {}
+    shutil.rmtree(at_work.run.outputs)
+    end_notebook(at_work.run)
+    assert (at_work.branches.calls, at_work.forge.pushing) == ([], [])
+
+
+def test_an_after_script_has_no_time_to_push(at_work: Stage) -> None:
+    at_work.job(status="failed")
+    (one,) = at_work.cloud.find(at_work.name)
+    at_work.cloud.change(one.name, one.zone, labels={**one.labels, "glgpu-until": "pipeline"})
+    destroy_cloud_only(at_work.run)
+    assert at_work.cloud.find(at_work.name) == []
+    assert at_work.branches.tips == {}
 
 
 @pytest.mark.parametrize("status", ["TERMINATED", ""])
@@ -215,14 +272,10 @@ def test_what_a_vm_has_left_that_ended_by_itself_is_pushed_by_whoever_collects_i
         stage.cloud.insert(one)
     record = {"run": stage.name, "events": [{"at": 1.0, "what": ALLOWED, "facts": WHOSE}]}
     stage.forge.artifacts["1001", "start notebook", "outputs/glgpu/run.json"] = json.dumps(record)
-    text = b"worked on"
     put(stage, HANDED_OVER, b"{}")
-    put(stage, "save-1-0-1-1", text)
-    digest = sha256(text).hexdigest()
-    lines = ["glgpu-save 1", "what all", "reason idle", "state null", "bundle", f"file {len(text)} {digest}  ./mine"]
-    put(stage, "save-1.manifest", "\n".join([*lines, f"part save-1-0-1-1 {len(text)} {digest}", ""]).encode())
+    put_save(stage, b"worked on")
     assert bring_back(stage.run, stage.clock.now, lambda _: stage.run) == []
-    assert pushed(stage) == {"mine": text}
+    assert pushed(stage) == {"mine": b"worked on"}
     assert stage.cloud.find(stage.name) == []
 
 

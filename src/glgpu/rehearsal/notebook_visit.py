@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from glgpu.console import Console
 from glgpu.errors import ErrorClass, Failure
+from glgpu.notebook import WORKSPACE
 from glgpu.processes import Running
 from glgpu.rehearsal.browser import Browser
 from glgpu.rehearsal.fault_catalogue import NotebookFault
@@ -199,7 +200,7 @@ def _lost(stopped: Outcome, kept: dict[str, bytes | None]) -> list[str]:
     with zipfile.ZipFile(archive) if archive else zipfile.ZipFile(os.devnull, "w") as found:
         names = set(found.namelist()) if archive else set()
         for name, data in kept.items():
-            path = f"outputs/{name}"
+            path = f"outputs/{WORKSPACE}/{name}"
             if path not in names:
                 lost.append(f"{name} is not in the artifacts of {STOP!r}")
             elif data is None:

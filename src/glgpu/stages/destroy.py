@@ -14,6 +14,7 @@ from glgpu.steps.bring_back import bring_saved
 from glgpu.steps.context import Run, ref_of
 from glgpu.steps.detach import left_to_itself, note_end
 from glgpu.steps.persist import Attempts
+from glgpu.steps.push_work import push_work
 from glgpu.steps.report import take_over_charts, write_report
 from glgpu.steps.rescue import rescue
 from glgpu.steps.tear_down import cut_short, tear_down
@@ -45,22 +46,30 @@ def destroy(run: Run, *, detached_too: bool = False) -> None:
         run.record.add("left-to-itself", instances=names)
         return
     with run.console.section("rescue", "What is not home yet"):
-        attempts.get(partial(rescue, run))
+        saved = attempts.get(partial(rescue, run)) or []
+        hurry = _in_a_hurry(run, attempts)
         if run.name.kind == KIND:
-            # Of one whose VM is gone already.
-            attempts.get(partial(bring_saved, run))
+            # Of one whose VM is gone already, or does not give it.
+            attempts.get(partial(bring_saved, run, running_too=not (saved or hurry)))
+            hurry = _in_a_hurry(run, attempts)
     with run.console.section("destroy", f"Everything of {run.name} goes"):
-        hurry = run.job.in_ci and any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures)
         attempts.get(partial(tear_down, run, hurry=hurry))
         if detached:
             attempts.get(partial(note_end, run, detached))
-    # The report is worth no delay of the teardown.
+    # What is worth no delay of the teardown.
     if not hurry:
+        for instance in saved if run.name.kind == KIND else ():
+            attempts.get(partial(push_work, run, instance))
         attempts.get(partial(take_over_charts, run))
     worst = gravest(attempts.failures)
     write_report(run, worst)
     if worst is not None:
         raise worst
+
+
+def _in_a_hurry(run: Run, attempts: Attempts) -> bool:
+    """Whether the job has been told to end: the Runner gives it little time then."""
+    return run.job.in_ci and any(one.klass is ErrorClass.INTERRUPTED for one in attempts.failures)
 
 
 def end_notebook(run: Run) -> None:

@@ -89,20 +89,24 @@ def bring_back(run: Run, now: Callable[[], float], named: Callable[[RunName], Ru
     return attempts.failures
 
 
-def bring_saved(run: Run) -> None:
+def bring_saved(run: Run, *, running_too: bool) -> None:
     """Collect what the VM of one run has saved, where there is no VM any more that could be asked itself.
 
     That its VM was taken away is told, and is no failure: what is there is home.
+
+    Args:
+        run: The run.
+        running_too: Whether to do so although its VM runs: it was asked, and did not give all that it has.
 
     Raises:
         Failure: what stands in the way of collecting it.
     """
     instances = instances_of(run)
-    if any(one.status not in OVER for one in instances):
+    if not running_too and any(one.status not in OVER for one in instances):
         return
     for home in places(run, instances):
         try:
-            _see_to(run, home, run.google_time)
+            _see_to(run, home, run.google_time, running_too=running_too)
         except Failure as failure:
             if failure.klass not in (ErrorClass.PREEMPTED, ErrorClass.OUT_OF_TIME):
                 raise
@@ -160,7 +164,7 @@ def _kept(run: Run, home: DropOff, *, insist: bool) -> list[RunName]:
         return []
 
 
-def _see_to(run: Run, home: DropOff, now: Callable[[], float]) -> None:
+def _see_to(run: Run, home: DropOff, now: Callable[[], float], *, running_too: bool = False) -> None:
     parts = home.parts(run.name)
     ours = _ours(run, home, parts)
     instances = instances_of(run)
@@ -176,7 +180,10 @@ def _see_to(run: Run, home: DropOff, now: Callable[[], float]) -> None:
         home.drop_parts(run.name, ours)
         return
     running = [one for one in detached if one.status not in OVER]
-    if running and (notebook or not (save and save.whole)):
+    if running and running_too and save is None:
+        run.console.say(f"{running[0].name} has saved nothing in {home.kept_in}")
+        return
+    if running and not running_too and (notebook or not (save and save.whole)):
         what = "notebook" if notebook else "training"
         run.console.say(f"{running[0].name} is {running[0].status}: its {what} goes on")
         return
@@ -192,28 +199,48 @@ def _see_to(run: Run, home: DropOff, now: Callable[[], float]) -> None:
         return
     what = "notebook" if notebook else "detached training"
     with run.console.section(f"collect-{run.name.run}", f"The {what} of {run.name}"):
-        _collect(run, home, now, parts, save, detached[0] if detached else None)
+        lost = _taken_over(run, home, now, save)
+        if running and notebook:
+            run.console.say(
+                f"{running[0].name} has not given what it had in the end: this it had saved before, and what was "
+                "changed since is lost"
+            )
+            lost = None
+        instance = detached[0] if detached else None
+        _settle(run, home, parts, lost, partial(push_work, run, instance) if save is not None and notebook else None)
 
 
-def _collect(
-    run: Run,
-    home: DropOff,
-    now: Callable[[], float],
-    parts: Mapping[str, Part],
-    save: Save | None,
-    instance: Instance | None,
-) -> None:
-    attempts = Attempts(run)
+def _taken_over(run: Run, home: DropOff, now: Callable[[], float], save: Save | None) -> Failure | None:
+    """Bring a run's save home; what is to be said against the run, None where all is well."""
     _take_over_records(run)
-    if save is not None:
-        # Nothing goes before it is home.
-        _bring_home(run, home, save)
-        if run.name.kind == KIND:
-            push_work(run, instance)
-    lost = _judged(save, run.name.kind) if save is not None else _vanished(run, home, now)
+    if save is None:
+        return _vanished(run, home, now)
+    # Nothing goes before it is home.
+    _bring_home(run, home, save)
+    return _judged(save, run.name.kind)
+
+
+def _settle(
+    run: Run, home: DropOff, parts: Mapping[str, Part], lost: Failure | None, push: Callable[[], None] | None
+) -> None:
+    """Let go what is left of a run whose outputs are home, and say how it has ended.
+
+    Args:
+        run: The run.
+        home: Where its VM has left them.
+        parts: What that was.
+        lost: What is to be said against the run.
+        push: What is left to be done once its VM has gone.
+
+    Raises:
+        Failure: the gravest of what went wrong.
+    """
+    attempts = Attempts(run)
     attempts.get(partial(tear_down, run))
     if not attempts.failures:
         _note(run, home, parts)
+    if push is not None:
+        attempts.get(push)
     if lost is not None:
         run.record.add("failed", failure=lost.klass, cause=lost.cause, exit_code=lost.exit_code)
         attempts.failures.append(lost)

@@ -18,7 +18,17 @@ from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import DropOff, Instance
 from glgpu.lifetime import Lifetime, spoken
-from glgpu.notebook import KIND, SAVE_SECONDS, SOFT_SECONDS, STATE_VERB, UNTIL_VERB, State, memory_of, read_state
+from glgpu.notebook import (
+    KIND,
+    SAVE_SECONDS,
+    SOFT_SECONDS,
+    STATE_VERB,
+    UNTIL_VERB,
+    WORKSPACE,
+    State,
+    memory_of,
+    read_state,
+)
 from glgpu.processes import need_tool
 from glgpu.resources import resource_text
 from glgpu.run_names import RunName
@@ -262,7 +272,7 @@ def take_up(run: Run, guest: Guest, home: DropOff) -> None:
             source = folder / f".{len(bundle.parts)}-{bundle.parts[0].name if bundle.parts else 'empty'}"
             download(partial(home.get_part, newest.run), bundle.parts, source, run.clock, run.console.say)
             split(source, bundle, folder)
-        files = [file for file in newest.save.files if not file.path.startswith("glgpu/")]
+        files = [file for file in newest.save.files if file.path.startswith(f"{WORKSPACE}/")]
         wrong = damaged(folder, {file.path: file.sha256 for file in files})
         if wrong:
             raise Failure(
@@ -270,7 +280,7 @@ def take_up(run: Run, guest: Guest, home: DropOff) -> None:
                 f"saved work is not as it was: {wrong[0]!r}",
                 "retry the job; `glgpu notebook start --fresh` begins without it",
             )
-        _send(run, guest, folder, [file.path for file in files])
+        _send(run, guest, folder / WORKSPACE, [file.path.removeprefix(f"{WORKSPACE}/") for file in files])
     except OSError as error:
         raise cannot_write(error, folder) from None
     finally:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance, WorkBranch, WorkCommit
-from glgpu.notebook import branch_of
+from glgpu.notebook import WORKSPACE, branch_of
 from glgpu.steps.annotate import annotate
 from glgpu.steps.context import Run, starter_of
 from glgpu.steps.gitlab_ssh import known_hosts, ssh_address
@@ -68,10 +68,13 @@ def push_work(run: Run, instance: Instance | None) -> None:
     worker = _allowed(run, instance)
     if worker is None:
         return
+    names = _names(run)
+    if not names:
+        return
     branch = branch_of(worker.user, worker.ref)
     with run.console.section(f"push-{run.name.run}", f"The work goes to the branch {branch}"):
         try:
-            _push(run, worker, branch)
+            _push(run, worker, branch, names)
         except Failure as failure:
             if failure.klass is ErrorClass.INTERRUPTED:
                 raise
@@ -99,7 +102,7 @@ def _allowed(run: Run, instance: Instance | None) -> Worker | None:
     return worker if worker.user and worker.ref and worker.commit else None
 
 
-def _push(run: Run, worker: Worker, branch: str) -> None:
+def _push(run: Run, worker: Worker, branch: str, names: Sequence[str]) -> None:
     if not run.forge.may_administer:
         raise Failure(
             ErrorClass.GITLAB_AUTH,
@@ -117,7 +120,7 @@ def _push(run: Run, worker: Worker, branch: str) -> None:
             run.forge.add_deploy_key(title, public, expires, can_push=True)
             run.record.add("push-key-registered", title=title)
             there.open(known)
-            made = _bring(run, worker, there, branch)
+            made = _bring(run, worker, there, branch, names)
         finally:
             _take_key_away(run, title)
     finally:
@@ -136,9 +139,8 @@ def _host_keys(run: Run, there: WorkBranch) -> str:
     return known_hosts(run, answering)
 
 
-def _bring(run: Run, worker: Worker, there: WorkBranch, branch: str) -> WorkCommit:
+def _bring(run: Run, worker: Worker, there: WorkBranch, branch: str, names: Sequence[str]) -> WorkCommit:
     """Have the work on the branch, whoever else pushes there meanwhile."""
-    names = _names(run)
     message = _message(run, worker)
     end = run.clock.now() + min(PUSH_SECONDS, run.job.seconds * PUSH_SHARE)
     for number in range(TRIES):
@@ -147,7 +149,7 @@ def _bring(run: Run, worker: Worker, there: WorkBranch, branch: str) -> WorkComm
         left = max(end - run.clock.now(), 1.0)
         try:
             tip = there.tip(branch, min(left, FIRST_SECONDS))
-            made = there.commit(worker.commit, tip, run.outputs, names, worker.user, message, left)
+            made = there.commit(worker.commit, tip, run.outputs / WORKSPACE, names, worker.user, message, left)
             if not made.sha or there.push(made.sha, branch, left):
                 return made
         except Failure as failure:
@@ -165,9 +167,10 @@ def _bring(run: Run, worker: Worker, there: WorkBranch, branch: str) -> WorkComm
 
 
 def _names(run: Run) -> list[str]:
-    """What has come home and is here: what was too big for artifacts is elsewhere."""
-    home = sorted(read_sums(run.outputs))
-    here = [name for name in home if (run.outputs / name).is_file()]
+    """What has come home of the workspace and is here: what was too big for artifacts is elsewhere."""
+    within = f"{WORKSPACE}/"
+    home = sorted(name.removeprefix(within) for name in read_sums(run.outputs) if name.startswith(within))
+    here = [name for name in home if (run.outputs / WORKSPACE / name).is_file()]
     _name_some(run, "not pushed, being too big for artifacts and kept elsewhere", sorted(set(home) - set(here)))
     return here
 

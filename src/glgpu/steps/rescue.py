@@ -5,7 +5,7 @@ from __future__ import annotations
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance
 from glgpu.lifetime import SKEW_SECONDS, spoken
-from glgpu.notebook import KIND
+from glgpu.notebook import KIND, WORKSPACE
 from glgpu.processes import time_limit
 from glgpu.steps.collect import Home, collect
 from glgpu.steps.container import Container
@@ -14,7 +14,6 @@ from glgpu.steps.door import Guest, log_in, open_door
 from glgpu.steps.end_vms import instances_of
 from glgpu.steps.guest import ask
 from glgpu.steps.move_out import move_out
-from glgpu.steps.push_work import push_work
 from glgpu.steps.watch import bring_samples
 
 LOGIN_SECONDS = 30.0
@@ -27,7 +26,7 @@ CLOSING_SECONDS = 3.0
 """Before the end of the time: what is under way is ended then, to close the door behind us."""
 
 
-def rescue(run: Run, *, most: float | None = None) -> None:
+def rescue(run: Run, *, most: float | None = None) -> list[Instance]:
     """Bring home what is not home, from every VM of the run that still runs.
 
     What cannot be saved is said, and stops no teardown. All of it ends in time, logins and calls to Google included,
@@ -38,16 +37,19 @@ def rescue(run: Run, *, most: float | None = None) -> None:
         run: The run.
         most: Seconds that it may take in all; by default what ``limits.rescue_minutes`` says.
 
+    Returns:
+        The VMs of which all that there is has come home.
+
     Raises:
         Failure: INTERRUPTED; or what came home is too much for artifacts, and whoever should take it did not.
     """
-    begun, lost = run.clock.now(), None
+    begun, lost, whole = run.clock.now(), None, list[Instance]()
     try:
         found = [one for one in instances_of(run) if one.status == "RUNNING"]
     except Failure as failure:
         _insist(failure)
         run.console.say(f"the cloud cannot be asked what is not home: {failure.cause}")
-        return
+        return []
     if not found:
         # A job that was cut off between two VMs has at home all that there is.
         lost = _handed_over(run)
@@ -65,12 +67,11 @@ def rescue(run: Run, *, most: float | None = None) -> None:
         except Failure as failure:
             _insist(failure)
             run.console.say(f"saving the outputs of {instance.name}: {failure.cause}")
-            continue
-        if run.name.kind == KIND and not run.job.status:
-            # With what comes home safe, and the VM's door closed. after_script has no time for it.
-            push_work(run, instance)
+        else:
+            whole.append(instance)
     if lost is not None:
         raise lost
+    return whole
 
 
 def _insist(failure: Failure) -> None:
@@ -131,7 +132,7 @@ def _end_notebook(run: Run, guest: Guest, end: float) -> Home:
         run.console.say(f"{failure.cause}; what was saved before comes home all the same")
     bring_samples(run, guest.machine)
     left = end - run.clock.now()
-    return collect(run, guest.machine, guest.home, ["."], seconds=left, folder=f"{guest.home}/work")
+    return collect(run, guest.machine, guest.home, [WORKSPACE], seconds=left, folder=f"{guest.home}/work")
 
 
 def _handed_over(run: Run) -> Failure | None:

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from glgpu.errors import ErrorClass, Failure
+from glgpu.interfaces import Instance
 from glgpu.leftovers import OVER, Thing, Verdict, Vm, What, judge_thing, judge_vm
 from glgpu.lifetime import spoken
+from glgpu.notebook import KIND
 from glgpu.run_names import PREFIX, ReadName, RunName, read_name
 from glgpu.steps.context import Run
+from glgpu.steps.push_work import push_work
 from glgpu.steps.rescue import rescue
 from glgpu.steps.survey import Survey, each, pool, vm_of
 
@@ -166,7 +169,7 @@ class _Sweep:
         budget = self._run.clock.now() + (
             self._run.job.script_timeout / 2 if self._run.job.script_timeout else RESCUE_SECONDS
         )
-        asked = list[Vm]()
+        asked, work = list[Vm](), list[tuple[Run, Instance]]()
         for vm in vms:
             if not self._several([vm], self._stays):
                 continue
@@ -180,7 +183,7 @@ class _Sweep:
                 continue
             with self._run.console.section(f"rescue-{vm.run.run}", f"What is not home yet of {vm.name}"):
                 try:
-                    rescue(run, most=min(wanted, left))
+                    whole = rescue(run, most=min(wanted, left))
                 except Failure as failure:
                     if failure.klass is ErrorClass.INTERRUPTED:
                         raise
@@ -192,6 +195,10 @@ class _Sweep:
                 if rule.name not in rules:
                     self._add(rule, vm)
             asked += self._several([vm], self._end)
+            work += [(run, one) for one in whole if vm.run.kind == KIND]
+        # Once all of them go.
+        for run, instance in work:
+            push_work(run, instance)
         return asked
 
     def _await_gone(self, asked: Sequence[Vm]) -> None:

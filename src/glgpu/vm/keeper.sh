@@ -20,7 +20,7 @@ manifest=$keep/manifest
 big=33554432
 # The one file of the bundle at hand, where it is only one.
 only=
-# Whole copies of what has changed in a notebook's workspace.
+# Whole copies of what has changed in a notebook's workspace, in a folder of that name: the one beside it is glgpu's own.
 work=$home/work
 
 engine() { docker "$@"; }
@@ -251,13 +251,13 @@ gather() {
     cat "$keep/before" "$keep/torn" >"$keep/version"
     ! cmp -s "$keep/version" "$keep/saved" || return 1
     rm -rf "$work.new"
-    mkdir "$work.new"
-    mkdir -p "$work"
-    xargs -0 -r cp --parents --preserve=timestamps -t "$work.new" -- <"$keep/chosen" 2>/dev/null || true
+    mkdir -p "$work.new/workspace" "$work/workspace"
+    xargs -0 -r cp --parents --preserve=timestamps -t "$work.new/workspace" -- <"$keep/chosen" 2>/dev/null || true
     versions <"$keep/chosen" | LC_ALL=C sort -z | LC_ALL=C comm -z -23 "$keep/before" - >>"$keep/torn"
     LC_ALL=C sort -z -u "$keep/torn" | sed -z 's/^\([^ ]* \)\{4\}//' >"$keep/names"
-    (cd "$work.new" && xargs -0 -r rm -f -- <"$keep/names")
-    (cd "$work" && xargs -0 -r cp --parents --preserve=timestamps -t "$work.new" -- <"$keep/names" 2>/dev/null) || true
+    (cd "$work.new/workspace" && xargs -0 -r rm -f -- <"$keep/names")
+    (cd "$work/workspace" &&
+        xargs -0 -r cp --parents --preserve=timestamps -t "$work.new/workspace" -- <"$keep/names" 2>/dev/null) || true
     rm -rf "$work"
     mv "$work.new" "$work"
     mkdir -p "$home/own/glgpu"
@@ -271,7 +271,8 @@ save_work() (
     flock -w 120 9 || exit 1
     gather "$2" || [ "$reason" != going ] || exit 0
     big=1048576
-    cd "$work" && code=$work && save "$1" all . || exit 1
+    code=$work
+    save "$1" all workspace || exit 1
     cp "$keep/version" "$keep/saved"
     tell saved "$(date +%s)"
 )
