@@ -433,17 +433,20 @@ def falls_silent(vm: Vm) -> None:
 
 @pytest.mark.every_fault
 @EITHER
-def test_at_its_soft_end_a_notebook_goes_though_its_kernel_hangs(desk: Desk) -> None:
+def test_at_its_soft_end_a_notebook_goes_though_jupyterlab_and_its_kernel_hang(desk: Desk) -> None:
     run = desk.job()
     start(run)
     with vm_of(run) as vm, vm.browser() as browser:
+        later = int(time.time()) + 3600
+        ask(run, vm.guest.machine, "notebook-until", str(later), doing="moving its end")
+        assert vm.state.soft_end == later
+        assert browser.ask("GET", "glgpu/until")[1]["until"] == later
         tab = browser.open_tab(browser.kernel())
         browser.cell(tab, "open('mine', 'w').write('mine')")
-        browser.send(tab, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
-        soon = int(time.time()) + 3
-        ask(run, vm.guest.machine, "notebook-until", str(soon), doing="moving its end")
-        assert vm.state.soft_end == soon
-        assert browser.ask("GET", "glgpu/until")[1]["until"] == soon
+        hang = "import os, signal\nfor one in os.getppid(), os.getpid(): os.kill(one, signal.SIGSTOP)"
+        browser.send(tab, hang)
+        eventually(lambda: not vm.state.answers)
+        ask(run, vm.guest.machine, "notebook-until", str(int(time.time())), doing="moving its end")
         eventually(lambda: vm.status() == "TERMINATED", 90)
         assert (vm.saves()[0].reason, vm.saved()) == ("deadline", {"mine"})
     assert bring_back(run, run.clock.now, lambda _: run) == []
