@@ -181,7 +181,7 @@ def test_a_notebook_from_a_click_to_artifacts(served: Served, tmp_path: Path) ->
     # A failed second click ends nothing.
     failed = job(served, tmp_path / "again", "notebook", "stop", "--cloud-only", CI_JOB_STATUS="failed")
     assert failed.returncode == 0, failed.stdout
-    assert "instances" in served.left()
+    assert "(RUNNING)" in str(served.left()["instances"]), failed.stdout
     folder = tmp_path / "stop"
     stop = job(served, folder, "notebook", "stop", CI_JOB_NAME="stop notebook")
     assert stop.returncode == 0, stop.stdout + stop.stderr
