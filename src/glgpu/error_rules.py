@@ -1305,6 +1305,14 @@ GITLAB = (
     ),
     _rule(
         ErrorClass.GITLAB,
+        r"GitLab: (?P<told>(?:You are not allowed to (?:push|create|force push)|You can only use an existing protected"
+        r"|You are attempting to check in|LFS objects are missing)[^\n]{0,200})",
+        cause="GitLab does not take the push: {told}",
+        remedy="allow it in Settings > Repository of the project (protected branches, push rules), or set "
+        "notebook.can_push: false where it is a notebook's work (docs/how-to/notebook.md)",
+    ),
+    _rule(
+        ErrorClass.GITLAB,
         r"Gitlab\w*Error\W{1,3}(?:400|403|405|422|409)|(?:gitlab\.\w|/api/v4).{0,200}403 Forbidden",
         r"\"message\" ?: ?\"403 Forbidden|GitLab: (?:You are not allowed|Disallowed)",
         r"403 Forbidden.{0,80}(?:token|gitlab|/api/v4)|gitlab\S*(?:Error|Exception)\S*: 403",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,6 +20,7 @@ from glgpu.interfaces import WorkBranch
 from glgpu.notebook import WORKSPACE
 from glgpu.rehearsal.faults import Rule
 from glgpu.run_names import RunName, read_name
+from glgpu.stages.cleanup import cleanup
 from glgpu.steps.context import Run
 from glgpu.steps.gitlab_ssh import known_hosts, ssh_address
 from glgpu.steps.push_work import ALLOWED, push_work
@@ -375,6 +378,43 @@ def test_a_job_that_dies_with_the_key_leaves_one_that_a_teardown_finds_by_name(w
     assert run.forge.deploy_keys()[0].name == f"{run.name}-push"
     tear_down(run)
     assert keys(world) == []
+
+
+DYING = """\
+import json, os, signal, sys
+from pathlib import Path
+from glgpu.clients.work_branch import WorkBranch
+from glgpu.console import Console
+from glgpu.masking import Masker
+from glgpu.steps.push_work import push_work
+from glgpu.wiring import make_run
+
+WorkBranch.tip = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+run = make_run(Console(Masker()), json.load(sys.stdin), Path.cwd(), kind="notebook", needs_settings=False)
+push_work(run, None)
+"""
+
+
+def test_a_job_that_is_killed_while_it_pushes_leaves_a_key_that_a_cleanup_removes(world: Lab, tmp_path: Path) -> None:
+    gitlab, adopted = world.world.gitlab, world.adopted
+    pipeline = gitlab.create_pipeline(adopted.project, "main", adopted.sha, "push", adopted.user)
+    stop = gitlab.create_job(pipeline, "stop notebook", "destroy")
+    gitlab.start_job(stop)
+    run = notebook_run(world, tmp_path, CI_PIPELINE_ID=str(pipeline.id))
+    brought_home(run, {"a": b"1"})
+    run.record.add(ALLOWED, user="ada", ref="main", commit=adopted.sha)
+    killed = subprocess.run(
+        [sys.executable, "-c", DYING], input=json.dumps(dict(run.job.variables)), text=True, cwd=run.job.project_dir,
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert keys(world) == [run.name.push_title]
+    for status, left in (("running", [run.name.push_title]), ("failed", [])):
+        if status == "failed":
+            gitlab.finish_job(stop, status)
+        cleanup(run, run.google_time, lambda _: run)
+        assert keys(world) == left
+    assert branches(world) == ["main"]
 
 
 def test_a_vm_s_own_key_opens_nothing_for_writing(world: Lab, tmp_path: Path) -> None:

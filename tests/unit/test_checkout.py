@@ -67,6 +67,13 @@ def test_gitlab_com_is_known_without_asking(stage: Stage) -> None:
     assert "host_key_fingerprints" not in stage.forge.verbs()
 
 
+def test_gitlab_com_is_known_at_its_other_port_too(stage: Stage) -> None:
+    stage.machine.answering = ANSWER
+    stage.job(ssh_host="altssh.gitlab.com", ssh_port=443)
+    checked_out(stage)
+    assert stage.machine.stdin["clone"].startswith(b"[altssh.gitlab.com]:443 ssh-ed25519 AAAA")
+
+
 def test_keys_from_a_setting_go_before_all_others(vouched: Stage) -> None:
     vouched.job(gitlab_host_keys="gitlab.example.com ssh-ed25519 OURS")
     checked_out(vouched)

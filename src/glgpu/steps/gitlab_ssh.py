@@ -32,14 +32,15 @@ def known_hosts(run: Run, answering: str) -> str:
     host, port = run.job.ssh_host, run.job.ssh_port
     if run.job.gitlab_host_keys:
         return run.job.gitlab_host_keys + "\n"
+    named = host if port == 22 else f"[{host}]:{port}"
     if host in ("gitlab.com", "altssh.gitlab.com"):
-        return "\n".join(f"{host} {line.split(' ', 1)[1]}" for line in GITLAB_COM_KEYS) + "\n"
+        return "".join(f"{named} {line.split(' ', 1)[1]}\n" for line in GITLAB_COM_KEYS)
     published = run.forge.host_key_fingerprints()
     lines = []
     for line in answering.splitlines():
         _, _, key = line.partition(" ")
         if _fingerprint(key) in published:
-            lines.append(f"{host if port == 22 else f'[{host}]:{port}'} {key}")
+            lines.append(f"{named} {key}")
     if not lines:
         raise Failure(
             ErrorClass.CODE,

@@ -84,7 +84,9 @@ def push_work(run: Run, instance: Instance | None) -> None:
                 f"nothing is lost: it is among the artifacts, and {worker.user}'s next notebook takes it up"
             )
             run.record.add("work-not-pushed", branch=branch, failure=failure.klass, cause=failure.cause)
-            annotate(run, f"run {run.name.run}: not pushed to {branch}, see this job's log", _job_page(run))
+            if run.job.in_ci:
+                page = f"{_project_page(run)}/-/jobs/{run.job.job_id}"
+                annotate(run, f"run {run.name.run}: not pushed to {branch}, see this job's log", page)
 
 
 def _allowed(run: Run, instance: Instance | None) -> Worker | None:
@@ -170,7 +172,8 @@ def _names(run: Run) -> list[str]:
     """What has come home of the workspace and is here: what was too big for artifacts is elsewhere."""
     within = f"{WORKSPACE}/"
     home = sorted(name.removeprefix(within) for name in read_sums(run.outputs) if name.startswith(within))
-    here = [name for name in home if (run.outputs / WORKSPACE / name).is_file()]
+    folder = run.outputs / WORKSPACE
+    here = [name for name in home if (folder / name).is_file() and not (folder / name).is_symlink()]
     _name_some(run, "not pushed, being too big for artifacts and kept elsewhere", sorted(set(home) - set(here)))
     return here
 
@@ -212,7 +215,3 @@ def _name_some(run: Run, why: str, names: Sequence[str]) -> None:
 
 def _project_page(run: Run) -> str:
     return f"{run.job.server_url}/{run.job.project_path}"
-
-
-def _job_page(run: Run) -> str:
-    return f"{_project_page(run)}/-/jobs/{run.job.job_id}"
