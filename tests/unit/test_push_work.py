@@ -21,6 +21,7 @@ from glgpu.saved import ENDED, HANDED_OVER
 from glgpu.stages.cleanup import cleanup
 from glgpu.stages.destroy import destroy_cloud_only, end_notebook
 from glgpu.steps.bring_back import bring_back
+from glgpu.steps.context import SETTINGS_ITEM
 from glgpu.steps.push_work import ALLOWED, TRIES, push_work
 from glgpu.steps.sums import write_sums
 from glgpu.steps.tear_down import tear_down
@@ -59,6 +60,11 @@ def vm(stage: Stage, *, can_push: bool = True) -> Instance:
     return made
 
 
+def push(stage: Stage, *, can_push: bool = True) -> None:
+    one = vm(stage, can_push=can_push)
+    push_work(stage.run, one)
+
+
 def put(stage: Stage, name: str, data: bytes) -> None:
     part = Part(name, len(data), sha256(data).hexdigest())
     stage.forge.put_part(stage.run.name, part, io.BytesIO(data))
@@ -78,13 +84,16 @@ def pushed(stage: Stage) -> dict[str, bytes]:
 
 
 def test_without_the_team_s_leave_nothing_is_pushed_and_no_key_is_ever_made(stage: Stage) -> None:
-    push_work(stage.run, vm(stage, can_push=False))
+    push(stage, can_push=False)
+    allowed = vm(stage)
+    told = allowed.metadata[SETTINGS_ITEM].replace('"can_push":true', '"can_push":false')
+    push_work(stage.run, replace(allowed, metadata={SETTINGS_ITEM: told}))
     push_work(stage.run, None)
     assert (stage.branches.calls, stage.forge.verbs(), stage.log) == ([], [], "")
 
 
 def test_the_vm_s_own_settings_allow_it_and_name_whose_it_is(stage: Stage) -> None:
-    push_work(stage.run, vm(stage))
+    push(stage)
     assert pushed(stage) == {"a.ipynb": b"{}"}
     assert stage.branches.opened == ["gitlab.example.com ssh-ed25519 PINNED\n"]
     assert (stage.forge.pushing, stage.forge.keys) == ([f"{stage.name}-push"], [])
@@ -108,7 +117,7 @@ def test_what_a_record_leaves_open_is_not_guessed(stage: Stage) -> None:
 
 def test_the_key_goes_before_the_job_goes_on_whatever_happens(stage: Stage) -> None:
     stage.branches.refuse["push"] = refusal(ErrorClass.GITLAB, "You are not allowed to push")
-    push_work(stage.run, vm(stage))
+    push(stage)
     assert stage.forge.keys == []
     assert not stage.branches.open_now
     assert "not pushed: GITLAB: You are not allowed to push\nremedy: none\nnothing is lost" in stage.log
@@ -119,14 +128,14 @@ def test_the_key_goes_before_the_job_goes_on_whatever_happens(stage: Stage) -> N
 def test_a_signal_is_passed_on_with_the_key_gone(stage: Stage) -> None:
     stage.branches.refuse["tip"] = refusal(ErrorClass.INTERRUPTED)
     with pytest.raises(Failure) as caught:
-        push_work(stage.run, vm(stage))
+        push(stage)
     assert caught.value.klass is ErrorClass.INTERRUPTED
     assert (stage.forge.keys, stage.branches.open_now) == ([], False)
 
 
 def test_a_key_that_could_not_be_removed_is_removed_by_the_teardown(stage: Stage) -> None:
     stage.forge.refuse["remove_deploy_keys"] = refusal(ErrorClass.NETWORK, "GitLab is gone")
-    push_work(stage.run, vm(stage))
+    push(stage)
     assert f"GitLab is gone; the teardown removes the deploy key {stage.name}-push" in stage.log
     assert [title for title, _, _ in stage.forge.keys] == [f"{stage.name}-push"]
     assert pushed(stage) == {"a.ipynb": b"{}"}
@@ -149,18 +158,18 @@ def test_the_key_expires_by_gitlab_s_clock_within_a_quarter_of_an_hour(stage: St
     stage.forge.time = lambda: 1000.0
     stage.branches.before["tip"] = lambda: expires.append(stage.forge.keys[0][2])
     expires = list[float]()
-    push_work(stage.run, vm(stage))
+    push(stage)
     assert expires == [1900.0]
 
 
 def test_whoever_is_faster_is_waited_out_for_a_while(stage: Stage) -> None:
     stage.branches.raced = TRIES - 1
-    push_work(stage.run, vm(stage))
+    push(stage)
     assert stage.branches.verbs().count("push") == TRIES
     assert pushed(stage) == {"a.ipynb": b"{}"}
     home(stage, {"a.ipynb": b"more"})
     stage.branches.raced = TRIES
-    push_work(stage.run, vm(stage))
+    push(stage)
     assert f"{BRANCH} has moved {TRIES} times" in stage.log
     assert pushed(stage) == {"a.ipynb": b"{}"}
 
@@ -177,21 +186,21 @@ def test_a_key_that_gitlab_does_not_know_yet_is_tried_again_and_a_refusal_is_not
     stage: Stage, failure: Failure, tries: int
 ) -> None:
     stage.branches.refuse["tip"] = failure
-    push_work(stage.run, vm(stage))
+    push(stage)
     assert stage.branches.verbs().count("tip") == tries
     assert stage.forge.keys == []
 
 
 def test_a_gitlab_that_answers_nobody_gets_no_key(stage: Stage) -> None:
     stage.branches.answering = ""
-    push_work(stage.run, vm(stage))
+    push(stage)
     assert "does not answer at its SSH port, gitlab.example.com:22" in stage.log
     assert stage.forge.pushing == []
 
 
 def test_without_a_token_it_is_said_what_is_missing(stage: Stage) -> None:
     stage.forge.may_administer = False
-    push_work(stage.run, vm(stage))
+    push(stage)
     assert "no GLGPU_GITLAB_TOKEN" in stage.log
     assert stage.branches.calls == []
 
@@ -200,7 +209,7 @@ def test_what_is_elsewhere_and_what_git_ignores_is_named(stage: Stage) -> None:
     home(stage, {name: b"1" for name in ("a.ipynb", "big", *"wxyz", "v", "u")})
     (stage.run.outputs / WORKSPACE / "big").unlink()
     stage.branches.ignored = {*"uvwxyz"}
-    push_work(stage.run, vm(stage))
+    push(stage)
     assert "too big for artifacts and kept elsewhere: 'big'\n" in stage.log
     assert "ignored by git: 'u', 'v', 'w', 'x', 'y' and 1 more\n" in stage.log
 
