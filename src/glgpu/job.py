@@ -27,6 +27,8 @@ HOSTED_SECONDS = 3 * 3600.0
 """GitLab.com's hosted runners end every job then (https://docs.gitlab.com/ci/runners/hosted_runners/)."""
 HOSTED = ("saas-", "runners-manager.gitlab.com", "gitlab-org-docker")
 """What a hosted runner's tags or description contain."""
+RUNNING = "running"
+"""What the Runner says of a job's status until its script has ended."""
 AFTER_SCRIPT_SECONDS = 300.0
 """What the Runner gives after_script where RUNNER_AFTER_SCRIPT_TIMEOUT says nothing else."""
 
@@ -58,7 +60,7 @@ class Job:
         after_script_timeout: Seconds that after_script may last, if said.
         started_at: Unix time by GitLab's clock at which this job began, if known.
         hosted: Whether it runs on one of GitLab.com's own runners.
-        status: ``CI_JOB_STATUS``, set in after_script alone.
+        status: ``CI_JOB_STATUS`` in after_script; empty before, when the Runner says ``running``.
         registry_logins: Registry host -> (user, password).
         google_project: ``GLGPU_PROJECT``, which wins over glgpu.yml as every variable does.
         compute_endpoint: ``http://host:port`` of another Compute Engine; empty: Google's.
@@ -194,7 +196,7 @@ def read_job(environment: Mapping[str, str], folder: Path, now: float) -> Job:
         after_script_timeout=_duration("RUNNER_AFTER_SCRIPT_TIMEOUT", get("RUNNER_AFTER_SCRIPT_TIMEOUT")),
         started_at=_moment("CI_JOB_STARTED_AT", get("CI_JOB_STARTED_AT")),
         hosted=_is_hosted(get("CI_RUNNER_DESCRIPTION") + get("CI_RUNNER_TAGS"), token),
-        status=get("CI_JOB_STATUS"),
+        status="" if get("CI_JOB_STATUS") == RUNNING else get("CI_JOB_STATUS"),
         registry_logins=_registry_logins(environment),
         google_project=get("GLGPU_PROJECT"),
         compute_endpoint=_endpoint("GLGPU_COMPUTE_ENDPOINT", get("GLGPU_COMPUTE_ENDPOINT")),

@@ -82,6 +82,7 @@ class Search:
         self.metadata: set[bytes] = set()
         self.deploy_keys: set[str] = set()
         self.login_keys: set[str] = set()
+        self.push_keys: set[str] = set()
         self.deploy_tokens: set[str] = set()
         self.notebook_tokens: set[str] = set()
         self.packages: dict[str, set[bytes]] = {}
@@ -112,7 +113,7 @@ class Search:
         for scratch in (self.world.folder / "runner/builds").rglob(".glgpu"):
             for path in scratch.rglob("*"):
                 if path.is_file() and "PRIVATE KEY" in (text := path.read_text(errors="replace")):
-                    self.login_keys.add(text)
+                    (self.push_keys if path.parent.name == "push" else self.login_keys).add(text)
                 elif path.is_file():
                     self.work.setdefault(str(path), set()).add(path.read_bytes())
 
@@ -352,6 +353,7 @@ def test_what_a_vm_logs_in_to_the_bucket_with_is_nowhere(tmp_path: Path) -> None
 NOTEBOOK = f"""\
 machine: {{gpu: [nvidia-l4], zones: [{ZONE}]}}
 train: {{image: {REGISTRY}/team/train:1, command: python train.py, outputs: [weights]}}
+notebook: {{can_push: true}}
 """
 
 
@@ -366,7 +368,7 @@ class Frank(Masker):
 @pytest.mark.skipif(
     importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab: not installed here: no notebook is started"
 )
-def test_what_opens_a_notebook_is_nowhere_but_with_its_vm_and_whoever_opens_it(tmp_path: Path) -> None:
+def test_what_opens_a_notebook_and_what_pushes_its_work_is_nowhere_but_where_it_is_used(tmp_path: Path) -> None:
     own = repository(tmp_path / "own", {"glgpu.yml": NOTEBOOK})
     with world(notebook=True) as made:
         search = Search(made)
@@ -389,5 +391,11 @@ def test_what_opens_a_notebook_is_nowhere_but_with_its_vm_and_whoever_opens_it(t
         assert any("jupyter" in command for command in search.commands)
         assert b"a cell ran" in search.said.getvalue()
         assert search.deploy_tokens
+        pushed = made.gitlab.git(adopted.project, "ls-tree", "--name-only", "glgpu-notebook/ada/main").text
+        assert "rehearsal.ipynb" in pushed.split()
+        assert search.push_keys
+        for number, key in enumerate(sorted(search.push_keys | search.login_keys)):
+            secrets[f"private key {number}"] = key.splitlines()[-3]
         assert search.found(played, secrets) == {}
+        assert played.left() == {}
         played.close()

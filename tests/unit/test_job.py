@@ -46,6 +46,12 @@ def refused(**more: str) -> Failure:
     return caught.value
 
 
+def test_a_job_whose_script_runs_has_the_script_s_time_and_its_after_script_has_its_own() -> None:
+    script, after = job(CI_JOB_STATUS="running"), job(CI_JOB_STATUS="failed", RUNNER_AFTER_SCRIPT_TIMEOUT="15m")
+    assert (script.status, script.seconds) == ("", 9300.0)
+    assert (after.status, after.seconds) == ("failed", 900.0)
+
+
 def test_a_job_is_what_gitlab_says() -> None:
     read = job()
     assert read.in_ci
