@@ -15,6 +15,7 @@ from glgpu.elsewhere import Part
 from glgpu.errors import ErrorClass, Failure
 from glgpu.notebook import KIND, WORKSPACE
 from glgpu.run_names import RunName
+from glgpu.run_record import RunRecord
 from glgpu.saved import ENDED, HANDED_OVER, PROBE
 from glgpu.stages.notebook_start import start
 from glgpu.steps.bring_back import bring_back
@@ -202,5 +203,11 @@ def test_vm_and_record_say_whose_work_may_be_pushed_and_only_where_it_may(stage:
     assert starter_of(vm) == (whose if allowed else {"ref": "main"})
     event = stage.run.record.find(ALLOWED)
     assert (event.facts if event else None) == (whose if allowed else None)
+    # A second click finds it running: the newest job of that name is the one whose record is looked at.
+    stage.use(
+        record=RunRecord(stage.run.outputs / "again.json", stage.name, "6", stage.clock, stage.run.console.masker)
+    )
+    start(stage.run)
+    assert (stage.run.record.find(ALLOWED) is not None) is allowed
     # The start job itself makes no such key: what the VM has been given can read.
     assert stage.forge.pushing == []

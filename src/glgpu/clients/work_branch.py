@@ -93,9 +93,11 @@ class WorkBranch:
 
     def tip(self, branch: str, seconds: float) -> str:
         """The commit that a branch is at; empty where there is no such branch."""
-        doing = "looking at the branch"
-        done = self._ask(doing, seconds, "ls-remote", self._address, f"refs/heads/{branch}")
-        return done.text.partition("\t")[0].strip()
+        ref = f"refs/heads/{branch}"
+        done = self._ask("looking at the branch", seconds, "ls-remote", self._address, ref)
+        found = (line.partition("\t") for line in done.text.splitlines())
+        # git shows what ends with the name.
+        return next((commit for commit, _, name in found if name == ref), "")
 
     def commit(
         self, base: str, tip: str, folder: Path, names: Sequence[str], author: str, message: str, seconds: float

@@ -18,6 +18,7 @@ from glgpu.steps.door import Way, log_in, open_door
 from glgpu.steps.guest import ask
 from glgpu.steps.notebook import check_notebook, leave_notebook, prepare, state_of, take_up, wait_for_answer
 from glgpu.steps.persist import Attempts
+from glgpu.steps.push_work import allow_push
 from glgpu.steps.ready import claim, new_vm
 from glgpu.steps.tear_down import tear_down
 
@@ -39,6 +40,7 @@ def start(run: Run, *, fresh: bool = False) -> None:
         found = standing(run)
     if found is not None:
         _insist_on_owner(run, found)
+    allow_push(run)
     attempts = Attempts(run)
     attempts.get(partial(_start_on, run, found, fresh=fresh))
     if not attempts.failures:

@@ -41,7 +41,6 @@ from glgpu.steps.detach import note_hand_over, read_note, saves_of, tar_of, way_
 from glgpu.steps.door import Guest
 from glgpu.steps.download import download
 from glgpu.steps.guest import ask, command
-from glgpu.steps.push_work import allow_push
 from glgpu.way_home import no_way
 
 PROGRAM = {
@@ -227,7 +226,6 @@ def leave_notebook(run: Run, instance: Instance, guest: Guest, home: DropOff) ->
     # Those of an earlier notebook of this pipeline.
     marks = [collected_mark(job) for job in collected_by(home.parts(run.name))]
     home.drop_parts(run.name, [HANDED_OVER, ENDED, *marks])
-    allow_push(run)
     note_hand_over(run, instance, home, Lifetime("deadline", soft_end, hard_end), user=run.job.user)
     return soft_end
 
