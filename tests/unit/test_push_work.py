@@ -133,10 +133,10 @@ def test_a_signal_is_passed_on_with_the_key_gone(stage: Stage) -> None:
     assert (stage.forge.keys, stage.branches.open_now) == ([], False)
 
 
-def test_a_key_that_could_not_be_removed_is_removed_by_the_teardown(stage: Stage) -> None:
+def test_a_key_that_could_not_be_removed_is_removed_by_the_next_teardown(stage: Stage) -> None:
     stage.forge.refuse["remove_deploy_keys"] = refusal(ErrorClass.NETWORK, "GitLab is gone")
     push(stage)
-    assert f"GitLab is gone; the teardown removes the deploy key {stage.name}-push" in stage.log
+    assert f"GitLab is gone; `glgpu cleanup` removes the deploy key {stage.name}-push, which expires soon" in stage.log
     assert [title for title, _, _ in stage.forge.keys] == [f"{stage.name}-push"]
     assert pushed(stage) == {"a.ipynb": b"{}"}
     del stage.forge.refuse["remove_deploy_keys"]

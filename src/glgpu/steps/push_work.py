@@ -184,7 +184,7 @@ def _message(run: Run, worker: Worker) -> str:
 
 
 def _take_key_away(run: Run, title: str) -> None:
-    """Remove the key; where GitLab does not do it the teardown asks again, and the key expires by itself."""
+    """Remove the key; where GitLab does not do it a cleanup asks again, and the key expires by itself."""
     try:
         count = run.forge.remove_deploy_keys(title)
         if count:
@@ -192,7 +192,7 @@ def _take_key_away(run: Run, title: str) -> None:
     except Failure as failure:
         if failure.klass is ErrorClass.INTERRUPTED:
             raise
-        run.console.say(f"{failure.cause}; the teardown removes the deploy key {title}")
+        run.console.say(f"{failure.cause}; `glgpu cleanup` removes the deploy key {title}, which expires soon")
 
 
 def _tell(run: Run, branch: str, made: WorkCommit) -> None:
