@@ -23,7 +23,7 @@ from glgpu.console import Console
 from glgpu.masking import Masker
 from glgpu.rehearsal.gitlab_model import Package, PackageFile, State, Variable
 from glgpu.rehearsal.notebook_visit import START, STOP, NotebookVisit
-from glgpu.rehearsal.world import GOOGLE_PROJECT, World
+from glgpu.rehearsal.world import GOOGLE_PROJECT, World, commit
 from rehearsing import Played, repository, world
 
 ZONE = "europe-west4-a"
@@ -135,6 +135,9 @@ class Search:
                 yield "packages", name, data
         for name, data in self.disks.items():
             yield "disks", name, data
+        for project in self.world.gitlab.projects.values():
+            told = self.world.gitlab.git(project, "log", "--all", "--patch", "--text")
+            yield "branches", project.path, told.stdout
         yield "said", "on a laptop", self.said.getvalue()
         for number, line in enumerate(self.world.calls.lines()):
             yield "requests", f"call {number}, {line['verb']} {line['target']}", json.dumps(line).encode()
@@ -227,7 +230,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]
 
 KINDS = {
     "state", "metadata", "requests", "logs", "dotenv", "annotations", "artifacts", "command lines",
-    "temporary folders", "serial consoles", "packages", "disks", "said",
+    "temporary folders", "serial consoles", "packages", "disks", "branches", "said",
 }  # fmt: skip
 SOMETHING = 'planted "s3cret"/of & 100%+tests'
 
@@ -261,6 +264,10 @@ def test_the_search_finds_a_secret_wherever_it_is_planted_in_whatever_form(every
     disk = made.folder / "vms/planted/home/glgpu/work"
     disk.mkdir(parents=True)
     (disk / "file").write_text(text)
+    (folder / "work").mkdir()
+    (folder / "work/file").write_text(text)
+    commit(folder / "work", "planted")
+    made.gitlab.push(project, folder / "work", "HEAD", "planted")
     search.said.write(text.encode())
     stop.artifacts = folder / "artifacts.zip"
     with zipfile.ZipFile(stop.artifacts, "w", zipfile.ZIP_DEFLATED) as archive:
