@@ -303,7 +303,7 @@ def test_the_deletion_of_its_branch_ends_the_vm_of_a_running_training(played_by:
 
 @pytest.mark.every_fault
 def test_the_stop_button_keeps_a_training_from_beginning_that_still_waits(played_by: Play) -> None:
-    hold = "hold: {stage: provision, script: [sleep 600]}\ntrain: {needs: [provision, hold]}"
+    hold = "hold: {extends: .glgpu, stage: provision, script: [sleep 600]}\ntrain: {needs: [provision, hold]}"
     played = played_by(more=hold)
     provisioned, stopped = asyncio.Event(), asyncio.Event()
 
