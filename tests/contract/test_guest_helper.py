@@ -209,6 +209,19 @@ print("three")
     assert first.data == second.data == b"one\ntwo, not yet ended\nthree\n"
 
 
+def test_both_outputs_of_a_container_come_whole_and_in_the_engine_s_order(vm: Vm) -> None:
+    script = (
+        "import sys\nfor n in range(3000):\n"
+        "    print('out', n, flush=True)\n    print('err', n, file=sys.stderr, flush=True)"
+    )
+    said = ran(vm, work("python3", "-c", script))[1]
+    assert said == vm.guest.machine.run(f"sudo -n docker logs {vm.run.name} 2>&1").stdout
+    lines = said.decode().splitlines()
+    for one in "out", "err":
+        assert [line for line in lines if line.startswith(one)] == [f"{one} {n}" for n in range(3000)]
+    assert len(lines) == 6000
+
+
 def test_what_the_engine_refuses_to_tell_is_no_log_that_has_ended(vm: Vm) -> None:
     done = vm.guest.machine.run(command(vm.run, "logged", ""))
     assert done.code == 1

@@ -64,13 +64,13 @@ send() {
     } | sudo -n tar -c -f - -b 512 --format=gnu --hard-dereference --no-recursion --null --verbatim-files-from -T -
 }
 
-# together COMMAND...: what it prints within 20 ms goes on together, for Docker writes each line by itself, and sshd and
-# ssh then carry each by itself; its exit code. What comes after a pause goes on at once. 1031 is F_SETPIPE_SZ. perl is
-# essential on the boot images that we make ready, and on no other (https://packages.debian.org/perl-base).
+# together COMMAND...: what it prints within 20 ms, errors too, goes on together; its exit code. Docker writes each line by
+# itself, and sshd and ssh then carry each by itself. What comes after a pause goes on at once. 1031 is F_SETPIPE_SZ. perl
+# is essential on the boot images that we make ready, and on no other (https://packages.debian.org/perl-base).
 together() {
     command -v perl >/dev/null || exec "$@" 2>&1
     exec perl -e '
-        open(my $said, "-|", @ARGV) or die;
+        open(my $said, "-|", "sh", "-c", "exec \"\$@\" 2>&1", "sh", @ARGV) or die;
         fcntl($said, 1031, 1 << 20);
         while (sysread($said, my $data, 1 << 20)) {
             syswrite(STDOUT, $data) or die;
