@@ -409,6 +409,7 @@ def test_a_gpu_in_use_keeps_a_notebook_alive_and_one_that_falls_silent_lets_it_g
     with desk_with({**MINE, "glgpu.yml": WITH_GPU}, tmp_path) as desk:
         run = desk.job(GLGPU_NOTEBOOK_IDLE_MINUTES="0.1")
         start(run)
+        assert run.record.find("gpu-seen-inside") is not None
         with vm_of(run) as vm, vm.browser() as browser:
             # Beside the kernel, which has nothing to do any more.
             leave = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {COMPUTES!r}])"
