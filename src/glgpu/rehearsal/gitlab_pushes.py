@@ -1,7 +1,4 @@
-"""What GitLab does with a push: its checks before, as git's own hook, and the pipeline after it.
-
-The texts of refusals are GitLab's (lib/gitlab/checks/branch_check.rb), printed as gitaly prints what a hook says.
-"""
+"""What GitLab does with a push: its checks before, as git's own hooks (git_hooks/), and the pipeline after it."""
 
 from __future__ import annotations
 
@@ -11,47 +8,11 @@ from pathlib import Path
 
 from glgpu.rehearsal.gitlab_model import DeployKey, Project, Role, User
 from glgpu.rehearsal.gitlab_state import GitLabState
+from glgpu.resources import resource_text
 
 NOWHERE = "0" * 40
 PIPELINE_FILE = ".gitlab-ci.yml"
-PRE_RECEIVE = """\
-#!/bin/sh
-refuse() { echo "GitLab: $*" >&2; exit 1; }
-while read -r old new ref; do
-    case $ref in refs/heads/*) branch=${ref#refs/heads/} ;; *) continue ;; esac
-    gone=$(echo "$new" | tr -d 0)
-    [ -n "$gone" ] || [ "$branch" != "$DEFAULT_BRANCH" ] || refuse "The default branch of a project cannot be deleted."
-    if [ -n "$gone" ] && echo "$branch" | grep -Eq '^[0-9a-fA-F]{40}(-?/|$)'; then
-        refuse "You cannot create a branch with a 40-character hexadecimal branch name."
-    fi
-    protected=
-    while read -r pattern; do
-        # shellcheck disable=SC2254 # it is a pattern
-        case $branch in $pattern) [ -z "$pattern" ] || protected=yes ;; esac
-    done <<PATTERNS
-$PROTECTED_BRANCHES
-PATTERNS
-    [ -n "$protected" ] || continue
-    if [ -z "$gone" ]; then
-        refuse "You can only delete protected branches using the web interface."
-    elif [ -z "$(echo "$old" | tr -d 0)" ]; then
-        [ -n "$MAY_PUSH_PROTECTED" ] || refuse "You are not allowed to create protected branches on this project."
-    elif ! git merge-base --is-ancestor "$old" "$new"; then
-        refuse "You are not allowed to force push code to a protected branch on this project."
-    elif [ -z "$MAY_PUSH_PROTECTED" ]; then
-        refuse "You are not allowed to push code to protected branches on this project."
-    fi
-done
-"""
-POST_RECEIVE = """\
-#!/bin/sh
-while read -r old new ref; do echo "ref $old $new $ref"; done >>"$PUSHED"
-number=0
-while [ "$number" -lt "${GIT_PUSH_OPTION_COUNT:-0}" ]; do
-    eval "echo \\"option \\$GIT_PUSH_OPTION_$number\\"" >>"$PUSHED"
-    number=$((number + 1))
-done
-"""
+HOOKS = ("pre-receive", "post-receive")
 
 
 class Pushes:
@@ -66,8 +27,9 @@ class Pushes:
         self._numbers = itertools.count(1)
         self._hooks = state.folder / "hooks"
         self._hooks.mkdir(exist_ok=True)
-        for name, text in (("pre-receive", PRE_RECEIVE), ("post-receive", POST_RECEIVE)):
-            (self._hooks / name).write_text(text, encoding="utf-8")
+        for name in HOOKS:
+            (self._hooks / name).write_bytes(resource_text(f"rehearsal/git_hooks/{name}"))
+            # A wheel does not promise it.
             (self._hooks / name).chmod(0o755)
 
     def environment(self, project: Project, actor: User | DeployKey) -> dict[str, str]:
