@@ -637,6 +637,27 @@ def test_what_a_program_replaces_meanwhile_comes_home_as_it_was_looked_at(vm: Vm
     follower.join(30)
 
 
+def test_files_that_come_and_go_while_somebody_looks_are_no_failure(vm: Vm) -> None:
+    script = (
+        "import itertools, os\nos.makedirs('checkpoints', exist_ok=True)\n"
+        "open('checkpoints/stays', 'w').close()\nprint('begun', flush=True)\nfor n in itertools.count():\n"
+        "    names = [f'checkpoints/{n}-{k}' for k in range(300)]\n"
+        "    for name in names: open(name, 'w').close()\n    for name in names: os.remove(name)"
+    )
+    container, log = vm.container(), Kept()
+    container.start(work("python3", "-c", script), vm.guest.home)
+    follower = threading.Thread(target=lambda: container.attach(log))
+    follower.start()
+    try:
+        assert log.first.wait(30)
+        for _ in range(20):
+            seen = ask(vm.run, vm.guest.machine, "look", str(vm.code), "checkpoints", doing="looking").stdout
+            assert b"./checkpoints/stays" in seen
+    finally:
+        container.stop(1)
+        follower.join(30)
+
+
 def test_checkpoints_go_back_and_a_container_may_write_over_them(vm: Vm, kept: Path) -> None:
     (kept / "deep").mkdir()
     (kept / "deep/a").write_text("one")

@@ -49,7 +49,7 @@ inspect() {
 # Every file below paths, NUL-terminated.
 each_file() {
     for path in "$@"; do
-        [ ! -e "./$path" ] || sudo -n find "./$path" -type f -print0
+        [ ! -e "./$path" ] || sudo -n find "./$path" -ignore_readdir_race -type f -print0
     done
 }
 
@@ -59,7 +59,7 @@ send() {
     {
         cat "$memory/chosen"
         for path in "$@"; do
-            [ ! -e "./$path" ] || sudo -n find "./$path" ! -type f -print0
+            [ ! -e "./$path" ] || sudo -n find "./$path" -ignore_readdir_race ! -type f -print0
         done
     } | sudo -n tar -c -f - -b 512 --format=gnu --hard-dereference --no-recursion --null --verbatim-files-from -T -
 }
@@ -211,7 +211,7 @@ look() {
     cd "$1" 2>/dev/null || return 0
     shift
     for path in "$@"; do
-        [ ! -e "./$path" ] || sudo -n find "./$path" -type f -printf '%D:%i %s %T@ %p\0'
+        [ ! -e "./$path" ] || sudo -n find "./$path" -ignore_readdir_race -type f -printf '%D:%i %s %T@ %p\0'
     done >"$seen"
     tr '\0' '\n' <"$seen" | written | tr '\n' ' '
     echo
