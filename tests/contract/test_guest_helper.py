@@ -637,6 +637,7 @@ def test_what_a_program_replaces_meanwhile_comes_home_as_it_was_looked_at(vm: Vm
     follower.join(30)
 
 
+@pytest.mark.usefixtures("kept")
 def test_files_that_come_and_go_while_somebody_looks_are_no_failure(vm: Vm) -> None:
     script = (
         "import itertools, os\nos.makedirs('checkpoints', exist_ok=True)\n"
