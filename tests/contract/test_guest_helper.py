@@ -615,6 +615,21 @@ def test_a_file_that_a_container_writes_to_stays_and_comes_once_it_is_closed(vm:
     follower.join(30)
 
 
+@contextmanager
+def at_work(vm: Vm, script: str) -> Iterator[None]:
+    """A container runs the script, which has printed something; it is ended with the block, however that ends."""
+    container, log = vm.container(), Kept()
+    container.start(work("python3", "-c", script), vm.guest.home)
+    follower = threading.Thread(target=lambda: container.attach(log))
+    follower.start()
+    try:
+        assert log.first.wait(30)
+        yield
+    finally:
+        container.stop(1)
+        follower.join(30)
+
+
 @pytest.mark.usefixtures("kept")
 def test_what_a_program_replaces_meanwhile_comes_home_as_it_was_looked_at(vm: Vm) -> None:
     """As fast as it can it writes beside its place and renames: what comes is one of its versions, and whole."""
@@ -623,18 +638,12 @@ def test_what_a_program_replaces_meanwhile_comes_home_as_it_was_looked_at(vm: Vm
         "    open('checkpoints/new', 'w').write(f'{n} ' * 5000)\n    os.replace('checkpoints/new', 'checkpoints/a')\n"
         "    if n == 0: print('begun', flush=True)"
     )
-    container, log = vm.container(), Kept()
-    container.start(work("python3", "-c", script), vm.guest.home)
-    follower = threading.Thread(target=lambda: container.attach(log))
-    follower.start()
-    assert log.first.wait(30)
-    checkpoints = checkpoints_of(vm)
-    came = [checkpoints.bring_home() for _ in range(3)]
+    with at_work(vm, script):
+        checkpoints = checkpoints_of(vm)
+        came = [checkpoints.bring_home() for _ in range(3)]
     assert sum(came) > 0
     words = (vm.run.outputs / "checkpoints/a").read_text().split()
     assert (len(words), len(set(words))) == (5000, 1)
-    container.stop(1)
-    follower.join(30)
 
 
 @pytest.mark.usefixtures("kept")
@@ -645,18 +654,10 @@ def test_files_that_come_and_go_while_somebody_looks_are_no_failure(vm: Vm) -> N
         "    names = [f'checkpoints/{n}-{k}' for k in range(300)]\n"
         "    for name in names: open(name, 'w').close()\n    for name in names: os.remove(name)"
     )
-    container, log = vm.container(), Kept()
-    container.start(work("python3", "-c", script), vm.guest.home)
-    follower = threading.Thread(target=lambda: container.attach(log))
-    follower.start()
-    try:
-        assert log.first.wait(30)
+    with at_work(vm, script):
         for _ in range(20):
             seen = ask(vm.run, vm.guest.machine, "look", str(vm.code), "checkpoints", doing="looking").stdout
             assert b"./checkpoints/stays" in seen
-    finally:
-        container.stop(1)
-        follower.join(30)
 
 
 def test_checkpoints_go_back_and_a_container_may_write_over_them(vm: Vm, kept: Path) -> None:

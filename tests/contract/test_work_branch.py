@@ -353,6 +353,7 @@ def test_the_key_is_on_no_command_line_in_no_log_and_short_lived(
             if key.exists() and not seen:
                 seen.extend(key.read_text().split("\n")[1:-2])
                 lines.append(f"mode {key.stat().st_mode & 0o777:o}")
+            # Handed on as it came: none of Popen's overloads takes a mapping of anything.
             super().__init__(argv, **more)  # type: ignore[call-overload]
 
     monkeypatch.setattr("subprocess.Popen", Watched)
