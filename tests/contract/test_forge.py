@@ -196,6 +196,21 @@ def test_a_job_that_is_not_there_has_no_artifacts(bench: Bench) -> None:
     assert bench.forge.job_artifacts("99999999") == "none"
 
 
+def test_whether_gitlab_has_a_job_s_artifacts_counts_once_the_job_has_ended(world: Lab, tmp_path: Path) -> None:
+    gitlab, forge = world.world.gitlab, client(world, tmp_path)
+    job = destroy_job(world, "stop notebook", "created")
+    gitlab.start_job(job)
+    archive = tmp_path / "artifacts.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        target.writestr("outputs/glgpu/run.json", "{}")
+    gitlab.save_artifacts(job, archive)
+    assert forge.job_artifacts(str(job.id)) == "unfinished"
+    gitlab.finish_job(job, "failed")
+    assert forge.job_artifacts(str(job.id)) == "kept"
+    job.artifacts = None
+    assert forge.job_artifacts(str(job.id)) == "none"
+
+
 def test_a_state_that_was_only_asked_for_is_empty_and_can_be_removed(bench: Bench) -> None:
     assert bench.forge.state("run-1") == "absent"
     assert bench.forge.state_writable("run-1")

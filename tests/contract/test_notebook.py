@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import time
 import venv
@@ -20,7 +21,8 @@ from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import DropOff, Instance
 from glgpu.notebook import WORKSPACE, State, memory_of, socket_of
 from glgpu.rehearsal.browser import Browser
-from glgpu.saved import ENDED, HANDED_OVER, Save, manifests, read_save
+from glgpu.rehearsal.gitlab_model import Job
+from glgpu.saved import ENDED, HANDED_OVER, Save, collected_by, collected_mark, manifests, read_save
 from glgpu.stages.destroy import destroy
 from glgpu.stages.notebook_start import start
 from glgpu.stages.status import status
@@ -76,6 +78,20 @@ class Desk:
         own = {"CI_PIPELINE_ID": pipeline} if pipeline else {}
         own |= self.variables
         return self.lab.run(checkout, kind="notebook", GITLAB_USER_LOGIN=user, **own, **variables)
+
+    def known_job(self, user: str, pipeline: str) -> tuple[Run, Job]:
+        """A job that GitLab knows, and that runs."""
+        gitlab, adopted = self.lab.world.gitlab, self.lab.adopted
+        made = gitlab.create_pipeline(adopted.project, "main", adopted.sha, "push", adopted.user)
+        job = gitlab.create_job(made, "stop notebook", "destroy")
+        gitlab.start_job(job)
+        return self.job(user, pipeline, CI_JOB_ID=str(job.id)), job
+
+    def uploads(self, run: Run, job: Job) -> None:
+        """The job ends, and GitLab has its artifacts."""
+        archive = Path(shutil.make_archive(str(self.folder / f"artifacts-{job.id}"), "zip", run.outputs))
+        self.lab.world.gitlab.save_artifacts(job, archive)
+        self.lab.world.gitlab.finish_job(job, "success")
 
     @property
     def said(self) -> str:
@@ -261,17 +277,21 @@ def test_what_somebody_has_worked_on_is_saved_whole_ends_in_the_artifacts_and_is
         assert bring_back(run, run.clock.now, lambda _: run) == []
         assert vm.status() == "RUNNING"
         there = {name: (vm.code / name).read_bytes() for name in mine}
-    stop = desk.job("ada", "7001")
+    stop, job = desk.known_job("ada", "7001")
     destroy(stop, detached_too=True)
     outputs = stop.outputs / WORKSPACE
     assert {name: (outputs / name).read_bytes() for name in there} == there
     assert (outputs / "half").read_text() == "half of it"
     home = way_home(stop)
     assert home is not None
-    assert {HANDED_OVER, ENDED} < home.parts(stop.name).keys()
+    assert {HANDED_OVER, collected_mark(stop.job.job_id)} < home.parts(stop.name).keys()
     assert len(manifests(home.parts(stop.name))) > 1
-    assert bring_back(stop, stop.clock.now, lambda _: stop) == []
+    desk.uploads(stop, job)
+    scheduled = desk.job("somebody", "7001")
+    assert bring_back(scheduled, stop.clock.now, lambda _: scheduled) == []
     assert len(manifests(home.parts(stop.name))) == 1
+    assert (ENDED in home.parts(stop.name), collected_by(home.parts(stop.name))) == (True, [])
+    assert not (scheduled.outputs / WORKSPACE).exists()
     start(again := desk.job("ada"))
     assert "6 files that ada had worked on here are back" in desk.said
     with vm_of(again) as vm:
@@ -456,7 +476,9 @@ def test_at_its_soft_end_a_notebook_goes_though_jupyterlab_and_its_kernel_hang(d
 
 @pytest.mark.every_fault
 @pytest.mark.parametrize("gone", [False, True], ids=["off", "gone"])
-def test_work_of_a_notebook_that_has_ended_by_itself_comes_home_with_its_stop_job_once(desk: Desk, gone: bool) -> None:
+def test_work_of_a_notebook_that_has_ended_by_itself_comes_home_with_its_stop_job_until_gitlab_has_it(
+    desk: Desk, gone: bool
+) -> None:
     run = desk.job("ada", "7001")
     start(run)
     with vm_of(run) as vm, vm.browser() as browser:
@@ -465,10 +487,13 @@ def test_work_of_a_notebook_that_has_ended_by_itself_comes_home_with_its_stop_jo
         eventually(lambda: vm.status() == "TERMINATED", 90)
         if gone:
             end_vm(run.cloud, vm.instance.name, vm.instance.zone)
-    for work in ["mine"], []:
-        destroy(stop := desk.job("ada", "7001"), detached_too=True)
+    # GitLab has nothing of the first one: it died before it could upload.
+    for died, work in (True, ["mine"]), (False, ["mine"]), (False, []):
+        stop, job = desk.known_job("ada", "7001")
+        destroy(stop, detached_too=True)
         assert [path.name for path in (stop.outputs / WORKSPACE).glob("*")] == work
         assert run.cloud.find(str(run.name)) == []
+        desk.lab.world.gitlab.finish_job(job, "failed") if died else desk.uploads(stop, job)
 
 
 @pytest.mark.every_fault

@@ -312,7 +312,8 @@ stop:
 STUB = """\
 #!/bin/sh
 echo "called: $(basename "$0") $*, by $GITLAB_USER_LOGIN"
-case "$*" in *--password-stdin*) cat >/dev/null ;; esac  # else whoever writes it may die of SIGPIPE, and the job with it
+# Who writes a password to a program that is gone dies of SIGPIPE, and the job with it.
+case "$*" in *--password-stdin*) cat >/dev/null ;; esac
 [ "$(basename "$0")" = glgpu ] || exit 0
 mkdir -p outputs/glgpu
 echo '{}' >outputs/glgpu/annotations.json

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fakes import Stage, done, make_stage
-from glgpu.elsewhere import Part
+from fakes import Stage, done, make_stage, refusal
+from glgpu.elsewhere import Bundle, Elsewhere, MovedFile, Part
 from glgpu.errors import ErrorClass, Failure
 from glgpu.notebook import KIND, WORKSPACE
 from glgpu.run_names import RunName
 from glgpu.run_record import RunRecord
-from glgpu.saved import ENDED, HANDED_OVER, PROBE
+from glgpu.saved import ENDED, HANDED_OVER, PROBE, collected_mark
 from glgpu.stages.notebook_start import start
 from glgpu.steps.bring_back import bring_back
 from glgpu.steps.bring_up import plan_lifetime
@@ -176,6 +176,77 @@ def test_the_newest_save_of_a_notebook_that_was_stopped_stays_and_is_collected_b
         assert bring_back(stage.run, stage.clock.now, named) == []
         assert set(stage.forge.parts(name)) == {HANDED_OVER, ENDED, "save-200-0-1-1", "save-200.manifest"}
     assert not (stage.run.outputs / "mine").exists()
+
+
+MARK = collected_mark("7")
+KEPT = {HANDED_OVER, "save-200-0-1-1", "save-200.manifest"}
+
+
+def collected(stage: Stage) -> RunName:
+    """A notebook of which job 7 has brought the work home."""
+    name = work_of(stage, "900", b"old", at=100, user="ada", ref="main", ended=False)
+    work_of(stage, "900", b"new", at=200, user="ada", ref="main", ended=False)
+    put(stage, name, MARK, b"collected\n")
+    return name
+
+
+def scheduled(stage: Stage) -> None:
+    """The next scheduled job, job 9."""
+    stage.use(job=replace(stage.run.job, job_id="9"))
+    assert bring_back(stage.run, stage.clock.now, lambda one: replace(stage.run, name=one)) == []
+
+
+def test_work_that_a_job_brought_home_is_brought_home_again_where_gitlab_has_no_artifacts_of_that_job(
+    stage: Stage,
+) -> None:
+    name = collected(stage)
+    stage.forge.job_ends["7"] = "unfinished"
+    scheduled(stage)
+    assert not (stage.run.outputs / WORKSPACE).exists()
+    assert MARK in stage.forge.parts(name)
+    stage.forge.job_ends["7"] = "none"
+    scheduled(stage)
+    assert (stage.run.outputs / WORKSPACE / "mine").read_bytes() == b"new"
+    assert collected_mark("9") in stage.forge.parts(name)
+    stage.forge.job_ends["9"] = "kept"
+    scheduled(stage)
+    assert set(stage.forge.parts(name)) == {*KEPT, ENDED}
+    before = stage.forge.verbs().count("job_artifacts")
+    scheduled(stage)
+    assert stage.forge.verbs().count("job_artifacts") == before
+
+
+def test_a_cleanup_that_dies_between_its_note_and_the_marks_leaves_work_that_nobody_collects_twice(
+    stage: Stage,
+) -> None:
+    name = collected(stage)
+    stage.forge.job_ends["7"] = "kept"
+    stage.forge.refuse["drop_parts"] = refusal(ErrorClass.INTERRUPTED)
+    stage.use(job=replace(stage.run.job, job_id="8"))
+    assert bring_back(stage.run, stage.clock.now, lambda one: replace(stage.run, name=one))
+    assert {MARK, ENDED} < set(stage.forge.parts(name))
+    del stage.forge.refuse["drop_parts"]
+    scheduled(stage)
+    assert set(stage.forge.parts(name)) == {*KEPT, ENDED}
+    assert not (stage.run.outputs / WORKSPACE).exists()
+
+
+def test_older_work_goes_once_it_is_seen_to_be_artifacts_and_never_what_a_note_points_to(stage: Stage) -> None:
+    name = collected(stage)
+    bundle = Bundle((MovedFile("a", 3, "0" * 64),), (Part("save-200-0-1-1", 3, "0" * 64),))
+    note = Elsewhere(str(name), "7", "packages", "", "https://gitlab.example.com", (bundle,)).text()
+    put(stage, name, "elsewhere-7.json", note)
+    newest = work_of(stage, "901", b"newest", at=300, user="ada", ref="main")
+    start(stage.run)
+    assert {*KEPT, MARK} < set(stage.forge.parts(name))
+    stage.forge.job_ends["7"] = "kept"
+    scheduled(stage)
+    assert {*KEPT, ENDED} < set(stage.forge.parts(name))
+    stage.cloud.vms.clear()
+    stage.machine.container = None
+    start(stage.run)
+    assert set(stage.forge.parts(name)) == {"save-200-0-1-1", "elsewhere-7.json"}
+    assert HANDED_OVER in stage.forge.parts(newest)
 
 
 def test_no_job_s_time_limits_a_notebook_s_vm(stage: Stage) -> None:

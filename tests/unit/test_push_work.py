@@ -17,9 +17,9 @@ from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Instance
 from glgpu.notebook import KIND, WORKSPACE, branch_of
 from glgpu.run_record import RunRecord
-from glgpu.saved import ENDED, HANDED_OVER
+from glgpu.saved import ENDED, HANDED_OVER, collected_mark
 from glgpu.stages.cleanup import cleanup
-from glgpu.stages.destroy import destroy_cloud_only, end_notebook
+from glgpu.stages.destroy import destroy, destroy_cloud_only, end_notebook
 from glgpu.steps.bring_back import bring_back
 from glgpu.steps.context import SETTINGS_ITEM
 from glgpu.steps.push_work import ALLOWED, TRIES, push_work
@@ -241,7 +241,36 @@ def test_where_the_vm_does_not_give_what_it_has_its_newest_save_comes_home(at_wo
     assert "taken away" not in at_work.log
     assert pushed(at_work) == {"mine": b"saved before"}
     assert at_work.cloud.find(at_work.name) == []
-    assert {ENDED, "save-1.manifest"} < at_work.forge.parts(at_work.run.name).keys()
+    left = at_work.forge.parts(at_work.run.name).keys()
+    assert (collected_mark("5") in left, "save-1.manifest" in left, ENDED in left) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("saved", "job", "mark"),
+    [(True, "5", collected_mark("5")), (True, "", ENDED), (False, "5", ENDED)],
+    ids=["in a job", "on a laptop", "nothing to bring home again"],
+)
+def test_who_has_brought_a_notebook_s_work_home_is_noted_as_long_as_it_may_have_to_be_done_again(
+    at_work: Stage, saved: bool, job: str, mark: str
+) -> None:
+    if saved:
+        put_save(at_work, b"saved before", reason="going")
+    at_work.job(job_id=job)
+    destroy(at_work.run, detached_too=True)
+    left = at_work.forge.parts(at_work.run.name).keys()
+    assert left & {ENDED, collected_mark("5")} == {mark}
+
+
+def test_a_stop_job_that_is_cut_short_leaves_what_was_saved_to_the_next(at_work: Stage) -> None:
+    put_save(at_work, b"saved before", reason="going")
+    at_work.machine.refuse["see-home"] = refusal(ErrorClass.INTERRUPTED)
+    with pytest.raises(Failure):
+        end_notebook(at_work.run)
+    assert at_work.cloud.find(at_work.name) == []
+    assert not (at_work.run.outputs / WORKSPACE / "mine").exists()
+    at_work.job(job_id="6")
+    bring_back(at_work.run, at_work.clock.now, lambda _: at_work.run)
+    assert (at_work.run.outputs / WORKSPACE / "mine").read_bytes() == b"saved before"
 
 
 def test_where_the_vm_gives_nothing_and_has_saved_nothing_that_is_said(at_work: Stage) -> None:

@@ -55,7 +55,7 @@ def destroy(run: Run, *, detached_too: bool = False) -> None:
     with run.console.section("destroy", f"Everything of {run.name} goes"):
         attempts.get(partial(tear_down, run, hurry=hurry))
         if detached:
-            attempts.get(partial(note_end, run, detached))
+            attempts.get(partial(note_end, run, detached, whole=bool(saved)))
     # What is worth no delay of the teardown.
     if not hurry:
         for instance in saved if run.name.kind == KIND else ():

@@ -18,12 +18,10 @@ from typing import cast, get_args
 from glgpu.disk import cannot_write
 from glgpu.elsewhere import (
     MANIFEST,
-    MANIFEST_PART,
     Bundle,
     Elsewhere,
     MovedFile,
     Part,
-    read_elsewhere,
     zipped_size,
 )
 from glgpu.errors import ErrorClass, Failure, gravest
@@ -37,13 +35,20 @@ from glgpu.saved import (
     HANDED_OVER,
     Save,
     collected_by,
-    collected_mark,
-    of_detached,
 )
 from glgpu.steps.annotate import annotate
 from glgpu.steps.bring_together import damaged, split
 from glgpu.steps.context import Run
-from glgpu.steps.detach import is_detached, leave_note, places, read_note, saves_of
+from glgpu.steps.detach import (
+    is_detached,
+    leave_note,
+    note_collected,
+    note_that_it_ended,
+    parts_to_spare,
+    places,
+    read_note,
+    saves_of,
+)
 from glgpu.steps.download import download
 from glgpu.steps.end_vms import instances_of
 from glgpu.steps.follow import LOG_FILE
@@ -175,8 +180,8 @@ def _see_to(run: Run, home: DropOff, now: Callable[[], float], *, running_too: b
         return
     save = _newest(run, home, parts)
     notebook = run.name.kind == KIND
-    if notebook and not detached and ENDED in parts:
-        # Whoever ended it has brought its work home. The newest save stays, for whoever goes on with it.
+    if notebook and not detached and ENDED in parts and not collected_by(parts):
+        # Its work is home. The newest save stays, for whoever goes on with it.
         home.drop_parts(run.name, ours)
         return
     running = [one for one in detached if one.status not in OVER]
@@ -255,9 +260,7 @@ def _note(run: Run, home: DropOff, parts: Mapping[str, Part]) -> None:
     if not run.job.in_ci:
         run.console.say(f"what the VM has left stays until a job has collected it: {home.page(run.name)}")
         return
-    mark = collected_mark(run.job.job_id)
-    if mark not in parts:
-        leave_note(run, home, mark, b"collected\n")
+    note_collected(run, home, parts)
 
 
 def _is_settled(run: Run, home: DropOff, parts: Mapping[str, Part], ours: Sequence[str]) -> bool:
@@ -270,29 +273,32 @@ def _is_settled(run: Run, home: DropOff, parts: Mapping[str, Part], ours: Sequen
             f"job {marks[-1]} has collected {run.name}. Whether GitLab has its artifacts takes GLGPU_GITLAB_TOKEN to "
             f"see, so that the VM's copy stays: {home.page(run.name)}"
         )
-        home.drop_parts(run.name, ours)
+        _let_go(run, home, parts, ours)
         return True
     kept = run.forge.job_artifacts(marks[-1])
     if kept == "none":
         run.console.say(f"job {marks[-1]} has collected {run.name}, but GitLab has no artifacts of it: once more")
         return False
     if kept == "kept":
-        home.drop_parts(run.name, ours)
-        run.console.say(f"the outputs of {run.name} are artifacts of job {marks[-1]}: its VM's copy is removed")
+        _let_go(run, home, parts, ours)
+        copy = "its newest save stays for its user" if run.name.kind == KIND else "its VM's copy is removed"
+        run.console.say(f"the outputs of {run.name} are artifacts of job {marks[-1]}: {copy}")
     return True
 
 
+def _let_go(run: Run, home: DropOff, parts: Mapping[str, Part], ours: Sequence[str]) -> None:
+    """Remove what a settled run needs no longer; beside a notebook's newest save a note stays that all of it is home.
+
+    The note comes before the marks go: without either the save would be one that nobody has collected.
+    """
+    if run.name.kind == KIND and ENDED not in parts and HANDED_OVER not in ours:
+        note_that_it_ended(run, home)
+    home.drop_parts(run.name, ours)
+
+
 def _ours(run: Run, home: DropOff, parts: Mapping[str, Part]) -> list[str]:
-    """What a settled run needs no longer: all that it has left, but for what was too big for artifacts."""
-    ours = of_detached(parts)
-    for name in [one for one in parts if MANIFEST_PART.fullmatch(one)] if ours else []:
-        try:
-            note = read_elsewhere(read_note(home, run.name, name))
-        except ValueError as error:
-            run.console.say(f"{name} of {run.name} cannot be understood, so that all of it stays: {error}")
-            return []
-        kept = {part.name for bundle in note.bundles for part in bundle.parts}
-        ours = [one for one in ours if one not in kept]
+    """What a settled run needs no longer; of a notebook its newest save stays."""
+    ours = parts_to_spare(run, home, run.name, parts)
     if run.name.kind == KIND and (ENDED in parts or collected_by(parts)):
         stays = kept_work(parts, _newest(run, home, parts))
         ours = [one for one in ours if one not in stays]

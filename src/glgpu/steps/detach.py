@@ -10,15 +10,16 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 
-from glgpu.elsewhere import PART_BYTES, Part
+from glgpu.elsewhere import MANIFEST_PART, PART_BYTES, Part, read_elsewhere
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import Admission, DropOff, Instance
 from glgpu.job_times import script_seconds, wants_to_detach
 from glgpu.lifetime import Lifetime, spoken
 from glgpu.masking import Masker
+from glgpu.notebook import KIND
 from glgpu.resources import resource_text
 from glgpu.run_names import RunName
-from glgpu.saved import ENDED, HANDED_OVER, PROBE, Save, manifests, read_save
+from glgpu.saved import ENDED, HANDED_OVER, PROBE, Save, collected_mark, manifests, of_detached, read_save
 from glgpu.settings import read_secret
 from glgpu.steps.cleanup_schedule import hidden, troubles_with
 from glgpu.steps.context import Run, hard_end_of
@@ -244,16 +245,55 @@ def left_to_itself(run: Run) -> list[Instance]:
         return []
 
 
-def note_end(run: Run, instances: Sequence[Instance]) -> None:
+def note_end(run: Run, instances: Sequence[Instance], *, whole: bool) -> None:
     """Note that somebody has ended a detached run, for whoever would wait for its outputs.
+
+    What a notebook's VM has saved stays for its user, so that it can be brought home once more. Where a job has done
+    so, its mark says which, until GitLab is seen to have that job's artifacts; where nobody has, the next one does.
 
     Args:
         run: The run.
         instances: Its VMs, as they were.
+        whole: Whether all that they had is home.
     """
     for home in places(run, instances):
-        if HANDED_OVER in home.parts(run.name):
-            leave_note(run, home, ENDED, b"by job %s\n" % run.job.job_id.encode())
+        parts = home.parts(run.name)
+        if HANDED_OVER not in parts:
+            continue
+        if run.name.kind != KIND or not manifests(parts) or (whole and not run.job.in_ci):
+            note_that_it_ended(run, home)
+        elif whole:
+            note_collected(run, home, parts)
+
+
+def note_that_it_ended(run: Run, home: DropOff) -> None:
+    """Note that nobody needs to wait for what a run has left."""
+    leave_note(run, home, ENDED, b"by job %s\n" % run.job.job_id.encode())
+
+
+def note_collected(run: Run, home: DropOff, parts: Mapping[str, Part]) -> None:
+    """Note that this job has brought a run home, and does not know yet whether GitLab gets its artifacts."""
+    mark = collected_mark(run.job.job_id)
+    if mark not in parts:
+        leave_note(run, home, mark, b"collected\n")
+
+
+def parts_to_spare(run: Run, home: DropOff, name: RunName, parts: Mapping[str, Part]) -> list[str]:
+    """What a run has left, but for what a note of its outputs points to: files that were too big for artifacts.
+
+    Raises:
+        Failure: the place does not tell.
+    """
+    found = of_detached(parts)
+    for note in [one for one in parts if MANIFEST_PART.fullmatch(one)] if found else []:
+        try:
+            bundles = read_elsewhere(read_note(home, name, note)).bundles
+        except ValueError as error:
+            run.console.say(f"{note} of {name} cannot be understood, so that all of it stays: {error}")
+            return []
+        kept = {part.name for bundle in bundles for part in bundle.parts}
+        found = [one for one in found if one not in kept]
+    return found
 
 
 def _job_seconds(run: Run) -> float:

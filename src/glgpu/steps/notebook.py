@@ -32,12 +32,12 @@ from glgpu.notebook import (
 from glgpu.processes import need_tool
 from glgpu.resources import resource_text
 from glgpu.run_names import RunName
-from glgpu.saved import ENDED, HANDED_OVER, Save, collected_by, collected_mark, manifests, of_detached
+from glgpu.saved import ENDED, HANDED_OVER, Save, collected_by, collected_mark, manifests
 from glgpu.settings import check_secrets, read_secret
 from glgpu.steps.bring_together import damaged, split
 from glgpu.steps.container import Container, Workload
 from glgpu.steps.context import Run, hard_end_of
-from glgpu.steps.detach import note_hand_over, read_note, saves_of, tar_of, way_home
+from glgpu.steps.detach import note_hand_over, parts_to_spare, read_note, saves_of, tar_of, way_home
 from glgpu.steps.door import Guest
 from glgpu.steps.download import download
 from glgpu.steps.guest import ask, command
@@ -291,15 +291,16 @@ def take_up(run: Run, guest: Guest, home: DropOff) -> None:
     run.record.add("work-taken-up", files=len(files), run=newest.run.run, saved=newest.at)
     for old in found[1:]:
         parts = home.parts(old.run)
-        if old.run != run.name and (ENDED in parts or collected_by(parts)):
-            home.drop_parts(old.run, of_detached(parts))
+        # What a job has collected of which nobody has seen yet whether GitLab has it stays for the scheduled one.
+        if old.run != run.name and ENDED in parts and not collected_by(parts):
+            home.drop_parts(old.run, parts_to_spare(run, home, old.run, parts))
 
 
 def kept_work(parts: Mapping[str, Part], save: Save | None) -> set[str]:
     """Of a notebook that is settled: the parts with which its user may go on."""
     if save is None:
         return set()
-    notes = {HANDED_OVER, ENDED, *(collected_mark(job) for job in collected_by(parts)), *manifests(parts)[:1]}
+    notes = {HANDED_OVER, ENDED, *manifests(parts)[:1]}
     return notes | {part.name for bundle in save.bundles for part in bundle.parts}
 
 
