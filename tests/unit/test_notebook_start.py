@@ -226,9 +226,20 @@ def test_a_cleanup_that_dies_between_its_note_and_the_marks_leaves_work_that_nob
     assert bring_back(stage.run, stage.clock.now, lambda one: replace(stage.run, name=one))
     assert {MARK, ENDED} < set(stage.forge.parts(name))
     del stage.forge.refuse["drop_parts"]
+    # What was seen once is not asked again: artifacts expire.
+    stage.forge.job_ends["7"] = "none"
     scheduled(stage)
     assert set(stage.forge.parts(name)) == {*KEPT, ENDED}
     assert not (stage.run.outputs / WORKSPACE).exists()
+
+
+def test_of_a_notebook_whose_save_nobody_understands_nothing_is_left_once_it_is_settled(stage: Stage) -> None:
+    name = collected(stage)
+    for at in 100, 200:
+        put(stage, name, f"save-{at}.manifest", b"glgpu-save 99\n")
+    stage.forge.job_ends["7"] = "kept"
+    scheduled(stage)
+    assert stage.forge.parts(name) == {}
 
 
 def test_older_work_goes_once_it_is_seen_to_be_artifacts_and_never_what_a_note_points_to(stage: Stage) -> None:

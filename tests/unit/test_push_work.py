@@ -268,6 +268,8 @@ def test_a_stop_job_that_is_cut_short_leaves_what_was_saved_to_the_next(at_work:
         end_notebook(at_work.run)
     assert at_work.cloud.find(at_work.name) == []
     assert not (at_work.run.outputs / WORKSPACE / "mine").exists()
+    # Its artifacts are kept, whatever is in them.
+    at_work.forge.job_ends["5"] = "kept"
     at_work.job(job_id="6")
     bring_back(at_work.run, at_work.clock.now, lambda _: at_work.run)
     assert (at_work.run.outputs / WORKSPACE / "mine").read_bytes() == b"saved before"
@@ -314,6 +316,16 @@ def test_what_a_vm_has_left_that_ended_by_itself_is_pushed_by_whoever_collects_i
     put_save(stage, b"worked on")
     assert bring_back(stage.run, stage.clock.now, lambda _: stage.run) == []
     assert pushed(stage) == {"mine": b"worked on"}
+    assert stage.cloud.find(stage.name) == []
+
+
+def test_a_vm_that_its_stop_job_could_not_end_is_seen_to_though_the_work_is_home(stage: Stage) -> None:
+    one = vm(stage)
+    stage.cloud.insert(replace(one, status="TERMINATED", labels={**one.labels, "glgpu-until": "deadline"}))
+    put(stage, HANDED_OVER, b"{}")
+    put(stage, ENDED, b"by job 4\n")
+    put_save(stage, b"worked on")
+    assert bring_back(stage.run, stage.clock.now, lambda _: stage.run) == []
     assert stage.cloud.find(stage.name) == []
 
 

@@ -176,14 +176,14 @@ def _see_to(run: Run, home: DropOff, now: Callable[[], float], *, running_too: b
     detached = [one for one in instances if is_detached(one)]
     if len(detached) < len(instances) or not (detached or ours):
         return  # its pipeline sees to it, or it has left nothing
-    if not detached and _is_settled(run, home, parts, ours):
-        return
-    save = _newest(run, home, parts)
     notebook = run.name.kind == KIND
-    if notebook and not detached and ENDED in parts and not collected_by(parts):
+    if notebook and not detached and ENDED in parts:
         # Its work is home. The newest save stays, for whoever goes on with it.
         home.drop_parts(run.name, ours)
         return
+    if not detached and _is_settled(run, home, parts, ours):
+        return
+    save = _newest(run, home, parts)
     running = [one for one in detached if one.status not in OVER]
     if running and running_too and save is None:
         run.console.say(f"{running[0].name} has saved nothing in {home.kept_in}")
@@ -273,25 +273,25 @@ def _is_settled(run: Run, home: DropOff, parts: Mapping[str, Part], ours: Sequen
             f"job {marks[-1]} has collected {run.name}. Whether GitLab has its artifacts takes GLGPU_GITLAB_TOKEN to "
             f"see, so that the VM's copy stays: {home.page(run.name)}"
         )
-        _let_go(run, home, parts, ours)
+        _let_go(run, home, ours)
         return True
     kept = run.forge.job_artifacts(marks[-1])
     if kept == "none":
         run.console.say(f"job {marks[-1]} has collected {run.name}, but GitLab has no artifacts of it: once more")
         return False
     if kept == "kept":
-        _let_go(run, home, parts, ours)
+        _let_go(run, home, ours)
         copy = "its newest save stays for its user" if run.name.kind == KIND else "its VM's copy is removed"
         run.console.say(f"the outputs of {run.name} are artifacts of job {marks[-1]}: {copy}")
     return True
 
 
-def _let_go(run: Run, home: DropOff, parts: Mapping[str, Part], ours: Sequence[str]) -> None:
+def _let_go(run: Run, home: DropOff, ours: Sequence[str]) -> None:
     """Remove what a settled run needs no longer; beside a notebook's newest save a note stays that all of it is home.
 
     The note comes before the marks go: without either the save would be one that nobody has collected.
     """
-    if run.name.kind == KIND and ENDED not in parts and HANDED_OVER not in ours:
+    if run.name.kind == KIND and HANDED_OVER not in ours:
         note_that_it_ended(run, home)
     home.drop_parts(run.name, ours)
 

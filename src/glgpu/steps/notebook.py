@@ -291,8 +291,8 @@ def take_up(run: Run, guest: Guest, home: DropOff) -> None:
     run.record.add("work-taken-up", files=len(files), run=newest.run.run, saved=newest.at)
     for old in found[1:]:
         parts = home.parts(old.run)
-        # What a job has collected of which nobody has seen yet whether GitLab has it stays for the scheduled one.
-        if old.run != run.name and ENDED in parts and not collected_by(parts):
+        # What was collected by a job of which nobody has seen yet whether GitLab has its artifacts stays.
+        if old.run != run.name and ENDED in parts:
             home.drop_parts(old.run, parts_to_spare(run, home, old.run, parts))
 
 
