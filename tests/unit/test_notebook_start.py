@@ -290,6 +290,15 @@ def test_vm_and_record_say_whose_work_may_be_pushed_and_only_where_it_may(stage:
         record=RunRecord(stage.run.outputs / "again.json", stage.name, "6", stage.clock, stage.run.console.masker)
     )
     start(stage.run)
-    assert (stage.run.record.find(ALLOWED) is not None) is allowed
+    event = stage.run.record.find(ALLOWED)
+    assert (event.facts if event else None) == (whose if allowed else None)
+    # So does one of somebody else's, who is refused.
+    stage.use(
+        job=replace(stage.run.job, user="bob"),
+        record=RunRecord(stage.run.outputs / "bob.json", stage.name, "7", stage.clock, stage.run.console.masker),
+    )
+    refused(stage)
+    event = stage.run.record.find(ALLOWED)
+    assert (event.facts if event else None) == (whose if allowed else None)
     # The start job itself makes no such key: what the VM has been given can read.
     assert stage.forge.pushing == []

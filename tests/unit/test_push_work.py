@@ -275,6 +275,26 @@ def test_a_stop_job_that_is_cut_short_leaves_what_was_saved_to_the_next(at_work:
     assert (at_work.run.outputs / WORKSPACE / "mine").read_bytes() == b"saved before"
 
 
+@pytest.mark.parametrize("collects", [False, True], ids=["the stop job", "a scheduled job"])
+def test_whoever_is_cut_short_while_pushing_leaves_it_to_be_done_once_more(at_work: Stage, collects: bool) -> None:
+    put_save(at_work, b"saved before", reason="ended")
+    at_work.branches.refuse["tip"] = refusal(ErrorClass.INTERRUPTED)
+    if collects:
+        (one,) = at_work.cloud.find(at_work.name)
+        at_work.cloud.change(one.name, one.zone, status="TERMINATED")
+        assert bring_back(at_work.run, at_work.clock.now, lambda _: at_work.run)
+    else:
+        with pytest.raises(Failure):
+            end_notebook(at_work.run)
+    assert (at_work.cloud.find(at_work.name), at_work.branches.tips) == ([], {})
+    del at_work.branches.refuse["tip"]
+    at_work.run.record.add(ALLOWED, **WHOSE)
+    at_work.forge.job_ends["5"] = "kept"
+    at_work.job(job_id="6")
+    assert bring_back(at_work.run, at_work.clock.now, lambda _: at_work.run) == []
+    assert pushed(at_work)["mine"] == b"saved before"
+
+
 def test_where_the_vm_gives_nothing_and_has_saved_nothing_that_is_said(at_work: Stage) -> None:
     at_work.machine.reachable = False
     end_notebook(at_work.run)

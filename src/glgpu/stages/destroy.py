@@ -54,12 +54,14 @@ def destroy(run: Run, *, detached_too: bool = False) -> None:
             hurry = _in_a_hurry(run, attempts)
     with run.console.section("destroy", f"Everything of {run.name} goes"):
         attempts.get(partial(tear_down, run, hurry=hurry))
-        if detached:
-            attempts.get(partial(note_end, run, detached, whole=bool(saved)))
     # What is worth no delay of the teardown.
+    for instance in saved if run.name.kind == KIND and not hurry else ():
+        attempts.get(partial(push_work, run, instance))
+    if detached:
+        # Who is cut short before this has done nothing of it, for whoever collects: all of it is done once more.
+        whole = bool(saved) and not _in_a_hurry(run, attempts)
+        attempts.get(partial(note_end, run, detached, whole=whole))
     if not hurry:
-        for instance in saved if run.name.kind == KIND else ():
-            attempts.get(partial(push_work, run, instance))
         attempts.get(partial(take_over_charts, run))
     worst = gravest(attempts.failures)
     write_report(run, worst)

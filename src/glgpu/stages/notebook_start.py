@@ -38,9 +38,9 @@ def start(run: Run, *, fresh: bool = False) -> None:
     begin_annotations(run)
     with run.console.section("vm", f"The VM of {run.name}"):
         found = standing(run)
+    allow_push(run, found)
     if found is not None:
         _insist_on_owner(run, found)
-    allow_push(run)
     attempts = Attempts(run)
     attempts.get(partial(_start_on, run, found, fresh=fresh))
     if not attempts.failures:

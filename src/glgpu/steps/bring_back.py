@@ -242,10 +242,11 @@ def _settle(
     """
     attempts = Attempts(run)
     attempts.get(partial(tear_down, run))
-    if not attempts.failures:
-        _note(run, home, parts)
     if push is not None:
         attempts.get(push)
+    # Last: whoever dies before this leaves all of it to be done once more.
+    if not attempts.failures:
+        _note(run, home, parts)
     if lost is not None:
         run.record.add("failed", failure=lost.klass, cause=lost.cause, exit_code=lost.exit_code)
         attempts.failures.append(lost)

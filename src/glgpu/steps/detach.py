@@ -254,7 +254,7 @@ def note_end(run: Run, instances: Sequence[Instance], *, whole: bool) -> None:
     Args:
         run: The run.
         instances: Its VMs, as they were.
-        whole: Whether all that they had is home.
+        whole: Whether all that they had is home, and all is done with it that is to be done.
     """
     for home in places(run, instances):
         parts = home.parts(run.name)

@@ -46,10 +46,23 @@ class Worker:
     commit: str
 
 
-def allow_push(run: Run) -> None:
-    """Note in the run's record, for whoever brings the work home after the VM's end, that it may be pushed."""
-    if run.settings.notebook.can_push:
-        run.record.add(ALLOWED, user=run.job.user, ref=run.job.ref, commit=run.job.sha)
+def allow_push(run: Run, instance: Instance | None) -> None:
+    """Note in the run's record, for whoever brings the work home after the VM's end, whose it is if it may be pushed.
+
+    The record of the job that was clicked last is the one that is looked at, whoever clicked.
+
+    Args:
+        run: The notebook's run.
+        instance: Its VM, if there is one already.
+    """
+    if instance is not None:
+        worker = _on_vm(run, instance)
+    elif run.settings.notebook.can_push:
+        worker = Worker(run.job.user, run.job.ref, run.job.sha)
+    else:
+        worker = None
+    if worker is not None:
+        run.record.add(ALLOWED, user=worker.user, ref=worker.ref, commit=worker.commit)
 
 
 def push_work(run: Run, instance: Instance | None) -> None:
@@ -92,14 +105,18 @@ def push_work(run: Run, instance: Instance | None) -> None:
 def _allowed(run: Run, instance: Instance | None) -> Worker | None:
     """Whose work is to be pushed; None: nobody's."""
     if instance is not None:
-        if not run.knowing(instance).settings.notebook.can_push:
-            return None
-        told: Mapping[str, object] = starter_of(instance)
-    else:
-        event = run.record.find(ALLOWED)
-        if event is None:
-            return None
-        told = event.facts
+        return _on_vm(run, instance)
+    event = run.record.find(ALLOWED)
+    return None if event is None else _worker(event.facts)
+
+
+def _on_vm(run: Run, instance: Instance) -> Worker | None:
+    """Whose work on a VM is to be pushed, as whoever brought it up has noted there."""
+    allowed = run.knowing(instance).settings.notebook.can_push
+    return _worker(starter_of(instance)) if allowed else None
+
+
+def _worker(told: Mapping[str, object]) -> Worker | None:
     worker = Worker(*(str(told.get(key) or "") for key in ("user", "ref", "commit")))
     return worker if worker.user and worker.ref and worker.commit else None
 
