@@ -6,7 +6,9 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
 import venv
 from collections.abc import Callable, Iterator
@@ -89,7 +91,8 @@ class Desk:
 
     def uploads(self, run: Run, job: Job) -> None:
         """The job ends, and GitLab has its artifacts."""
-        archive = Path(shutil.make_archive(str(self.folder / f"artifacts-{job.id}"), "zip", run.outputs))
+        name = str(self.folder / f"artifacts-{job.id}")
+        archive = Path(shutil.make_archive(name, "zip", run.outputs.parent, run.outputs.name))
         self.lab.world.gitlab.save_artifacts(job, archive)
         self.lab.world.gitlab.finish_job(job, "success")
 
@@ -375,6 +378,52 @@ def test_work_is_pushed_where_that_is_allowed_and_each_end_adds_a_commit(desk: D
     assert branch("show", f"{work}:model.py") == "changed again\n"
     assert branch("rev-list", "--count", f"main..{work}") == "2\n"
     assert [key.title for key in desk.lab.world.gitlab.deploy_keys.values() if "push" in key.title] == []
+
+
+KILLED = """\
+import json, os, signal, sys
+from pathlib import Path
+from glgpu.console import Console
+from glgpu.masking import Masker
+from glgpu.stages import destroy
+from glgpu.wiring import make_run
+
+setattr(destroy, sys.argv[1], lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+run = make_run(Console(Masker()), json.load(sys.stdin), Path.cwd(), kind="notebook", needs_settings=False)
+destroy.end_notebook(run)
+"""
+"""A stop job that is killed where it would begin one of its steps."""
+
+
+@pytest.mark.every_fault
+@pytest.mark.parametrize("step", ["push_work", "note_end", "take_over_charts"])
+def test_a_stop_job_killed_once_the_vm_is_gone_leaves_it_to_the_scheduled_one_to_bring_the_work_home_and_push_it(
+    desk: Desk, step: str
+) -> None:
+    gitlab, adopted = desk.lab.world.gitlab, desk.lab.adopted
+    pipeline = gitlab.create_pipeline(adopted.project, "main", adopted.sha, "push", adopted.user)
+    first = gitlab.create_job(pipeline, "start notebook", "provision")
+    gitlab.start_job(first)
+    run = desk.job("ada", str(pipeline.id), CI_JOB_ID=str(first.id), GLGPU_NOTEBOOK_CAN_PUSH="true")
+    start(run)
+    desk.uploads(run, first)
+    with vm_of(run) as vm:
+        (vm.code / "model.py").write_text("changed\n")
+    stop, job = desk.known_job("ada", str(pipeline.id))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, step], input=json.dumps(dict(stop.job.variables)), text=True,
+        cwd=stop.job.project_dir, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    gitlab.finish_job(job, "failed")
+    assert run.cloud.find(str(run.name)) == []
+    scheduled, _ = desk.known_job("somebody", str(pipeline.id))
+    assert bring_back(scheduled, run.clock.now, lambda _: scheduled) == []
+    assert (scheduled.outputs / WORKSPACE / "model.py").read_text() == "changed\n"
+    work = "glgpu-notebook/ada/main"
+    for words, told in ((("show", f"{work}:model.py"), "changed\n"), (("rev-list", "--count", f"main..{work}"), "1\n")):
+        assert gitlab.git(adopted.project, *words).text == told
+    assert [key.title for key in gitlab.deploy_keys.values() if "push" in key.title] == []
 
 
 def test_an_open_tab_keeps_no_notebook_alive_and_a_long_cell_does(desk: Desk) -> None:
