@@ -443,6 +443,25 @@ def test_power_off_ends_what_hid_from_its_session_and_environment(tmp_path: Path
     play(story)
 
 
+def test_a_vm_whose_power_is_cut_while_it_is_switched_on_leaves_no_process(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path, boot=False) as vm:
+            switching_on = asyncio.ensure_future(vm.boot())
+            folder = vm.room.folder / vm.hardware.instance_id
+            await asyncio.sleep(0)  # as far as its first wait
+            assert (folder.exists(), switching_on.done()) == (True, False)
+            await vm.room.cut_power(vm.hardware.instance_id, delete=True)
+            await asyncio.wait({switching_on}, timeout=30)
+            assert not folder.exists()
+            assert [one for one in psutil.process_iter(["environ"]) if within(one, folder.name)] == []
+
+    play(story)
+
+
+def within(process: psutil.Process, instance_id: str) -> bool:
+    return (process.info["environ"] or {}).get("GLGPU_VM") == instance_id
+
+
 def test_a_dead_vm_ends_its_sessions_and_hears_nobody(tmp_path: Path) -> None:
     async def story() -> None:
         async with world(tmp_path) as vm:

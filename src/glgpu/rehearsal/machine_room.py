@@ -233,7 +233,7 @@ class Machine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._init: Init | None = None
         self._guest_server: asyncio.Server | None = None
-        self._stopped = asyncio.Lock()
+        self._switching = asyncio.Lock()
         self._agent = GuestAgent(self.folder, hardware, hypervisor, room.clock.now)
 
     def home(self, user: str) -> Path:
@@ -251,11 +251,13 @@ class Machine:
         rule = self.room.faults.at("vm.boot")
         if rule is not None and rule.action == "slow":
             self._boot_seconds = float(rule.argument)
-        self._install()
-        self._init = await Init.start(self.folder)
-        self._guest_server = await asyncio.start_unix_server(
-            self._answer_guest, sock=folder_socket.listen(self.folder / "guest.sock")
-        )
+        # Who cuts the power meanwhile waits, and then ends what was begun.
+        async with self._switching:
+            self._install()
+            self._init = await Init.start(self.folder)
+            self._guest_server = await asyncio.start_unix_server(
+                self._answer_guest, sock=folder_socket.listen(self.folder / "guest.sock")
+            )
         # Bound, not yet listening: until sshd is up a connection is refused.
         self._listener.setblocking(False)
         self._listener.bind(("127.0.0.1", 0))
@@ -298,7 +300,7 @@ class Machine:
     async def power_off(self) -> None:
         """End every process and container of this VM, and its memory; the address stays silent."""
         self.is_on = False
-        async with self._stopped:
+        async with self._switching:
             init, self._init = self._init, None
             if init is None:
                 return
