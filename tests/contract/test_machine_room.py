@@ -446,16 +446,52 @@ def test_power_off_ends_what_hid_from_its_session_and_environment(tmp_path: Path
 def test_a_vm_whose_power_is_cut_while_it_is_switched_on_leaves_no_process(tmp_path: Path) -> None:
     async def story() -> None:
         async with world(tmp_path, boot=False) as vm:
-            switching_on = asyncio.ensure_future(vm.boot())
+            switching_on = await begin_to_boot(vm)
             folder = vm.room.folder / vm.hardware.instance_id
-            await asyncio.sleep(0)  # as far as its first wait
-            assert (folder.exists(), switching_on.done()) == (True, False)
             await vm.room.cut_power(vm.hardware.instance_id, delete=True)
             await asyncio.wait({switching_on}, timeout=30)
             assert not folder.exists()
-            assert [one for one in psutil.process_iter(["environ"]) if within(one, folder.name)] == []
+            assert processes_of(vm) == []
 
     play(story)
+
+
+def test_a_vm_whose_boot_is_given_up_midway_ends_with_the_room(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path, boot=False) as vm:
+            booting = await begin_to_boot(vm)
+            booting.cancel()
+            await asyncio.wait({booting})
+        assert processes_of(vm) == []
+
+    play(story)
+
+
+def test_a_vm_whose_power_off_is_given_up_midway_ends_with_the_room(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path) as vm:
+            cutting = asyncio.ensure_future(vm.room.cut_power(vm.hardware.instance_id, delete=False))
+            while not vm.calls("power-off"):
+                await asyncio.sleep(0)
+            assert processes_of(vm) != []
+            cutting.cancel()
+            await asyncio.wait({cutting})
+        assert processes_of(vm) == []
+
+    play(story)
+
+
+async def begin_to_boot(vm: World) -> asyncio.Task[None]:
+    """As far as the start of its first process, which is under way and not awaited yet."""
+    booting = asyncio.create_task(vm.boot())
+    while not (vm.room.folder / vm.hardware.instance_id / "init.log").exists():
+        await asyncio.sleep(0)
+    assert not booting.done()
+    return booting
+
+
+def processes_of(vm: World) -> list[psutil.Process]:
+    return [one for one in psutil.process_iter(["environ"]) if within(one, vm.hardware.instance_id)]
 
 
 def within(process: psutil.Process, instance_id: str) -> bool:

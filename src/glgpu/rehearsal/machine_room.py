@@ -233,7 +233,8 @@ class Machine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._init: Init | None = None
         self._guest_server: asyncio.Server | None = None
-        self._switching = asyncio.Lock()
+        self._switching_on: asyncio.Task[int]  # since boot
+        self._switching_off: asyncio.Task[None] | None = None
         self._agent = GuestAgent(self.folder, hardware, hypervisor, room.clock.now)
 
     def home(self, user: str) -> Path:
@@ -244,20 +245,22 @@ class Machine:
         """Note what reached this VM."""
         self.room.calls.add("vm", verb, target, at=self.room.clock.now(), vm=self.hardware.name, **facts)
 
-    # --- power
+    # --- power: what is begun goes on to its end even if its caller is cancelled, or its processes would be nobody's
 
     async def power_on(self) -> int:
         """Begin to boot; returns the SSH server's port."""
+        self._switching_on = asyncio.create_task(self._switch_on())
+        return await asyncio.shield(self._switching_on)
+
+    async def _switch_on(self) -> int:
         rule = self.room.faults.at("vm.boot")
         if rule is not None and rule.action == "slow":
             self._boot_seconds = float(rule.argument)
-        # Who cuts the power meanwhile waits, and then ends what was begun.
-        async with self._switching:
-            self._install()
-            self._init = await Init.start(self.folder)
-            self._guest_server = await asyncio.start_unix_server(
-                self._answer_guest, sock=folder_socket.listen(self.folder / "guest.sock")
-            )
+        self._install()
+        self._init = await Init.start(self.folder)
+        self._guest_server = await asyncio.start_unix_server(
+            self._answer_guest, sock=folder_socket.listen(self.folder / "guest.sock")
+        )
         # Bound, not yet listening: until sshd is up a connection is refused.
         self._listener.setblocking(False)
         self._listener.bind(("127.0.0.1", 0))
@@ -300,21 +303,26 @@ class Machine:
     async def power_off(self) -> None:
         """End every process and container of this VM, and its memory; the address stays silent."""
         self.is_on = False
-        async with self._switching:
-            init, self._init = self._init, None
-            if init is None:
-                return
-            self.log("power-off", self.hardware.name)
-            if self._guest_server is not None:
-                self._guest_server.close()
-            await init.end()
-            engine = self.room.images.engine
-            await asyncio.to_thread(remove_containers, engine, self.hardware.instance_id)
-            remove_memory(self.hardware.name)
-            (self.folder / "init.json").unlink(missing_ok=True)
-            # The guest's sshd ends its sessions; whoever was held by the firewall goes on hearing nothing.
-            for link in [link for link in self._links if link.is_served]:
-                link.close()
+        if self._switching_off is None:
+            self._switching_off = asyncio.create_task(self._switch_off())
+        await asyncio.shield(self._switching_off)
+
+    async def _switch_off(self) -> None:
+        await asyncio.wait({self._switching_on})
+        init, self._init = self._init, None
+        if init is None:
+            return
+        self.log("power-off", self.hardware.name)
+        if self._guest_server is not None:
+            self._guest_server.close()
+        await init.end()
+        engine = self.room.images.engine
+        await asyncio.to_thread(remove_containers, engine, self.hardware.instance_id)
+        remove_memory(self.hardware.name)
+        (self.folder / "init.json").unlink(missing_ok=True)
+        # The guest's sshd ends its sessions; whoever was held by the firewall goes on hearing nothing.
+        for link in [link for link in self._links if link.is_served]:
+            link.close()
 
     def vanish(self) -> None:
         """Give the address back: nobody waits for this VM any more."""
