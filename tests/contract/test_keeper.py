@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from command_lines import Watch
+from file_contents import contents
 from glgpu.errors import ErrorClass, Failure
 from glgpu.interfaces import DropOff, Instance
 from glgpu.rehearsal.faults import Rule
@@ -169,9 +170,7 @@ def test_what_opens_the_registry_is_told_to_nobody_else(vm: Vm) -> None:
     assert not any(token.value in one for one in seen)
     log = vm.lab.said.getvalue().decode()
     assert token.value not in log
-    assert not any(
-        token.value in path.read_text(errors="replace") for path in Path("/dev/shm").rglob("*") if path.is_file()
-    )
+    assert not any(token.value.encode() in data for _, data in contents(Path("/dev/shm")))
     found = vm.run.cloud.get(vm.instance.name, vm.instance.zone)
     assert found is not None
     assert is_detached(found)
@@ -192,17 +191,10 @@ def test_the_token_that_opens_the_bucket_is_on_no_command_line_and_where_no_cont
     assert not any(token in one for one in seen)
     assert token not in vm.lab.said.getvalue().decode()
     # The container sees the code, /dev/shm and what it was mounted; /run is the VM's own.
-    holding = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and token in told(path)}
+    holding = {path.relative_to(folder) for path, data in contents(folder) if token.encode() in data}
     assert holding == {Path("run/glgpu/keeper/login")}
     assert (folder / "run/glgpu/keeper/login").stat().st_mode & 0o77 == 0
-    assert not any(token in told(path) for path in Path("/dev/shm").rglob("*") if path.is_file())
-
-
-def told(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+    assert not any(token.encode() in data for _, data in contents(Path("/dev/shm")))
 
 
 @pytest.mark.parametrize("vm", ["bucket"], indirect=True)

@@ -19,6 +19,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from command_lines import Watch
+from file_contents import contents, matching
 from glgpu.console import Console
 from glgpu.masking import Masker
 from glgpu.rehearsal.gitlab_model import Package, PackageFile, State, Variable
@@ -104,25 +105,24 @@ class Search:
         instances = self.world.compute.instances.resources(ZONE)
         self.metadata |= {json.dumps(one).encode() for one in instances}
         for instance in instances:
-            for path in Path("/dev/shm").glob(f"{instance['name']}/notebook/token"):
-                self.notebook_tokens.add(path.read_text().strip())
+            for _, data in matching(f"/dev/shm/{instance['name']}/notebook/token"):
+                self.notebook_tokens.add(data.decode().strip())
         if call["to"] == "vm" and " end-notebook " in call["target"]:
             self._look_at_disks()
-        for path in (self.world.folder / "vms").glob("*/home/*/glgpu/deploy-key"):
-            self.deploy_keys.add(path.read_text())
-        for scratch in (self.world.folder / "runner/builds").rglob(".glgpu"):
-            for path in scratch.rglob("*"):
-                if path.is_file() and "PRIVATE KEY" in (text := path.read_text(errors="replace")):
-                    (self.push_keys if path.parent.name == "push" else self.login_keys).add(text)
-                elif path.is_file():
-                    self.work.setdefault(str(path), set()).add(path.read_bytes())
+        for _, data in matching(f"{self.world.folder}/vms/*/home/*/glgpu/deploy-key"):
+            self.deploy_keys.add(data.decode())
+        for path, data in contents(self.world.folder / "runner/builds"):
+            if ".glgpu" in path.parts and b"PRIVATE KEY" in data:
+                (self.push_keys if path.parent.name == "push" else self.login_keys).add(data.decode())
+            elif ".glgpu" in path.parts:
+                self.work.setdefault(str(path), set()).add(data)
 
     def _look_at_disks(self) -> None:
         """What a VM has that lives; /run is memory, and its root's alone."""
         for folder in (self.world.folder / "vms").iterdir():
-            for path in folder.rglob("*"):
-                if path.is_file() and not path.is_symlink() and path.relative_to(folder).parts[0] != "run":
-                    self.disks[str(path)] = path.read_bytes()
+            for path, data in contents(folder):
+                if path.relative_to(folder).parts[0] != "run":
+                    self.disks[str(path)] = data
 
     def places(self, played: Played) -> Iterator[tuple[str, str, bytes]]:
         """Every kind of place, where exactly, and what is there."""
@@ -157,11 +157,11 @@ class Search:
         for name, found in self.work.items():
             for data in found:
                 yield "temporary folders", name, data
-        for path in self.world.folder.rglob("*"):
+        for path, data in contents(self.world.folder):
             # The disk of a VM that lives is its own; one that has gone left nothing.
-            if path.is_file() and not path.is_symlink() and path.name != "artifacts.zip":
+            if path.name != "artifacts.zip":
                 kind = "serial consoles" if path.name.startswith("serial-") else "temporary folders"
-                yield kind, str(path), path.read_bytes()
+                yield kind, str(path), data
 
     def found(self, played: Played, secrets: dict[str, str]) -> dict[tuple[str, str], str]:
         """Which secret is in which kind of place; and one place of that kind."""
