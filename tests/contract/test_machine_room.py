@@ -481,6 +481,22 @@ def test_a_vm_whose_power_off_is_given_up_midway_ends_with_the_room(tmp_path: Pa
     play(story)
 
 
+def test_a_guest_whose_power_is_cut_while_it_boots_does_nothing_more_and_hears_nobody(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(tmp_path, boot=False) as vm:
+            vm.room.boot_seconds = 3600
+            await vm.boot()
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", vm.port)
+            await vm.room.cut_power(vm.hardware.instance_id, delete=False)
+            doing = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}
+            assert not doing & {"Machine._boot", "Machine._start_up"}, doing
+            _, writer = await asyncio.open_connection("127.0.0.1", vm.port)
+            writer.close()
+
+    play(story)
+
+
 async def begin_to_boot(vm: World) -> asyncio.Task[None]:
     """As far as the start of its first process, which is under way and not awaited yet."""
     booting = asyncio.create_task(vm.boot())

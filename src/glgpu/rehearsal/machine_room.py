@@ -231,6 +231,8 @@ class Machine:
         self._listener = socket.socket()
         self._links: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._guest: set[asyncio.Task[None]] = set()  # those of them that end with the guest
+        self._is_answering = False
         self._init: Init | None = None
         self._guest_server: asyncio.Server | None = None
         self._switching_on: asyncio.Task[int]  # since boot
@@ -267,12 +269,11 @@ class Machine:
         self.log("boot", self.hardware.machine_type, fault=rule.action if rule else "")
         if rule is not None and rule.action in ("ssh-never-up", "loop"):
             self.is_on = False
-            self._listener.listen(128)
-            self._begin(self._accept())
+            self._answer_calls()
             if rule.action == "loop":
-                self._begin(self._agent.boot_for_ever())
+                self._guest.add(self._begin(self._agent.boot_for_ever()))
         else:
-            self._begin(self._boot())
+            self._guest.add(self._begin(self._boot()))
         return int(self._listener.getsockname()[1])
 
     async def soft_off(self) -> None:
@@ -316,6 +317,10 @@ class Machine:
         if self._guest_server is not None:
             self._guest_server.close()
         await init.end()
+        for task in self._guest:
+            task.cancel()
+        await asyncio.gather(*self._guest, return_exceptions=True)
+        self._answer_calls()
         engine = self.room.images.engine
         await asyncio.to_thread(remove_containers, engine, self.hardware.instance_id)
         remove_memory(self.hardware.name)
@@ -332,10 +337,11 @@ class Machine:
             link.close()
         self._listener.close()
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _install(self) -> None:
         """Put the disk in order: programs, settings, the process-based engine's images."""
@@ -385,10 +391,9 @@ class Machine:
         )  # fmt: skip
         self._agent.boot()
         self._poll_metadata()
-        self._listener.listen(128)
+        self._answer_calls()
         self._agent.publish_host_key(key.export_public_key().decode())
-        self._begin(self._accept())
-        self._begin(self._start_up())
+        self._guest.add(self._begin(self._start_up()))
         await asyncio.sleep(self.room.agent_seconds)
         while self.is_on:
             self._poll_metadata()
@@ -409,6 +414,13 @@ class Machine:
                 self.home(user).mkdir(exist_ok=True)
 
     # --- network
+
+    def _answer_calls(self) -> None:
+        """From now on a connection is not refused: there is a guest to let it in, or nobody to hear it."""
+        if not self._is_answering:
+            self._is_answering = True
+            self._listener.listen(128)
+            self._begin(self._accept())
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
