@@ -95,7 +95,9 @@ def test_inserts_that_succeed_late_leave_nothing_in_the_zones_that_were_given_up
     assert played.code == 0, played.text
     assert zones(played, "instance-running") == [ZONES[2]]
     assert zones(played, "left-over-deleted") == ZONES[:2]
-    assert [event["facts"]["status"] for event in events(played, "left-over-deleted")] == ["PROVISIONING", "RUNNING"]
+    first, second = (event["facts"]["status"] for event in events(played, "left-over-deleted"))
+    assert first == "PROVISIONING"
+    assert second in ("STAGING", "RUNNING"), "of this one nothing is seen before it comes up"
     tried = {event["facts"]["zone"]: event["at"] for event in events(played, "candidate-tried")}
     for deleted, following in zip(events(played, "left-over-deleted"), ZONES[1:3], strict=True):
         assert deleted["at"] <= tried[following], "the next try began before the last one was cleared away"
